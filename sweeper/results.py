@@ -1,0 +1,227 @@
+"""What a finished cell says: the schema of `cell.json` (see `docs/schema.md`).
+
+Every number here was measured in the run that wrote it. Not-a-number and infinity are written as the strings
+"NaN", "Infinity" and "-Infinity", because JSON has no word for them; reading turns them back into floats.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    OK = "ok"
+    FAILED = "failed"  # `reason` is one line, `traceback` the whole
+    UNSUPPORTED = "unsupported"  # cannot run here; `reason` says why
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class PairMeasures(_Record):
+    """How one tensor of the candidate differs from the reference's, over real tokens only.
+
+    Both are upcast to float64, then subtracted. An element counts as *finite* when it is finite on both sides;
+    `max_abs`, `mean_abs`, `rms`, `rel_l2`, `sqnr_db`, `cosine` and `max_ulp` speak of finite elements only, and are NaN
+    where there is none. What is not finite is counted, never averaged: see the five counts.
+
+    Attributes:
+        numel: elements compared (tokens times features).
+        finite: elements that are finite on both sides.
+        equal_fraction: share of `numel` that is the same number (+0 equals -0; NaN equals NaN, Inf the same Inf).
+        max_abs, mean_abs: of candidate minus reference.
+        rms: root mean square of the difference.
+        rel_l2: 2-norm of the difference over 2-norm of the reference; 0 when both are 0, inf when only the reference is.
+        sqnr_db: 10 log10(sum reference^2 / sum difference^2), in dB; inf when the difference is 0.
+        cosine: between the two flattened tensors; 1 when both are 0, 0 when one is.
+        min_token_cosine: the least cosine of one token's features; NaN where no token has a finite element.
+        max_ulp: the largest distance in units in the last place of the coarser of the two dtypes, in which both are
+            rounded first: how many representable numbers apart.
+        allclose: |candidate - reference| <= atol + rtol |reference| for all elements, and nothing non-finite differs.
+        rtol, atol: the tolerances used, torch.testing's defaults for the coarser dtype.
+        reference_nan, candidate_nan, reference_inf, candidate_inf: counts.
+        nonfinite_mismatch: elements where at least one side is not finite and the two are not the same.
+        worst_token, worst_feature: where `max_abs` is (row in token order, column); None when there is no finite element.
+        worst_reference, worst_candidate: the two values there.
+    """
+
+    numel: int
+    finite: int
+    equal_fraction: float
+    max_abs: float
+    mean_abs: float
+    rms: float
+    rel_l2: float
+    sqnr_db: float
+    cosine: float
+    min_token_cosine: float
+    max_ulp: float
+    allclose: bool
+    rtol: float
+    atol: float
+    reference_nan: int
+    candidate_nan: int
+    reference_inf: int
+    candidate_inf: int
+    nonfinite_mismatch: int
+    worst_token: int | None
+    worst_feature: int | None
+    worst_reference: float | None
+    worst_candidate: float | None
+
+
+class ModuleRecord(_Record):
+    """One row of `modules.parquet`: the output of one module.
+
+    Attributes:
+        order: place in the order of execution, from 0.
+        name: qualified name; `name[1]` is the second tensor of a tuple, `name#1` the second call in one forward.
+        module_type: class name, e.g. `Linear`.
+        layer: index of the decoder or encoder layer it lies in; None outside the layers.
+        kind: name inside the layer, e.g. `self_attn.q_proj`; `layer` for the layer itself; outside, the name.
+        reference_dtype, candidate_dtype: of the two tensors.
+        worst_text, worst_position: the text and the token in it that `measures.worst_token` is.
+        measures: the figures.
+    """
+
+    order: int
+    name: str
+    module_type: str
+    layer: int | None
+    kind: str
+    reference_dtype: str
+    candidate_dtype: str
+    worst_text: int | None
+    worst_position: int | None
+    measures: PairMeasures
+
+
+class LanguageFigures(_Record):
+    """Of a causal LM's logits, in float64.
+
+    Attributes:
+        kl_mean, kl_max: KL(reference || candidate) of the next-token distribution, in nats a token.
+        top1_agreement: share of tokens whose most likely next token is the same (ties: the lowest id).
+        log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN for
+            texts of one token.
+        log_likelihood_change_max_abs: the largest absolute value of the same.
+    """
+
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+    log_likelihood_change_mean: float
+    log_likelihood_change_max_abs: float
+
+
+class TextFigures(_Record):
+    """One text: its output, and its pooled, L2-normalised embedding. A leak shows as one text far worse than the first.
+
+    Attributes:
+        text: index in the inputs.
+        tokens: real tokens.
+        output_max_abs, output_equal_fraction, output_cosine: of the model's output (logits or last hidden state).
+        embedding_cosine, embedding_max_abs, embedding_mean_abs: of the embeddings.
+    """
+
+    text: int
+    tokens: int
+    output_max_abs: float
+    output_equal_fraction: float
+    output_cosine: float
+    embedding_cosine: float
+    embedding_max_abs: float
+    embedding_mean_abs: float
+
+
+class StateDifference(_Record):
+    """One parameter or buffer that is not the same on both sides. `max_abs` is in float64."""
+
+    name: str
+    kind: Literal["parameter", "buffer", "non_persistent_buffer"]
+    reference_dtype: str
+    candidate_dtype: str
+    values_equal: bool
+    max_abs: float
+
+
+class StateFigures(_Record):
+    """Parameters and buffers, non-persistent buffers included.
+
+    Attributes:
+        parameters, buffers: how many there are.
+        parameters_equal, buffers_equal: how many hold the same values (whatever the dtype).
+        same_dtype: how many of all have the same dtype.
+        differing: those that differ in value or dtype.
+    """
+
+    parameters: int
+    parameters_equal: int
+    buffers: int
+    buffers_equal: int
+    same_dtype: int
+    differing: tuple[StateDifference, ...]
+
+
+class Cost(_Record):
+    """What the cell cost. `load_time_s` is None when the weights were in memory already (shared with another cell).
+
+    Attributes:
+        load_time_s: from the folder to the device in the cell's dtype.
+        latency_ms: median of `latency_repeats` bare forwards over all texts, without hooks.
+        peak_memory_gib: of the device's allocator during one bare forward, weights included; None on the CPU.
+        repeatable: a second forward gave the same bits.
+    """
+
+    load_time_s: float | None
+    latency_ms: float
+    peak_memory_gib: float | None
+    repeatable: bool
+
+
+class CellRecord(_Record):
+    """`cell.json`.
+
+    Attributes:
+        cell_id: hash of the choices and of the environment that can change a result.
+        status, reason, traceback: how it ended.
+        attempt: random id of this attempt; a failed cell that is run again gets a new one.
+        started_at: UTC, ISO 8601.
+        axes: a short label an axis. choices: all settings of the cell, validated.
+        reference_id, reference_axes: the cell it was compared with.
+        environment: versions, device, driver, host-independent.
+        checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
+        attention_kernels: operators or kernels that ran in the attention, as the profiler saw them.
+        numerics_without_effect: flag -> why it means nothing here.
+        unaligned: module outputs that could not be mapped to tokens, and why.
+        output_kind, output, language, texts, state, cost: the figures; None where the cell did not get that far.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    cell_id: str
+    status: Status
+    reason: str | None = None
+    traceback: str | None = None
+    attempt: str
+    started_at: str
+    axes: dict[str, str | bool]
+    choices: dict[str, Any]
+    reference_id: str
+    reference_axes: dict[str, str | bool]
+    environment: dict[str, Any]
+    checkpoint_revision: str | None = None
+    attention_kernels: tuple[str, ...] = ()
+    numerics_without_effect: dict[str, str] = {}
+    unaligned: dict[str, str] = {}
+    output_kind: Literal["logits", "last_hidden_state"] | None = None
+    output: PairMeasures | None = None
+    language: LanguageFigures | None = None
+    texts: tuple[TextFigures, ...] = ()
+    state: StateFigures | None = None
+    cost: Cost | None = None
