@@ -200,6 +200,8 @@ class CellRecord(_Record):
         attention_kernels: operators or kernels that ran in the attention, as the profiler saw them.
         numerics_without_effect: flag -> why it means nothing here.
         unaligned: module outputs that could not be mapped to tokens, and why.
+        first_divergence: the first module in order of execution whose output is not the same in every element; None when
+            all are.
         output_kind, output, language, texts, state, cost: the figures; None where the cell did not get that far.
     """
 
@@ -219,6 +221,7 @@ class CellRecord(_Record):
     attention_kernels: tuple[str, ...] = ()
     numerics_without_effect: dict[str, str] = {}
     unaligned: dict[str, str] = {}
+    first_divergence: str | None = None
     output_kind: Literal["logits", "last_hidden_state"] | None = None
     output: PairMeasures | None = None
     language: LanguageFigures | None = None

@@ -1,0 +1,76 @@
+"""One sweep from its request to its exit code: plan, run what is not finished, store, show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sweeper.environment import default_device, environment
+from sweeper.plan import Plan, make_plan
+from sweeper.results import CellRecord, Status
+from sweeper.sinks.terminal import TerminalSink
+from sweeper.sinks.wandb import make_wandb_sink
+from sweeper.store import Store
+
+if TYPE_CHECKING:
+    from sweeper.grid import SweepRequest
+    from sweeper.sinks import Sink
+
+INTERRUPTED = 130
+
+
+def run(request: SweepRequest) -> int:
+    """Runs a sweep to its end. Exit code 0, 1 if a cell failed, 130 on Ctrl-C (finished cells are kept)."""
+    device = request.cells[0].device if request.cells else default_device()
+    plan = make_plan(request, environment(device))
+    wandb_sink = make_wandb_sink(request.settings.wandb)
+    terminal = TerminalSink()
+    store = Store(plan.folder)
+    store.open(_description(request, plan))
+    records: list[CellRecord] = []
+    sinks: list[Sink] = [terminal] if wandb_sink is None else [terminal, wandb_sink]
+    for sink in sinks:
+        sink.sweep_started(plan)
+    try:
+        _run_cells(request, plan, store, sinks, terminal, records)
+    except KeyboardInterrupt:
+        terminal.interrupted(records, plan)
+        return INTERRUPTED
+    for sink in sinks:
+        sink.sweep_finished(records)
+    return 1 if any(record.status is Status.FAILED for record in records) else 0
+
+
+def _run_cells(
+    request: SweepRequest,
+    plan: Plan,
+    store: Store,
+    sinks: Sequence[Sink],
+    terminal: TerminalSink,
+    records: list[CellRecord],
+) -> None:
+    from sweeper.runner import Runner  # torch and transformers: only once there is something to run
+
+    runner = Runner(plan.environment, latency_repeats=request.settings.latency_repeats, say=terminal.say)
+    for planned in plan.cells:
+        record = store.finished(planned.cell_id)
+        if record is not None:
+            terminal.cell_skipped(record)
+        else:
+            terminal.cell_started(planned)
+            record, modules = runner.run(planned)
+            store.write(record, modules)
+            for sink in sinks:
+                sink.cell_finished(record, modules)
+        records.append(record)
+
+
+def _description(request: SweepRequest, plan: Plan) -> dict[str, object]:
+    """`sweep.json`: what was asked for, and which cells that is, in the order they run."""
+    return {
+        "schema_version": 1,
+        "grid": plan.grid,
+        "sweep": plan.sweep,
+        "config": request.config,
+        "cells": [{"cell_id": cell.cell_id, "reference_id": cell.reference_id} for cell in plan.cells],
+    }

@@ -1,0 +1,89 @@
+"""Hooks on every module: each output is handed over in token order the moment it exists, and nothing is kept here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from sweeper.layout import Forward, is_attention_map, to_tokens
+
+
+class ModuleOutput(NamedTuple):
+    """One tensor that one module gave, over the real tokens of one forward.
+
+    Attributes:
+        name: qualified name; `name[1]` for the second tensor of a tuple, `name#1` for the second call in one forward.
+        module_type: class name of the module.
+        tensor_NF: tokens by features; may be a view of the module's output.
+    """
+
+    name: str
+    module_type: str
+    tensor_NF: Tensor
+
+
+class Capture:
+    """The hooks' side of one run. Set `forward` before each call of the model.
+
+    Attributes:
+        unaligned: outputs that have no token dimension, by name, with the shape.
+    """
+
+    def __init__(self, take: Callable[[ModuleOutput], None]) -> None:
+        self._take = take
+        self._calls: Counter[str] = Counter()
+        self._forward: Forward | None = None
+        self.unaligned: dict[str, str] = {}
+
+    def begin(self, forward: Forward) -> None:
+        self._forward = forward
+        self._calls.clear()
+
+    def hook(self, name: str, module: nn.Module, output: Any) -> None:
+        assert self._forward is not None, "begin(forward) comes before the model's forward"
+        call = self._calls[name]
+        self._calls[name] += 1
+        called = f"{name}#{call}" if call else name
+        for index, tensor in enumerate(tensors_of(output)):
+            if index and is_attention_map(tensor, self._forward):
+                continue  # eager attention returns its weights, the other backends cannot
+            leaf = f"{called}[{index}]" if index else called
+            tensor_NF = to_tokens(tensor, self._forward) if tensor.is_floating_point() else None
+            if tensor_NF is None:
+                self.unaligned[leaf] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
+            else:
+                self._take(ModuleOutput(leaf, type(module).__name__, tensor_NF))
+
+
+@contextmanager
+def capture(model: nn.Module, take: Callable[[ModuleOutput], None]) -> Iterator[Capture]:
+    """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
+    running = Capture(take)
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(_hook(running, name)))
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(running: Capture, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        running.hook(name, module, output)
+
+    return hook
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors at the top level of a module's output: a tensor, a tuple or list, or transformers' ModelOutput."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return [value for value in values if isinstance(value, Tensor)]

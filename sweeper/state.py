@@ -1,0 +1,90 @@
+"""Parameters and buffers of two models, side by side. Non-persistent buffers count: `state_dict()` hides them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.errors import AlignmentError
+from sweeper.results import StateDifference, StateFigures
+
+Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
+
+
+@dataclass(frozen=True)
+class StateEntry:
+    kind: Kind
+    tensor: Tensor
+
+
+def state_of(model: nn.Module) -> dict[str, StateEntry]:
+    """Every parameter and buffer by qualified name; tied ones once a name. Tensors are shared with the model, not copied."""
+    entries = {
+        name: StateEntry("parameter", parameter.detach())
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            kind: Kind = "non_persistent_buffer" if name in module._non_persistent_buffers_set else "buffer"
+            entries[f"{prefix}.{name}" if prefix else name] = StateEntry(kind, buffer.detach())
+    return entries
+
+
+def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> StateFigures:
+    """Compares values and dtypes name by name.
+
+    Raises:
+        AlignmentError: a name that only one side has, or two shapes.
+    """
+    _check_names(reference, candidate)
+    pairs = {name: _difference(name, entry, candidate[name]) for name, entry in reference.items()}
+    parameters = [pair for name, pair in pairs.items() if reference[name].kind == "parameter"]
+    buffers = [pair for name, pair in pairs.items() if reference[name].kind != "parameter"]
+    return StateFigures(
+        parameters=len(parameters),
+        parameters_equal=sum(pair.values_equal for pair in parameters),
+        buffers=len(buffers),
+        buffers_equal=sum(pair.values_equal for pair in buffers),
+        same_dtype=sum(pair.reference_dtype == pair.candidate_dtype for pair in pairs.values()),
+        differing=tuple(
+            pair for pair in pairs.values() if not pair.values_equal or pair.reference_dtype != pair.candidate_dtype
+        ),
+    )
+
+
+def _check_names(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> None:
+    only_reference = [name for name in reference if name not in candidate]
+    only_candidate = [name for name in candidate if name not in reference]
+    if only_reference or only_candidate:
+        raise AlignmentError(f"state only in the reference: {only_reference}; only in the candidate: {only_candidate}")
+
+
+def _difference(name: str, reference: StateEntry, candidate: StateEntry) -> StateDifference:
+    left, right = reference.tensor, candidate.tensor
+    if left.shape != right.shape:
+        raise AlignmentError(f"{name}: shape {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate")
+    max_abs = _max_abs(left, right.to(left.device))
+    return StateDifference(
+        name=name,
+        kind=reference.kind,
+        reference_dtype=_dtype_name(left),
+        candidate_dtype=_dtype_name(right),
+        values_equal=max_abs == 0.0,
+        max_abs=max_abs,
+    )
+
+
+def _max_abs(left: Tensor, right: Tensor) -> float:
+    if left.numel() == 0 or (left.data_ptr() == right.data_ptr() and left.dtype == right.dtype):
+        return 0.0
+    if left.dtype == right.dtype and torch.equal(left, right):
+        return 0.0
+    return float((left.double() - right.double()).abs().max())
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
