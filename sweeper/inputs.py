@@ -1,0 +1,107 @@
+"""From what the user wants to read (texts, a file, token ids) to token ids, checked before any model sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sweeper import config
+from sweeper.errors import ConfigError
+
+SUFFIXES = (".txt", ".jsonl")
+
+
+def validate_inputs(inputs: config.Inputs) -> None:
+    """Checks everything that needs neither tokenizer nor vocabulary, so that a typing error costs no model load.
+
+    Raises:
+        ConfigError: the file does not exist, has an unknown suffix, does not parse, or holds no text.
+    """
+    if inputs.file is not None:
+        _read_file(Path(inputs.file), inputs.field)
+
+
+def read_token_ids(inputs: config.Inputs, folder: Path, *, vocab_size: int, has_tokenizer: bool) -> list[list[int]]:
+    """Token ids of every text, with the special tokens that the tokenizer adds by itself, cut to `inputs.max_tokens`.
+
+    Args:
+        inputs: what to read.
+        folder: the checkpoint, with its tokenizer.
+        vocab_size: rows of the model's token embedding.
+        has_tokenizer: whether `folder` holds a tokenizer.
+
+    Raises:
+        ConfigError: unreadable file, no tokenizer for texts, a text without a token, an id outside the vocabulary.
+    """
+    if inputs.token_ids is not None:
+        token_ids = [list(ids[: inputs.max_tokens]) for ids in inputs.token_ids]
+    elif not has_tokenizer:
+        raise ConfigError(f"inputs {inputs.name!r}: the checkpoint has no tokenizer; give inputs.token_ids instead")
+    else:
+        texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
+        assert texts is not None  # config.Inputs has exactly one source
+        token_ids = _tokenize(list(texts), folder, inputs.max_tokens)
+    _check_ids(token_ids, vocab_size, inputs.name)
+    return token_ids
+
+
+def batches(token_ids: list[list[int]], batch_size: int) -> list[range]:
+    """Indices of the texts of each forward, `batch_size` at most, in the order of the texts."""
+    return [range(start, min(start + batch_size, len(token_ids))) for start in range(0, len(token_ids), batch_size)]
+
+
+def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[list[int]]:
+    from transformers import AutoTokenizer  # seconds to import; not needed to validate
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer(texts, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
+
+
+def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:
+    for text, ids in enumerate(token_ids):
+        if not ids:
+            raise ConfigError(f"inputs {name!r}: text {text} (from 0) has no token; leave it out")
+        for position, token_id in enumerate(ids):
+            if not 0 <= token_id < vocab_size:
+                raise ConfigError(
+                    f"inputs {name!r}: text {text}, position {position} (both from 0): token id {token_id} is not in"
+                    f" the checkpoint's vocabulary of {vocab_size} (0 to {vocab_size - 1})"
+                )
+
+
+def _read_file(path: Path, field: str) -> list[str]:
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"inputs.file: unknown suffix {path.suffix!r} (given: {path}); allowed: {', '.join(SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise ConfigError(f"inputs.file: no such file: {path} (looked in {path.absolute().parent})")
+    try:
+        # Not str.splitlines: it also splits at U+2028 and form feeds, which are part of a text (and legal inside JSON).
+        with path.open(encoding="utf-8-sig") as lines:
+            numbered = ((number, line.rstrip("\n")) for number, line in enumerate(lines, start=1) if line.strip())
+            texts = list(
+                _json_texts(numbered, path, field) if path.suffix == ".jsonl" else (line for _, line in numbered)
+            )
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"inputs.file: {path} is not UTF-8: {error.reason}") from None
+    if not texts:
+        raise ConfigError(f"inputs.file: {path} holds no text")
+    return texts
+
+
+def _json_texts(numbered_lines: Iterable[tuple[int, str]], path: Path, field: str) -> Iterator[str]:
+    for number, line in numbered_lines:
+        where = f"inputs.file: {path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(record, dict):
+            raise ConfigError(f"{where}: must be an object with the field {field!r} (given: {type(record).__name__})")
+        if field not in record:
+            raise ConfigError(f"{where}: no field {field!r}; set inputs.field to one of: {', '.join(record) or 'none'}")
+        if not isinstance(record[field], str) or not record[field]:
+            raise ConfigError(f"{where}: field {field!r} must be a text that is not empty (given: {record[field]!r})")
+        yield record[field]
