@@ -1,0 +1,82 @@
+"""A local folder as a checkpoint, and what every checkpoint's folder is made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from sweeper.config import FolderCheckpoint
+from sweeper.errors import CheckpointError
+
+# What from_pretrained reads: the weights, the configs and the tokenizer; no pickles, no code, no other formats.
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+_CHUNK_BYTES = 1 << 20
+
+
+def prepare(checkpoint: FolderCheckpoint) -> tuple[Path, str]:
+    """The folder itself, and `sha256:<hex>` of its weights."""
+    path = Path(checkpoint.path).expanduser().resolve()
+    require_weights(path)
+    return path, f"sha256:{weights_sha256(path)}"
+
+
+def require_weights(path: Path) -> None:
+    """Checks that a folder holds `config.json` and safetensors.
+
+    Raises:
+        CheckpointError: something is missing; names what is there instead.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no folder; give one with config.json and *.safetensors")
+    names = sorted(entry.name for entry in path.iterdir())
+    missing = [pattern for pattern in ("config.json", "*.safetensors") if not any(fnmatch(n, pattern) for n in names)]
+    if missing:
+        raise CheckpointError(
+            f"{path} has no {' and no '.join(missing)}; only safetensors are read, "
+            f"save the model with save_pretrained (it holds: {', '.join(names) or 'nothing'})"
+        )
+
+
+def weights_sha256(path: Path) -> str:
+    """Of the bytes of all safetensors files in the order of their names: with one file, what `sha256sum` prints."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether the folder holds a tokenizer's vocabulary."""
+    return any(True for pattern in _TOKENIZER_FILES for _ in path.glob(pattern))
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers' own bars off: they would write into the middle of sweeper's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

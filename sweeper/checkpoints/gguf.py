@@ -1,0 +1,34 @@
+"""A GGUF file becomes a folder of float32 safetensors."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sweeper.checkpoints.folder import no_progress_bars
+
+
+def dequantise(source: Path, target: Path, say: Callable[[str], None]) -> None:
+    """Writes the model and the tokenizer of a GGUF file into a folder.
+
+    The quantised blocks are expanded to float32 by transformers, which is exact: a block's scale times a small integer,
+    plus its minimum, in float32 as GGUF defines it. Loading the folder gives those bits back.
+
+    Args:
+        source: the GGUF file, whatever it is called.
+        target: an empty folder.
+        say: told before the step that takes tens of seconds.
+    """
+    say("dequantising the GGUF file to float32, once: this takes about half a minute")
+    with no_progress_bars(), redirect_stderr(io.StringIO()):  # its GGUF reader has a bar that no setting turns off
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        # With either of these, save_pretrained refuses or writes a config that asks for the GGUF file again.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
