@@ -16,8 +16,8 @@ from sweeper.checkpoints.folder import no_progress_bars
 def dequantise(source: Path, target: Path, say: Callable[[str], None]) -> None:
     """Writes the model and the tokenizer of a GGUF file into a folder.
 
-    The quantised blocks are expanded to float32 by transformers, which is exact: a block's scale times a small integer,
-    plus its minimum, in float32 as GGUF defines it. Loading the folder gives those bits back.
+    transformers expands the quantised blocks (Q4_1: a block's scale times a small integer, plus the block's minimum) in
+    float32. Loading the folder gives those bits back.
 
     Args:
         source: the GGUF file, whatever it is called.

@@ -35,7 +35,7 @@ def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
     """
 
     def build(target: Path) -> None:
-        source = _source(checkpoint, say)
+        source = verified_source(checkpoint, say)
         if checkpoint.format == "gguf":
             gguf.dequantise(source, target, say)
         else:
@@ -49,8 +49,11 @@ def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
     return cache.build_once(key, build, say), f"sha256:{checkpoint.sha256}"
 
 
-def _source(checkpoint: WheelCheckpoint, say: Say) -> Path:
-    """The verified GGUF file, or the folder with a verified `model.safetensors`."""
+def verified_source(checkpoint: WheelCheckpoint, say: Say) -> Path:
+    """The GGUF file, or the folder with `model.safetensors`, in the cache's `downloads/`; fetched if it is not there.
+
+    The caller holds the lock of the checkpoint.
+    """
     local = cache.download_path(checkpoint.sha256)
     if local.exists():
         _verify(checkpoint, local, f"{local} (delete it to fetch it again)")
