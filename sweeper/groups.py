@@ -1,0 +1,94 @@
+"""Config groups: `checkpoint`, `inputs`, `numerics`. An option is composed by Hydra once, however many cells use it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from sweeper import config
+from sweeper.config import parse
+from sweeper.errors import ConfigError
+
+GROUPS: dict[str, Any] = {"checkpoint": config.Checkpoint, "inputs": config.Inputs, "numerics": config.Numerics}
+
+
+class Groups:
+    """The config groups: composes an option when it is first asked for."""
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig, overrides: Iterable[Override]) -> None:
+        self._loader = loader
+        self._master = master
+        self._choices = master.hydra.runtime.choices
+        self._lines = [
+            str(override.input_line)
+            for override in overrides
+            if not override.is_sweep_override() and override.key_or_group.partition(".")[0] not in GROUPS
+        ]
+        self._composed: dict[tuple[str, str | None], DictConfig] = {}
+
+    def variants(self, axis: str, assignments: dict[str, list[Any]]) -> Iterator[Any]:
+        """The validated models of a group: its options times the values of its dotted keys (`checkpoint.seed=1,2`)."""
+        dotted = {key: values for key, values in assignments.items() if key.startswith(f"{axis}.")}
+        for choice in assignments.get(axis, [self._choices.get(axis)]):
+            composed = self._compose(axis, choice)
+            for values in itertools.product(*dotted.values()):
+                plain = _changed(composed, axis, dict(zip(dotted, values, strict=True)))
+                yield parse(GROUPS[axis], plain, axis)
+
+    def option(self, axis: str, choice: str) -> Any:
+        """The validated model of one option, as its file states it."""
+        return parse(GROUPS[axis], _resolved(self._compose(axis, choice), axis), axis)
+
+    def _compose(self, axis: str, choice: Any) -> DictConfig:
+        key = (axis, None if choice is None else str(choice))
+        if key not in self._composed:
+            lines = [*self._lines, *([] if choice is None else [f"{axis}={choice}"])]
+            self._composed[key] = without_hydra(self._loader.load_sweep_config(self._master, lines))
+        return self._composed[key]
+
+
+def _changed(composed: DictConfig, axis: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """A group's option with dotted overrides on top. Its name says what they changed: `default+bf16_reduction=off`."""
+    if not changes:
+        return _resolved(composed, axis)
+    changed = copy.deepcopy(composed)
+    for key, value in changes.items():
+        OmegaConf.update(changed, key, value, force_add=True)
+    plain = _resolved(changed, axis)
+    name = plain_data(OmegaConf.select(composed, f"{axis}.name"))
+    if plain.get("name") == name:
+        differing = [key for key, value in changes.items() if plain_data(OmegaConf.select(composed, key)) != value]
+        suffixes = [f"{key.removeprefix(f'{axis}.')}={_short(changes[key])}" for key in differing]
+        plain["name"] = "+".join([str(name), *suffixes])
+    return plain
+
+
+def _short(value: Any) -> str:
+    """A value in a label: whole while it is short, else its end and a hash."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[-24:]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _resolved(composed: DictConfig, axis: str) -> dict[str, Any]:
+    if OmegaConf.select(composed, axis) is None:
+        raise ConfigError(f"{axis}: nothing is chosen; type {axis}=...")
+    plain: dict[str, Any] = OmegaConf.to_container(composed[axis], resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return plain
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy of the user's part of a composed config; the interpolations in it still work."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
+def plain_data(value: Any) -> Any:
+    """Dicts, lists and scalars, interpolations resolved."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

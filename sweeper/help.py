@@ -1,0 +1,79 @@
+"""`--help`: what there is, read from the config classes and the config folders, so that it cannot go out of date."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Positions, WandbSettings
+from sweeper.config import Settings as SweepSettings
+
+_TEXT = """\
+sweeper: how much a model's outputs moved, where it starts, and which switch did it.
+
+Runs a model once for every cell of a grid, compares every module's output with a reference cell, and prints a row a
+cell. Results: OUTPUT_DIR/GRID/SWEEP/cells. The same command skips what is finished.
+
+  python -m sweeper [+grid=NAME] [KEY=VALUE ...] [KEY=A,B ...] [-m]
+
+Axes of a cell (several values, separated by commas, make a grid; -m changes nothing):
+{axes}
+
+Axes that are config files, here and in --config-dir; their settings are changed with a dot (checkpoint.seed=1,2):
+{groups}
+
+Grids:
+{grids}
+
+Reference: what each cell is compared with; an axis that it does not name is the cell's own. The default:
+  'reference={{dtype:float32,load_strategy:dtype_at_load,attention:eager}}'
+
+Settings of the whole sweep:
+{settings}
+
+Examples:
+  python -m sweeper                                   one cell against float32 eager
+  python -m sweeper +grid=bf16_vs_fp32 -m             a grid
+  python -m sweeper +grid=bf16_vs_fp32 dry_run=true   what it would do: cells, references, folder
+  python -m sweeper +grid=load_strategy checkpoint=tiny_llama wandb.mode=disabled
+  python -m sweeper dtype=bfloat16,float16 checkpoint=folder checkpoint.path=FOLDER
+  python -m sweeper --config-dir MY_CONF +grid=mine   your own MY_CONF/grid/mine.yaml, checkpoints, inputs, numerics
+
+--cfg job prints the composed config, --hydra-help what Hydra itself offers.
+"""
+
+
+def help_text(config_folders: Sequence[Path]) -> str:
+    """The help, with the config files that lie in these folders."""
+    axes = {
+        "load_strategy": LoadStrategy,
+        "dtype": Dtype,
+        "attention": Attention,
+        "layout": Layout,
+        "positions": Positions,
+        "use_cache": ("true", "false"),
+        "device": ("auto", "cuda", "cpu"),
+    }
+    groups = {group: _options(config_folders, group) for group in ("checkpoint", "inputs", "numerics")}
+    wandb = [f"wandb.{field}" for field in WandbSettings.model_fields]
+    settings = [field for field in SweepSettings.model_fields if field != "wandb"]
+    return _TEXT.format(
+        axes="\n".join(_entry(axis, values) for axis, values in axes.items()),
+        groups="\n".join(_entry(group, options) for group, options in groups.items()),
+        grids=_entry("+grid", _options(config_folders, "grid")),
+        settings=_entry("", [*settings, *wandb]),
+    )
+
+
+def _options(config_folders: Sequence[Path], group: str) -> list[str]:
+    return sorted({path.stem for folder in config_folders for path in (folder / group).glob("*.yaml")})
+
+
+def _entry(key: str, values: Iterable[str]) -> str:
+    return textwrap.fill(
+        ", ".join(values),
+        width=118,
+        initial_indent=f"  {key:<15}" if key else "  ",
+        subsequent_indent=" " * 17 if key else "  ",
+    )

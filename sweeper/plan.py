@@ -1,0 +1,179 @@
+"""What a sweep will do, decided before any weight is loaded: ids, references, what cannot run, order, folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from sweeper.config import AXES, Cell, LoadStrategy
+from sweeper.environment import identity
+from sweeper.grid import SweepRequest
+from sweeper.support import unsupported_reason
+
+MODELS_IN_MEMORY = 2  # a reference's and a candidate's: the capacity of loading.ModelPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """A candidate with its reference. `unsupported` is the reason why it cannot run here, None if it can."""
+
+    cell: Cell
+    cell_id: str
+    reference: Cell
+    reference_id: str
+    unsupported: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep before it runs.
+
+    Attributes:
+        grid, sweep: names; `folder` is `output_dir/grid/sweep`.
+        environment: of this machine, as it goes into every record.
+        cells: in the order in which they run.
+        excluded: labels of each excluded combination, and its rule.
+        reference_count: references that will run, each once.
+        weight_loads: how often weights are loaded, with two models in memory.
+    """
+
+    grid: str
+    sweep: str
+    folder: Path
+    environment: dict[str, Any]
+    cells: tuple[PlannedCell, ...]
+    excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    reference_count: int
+    weight_loads: int
+
+
+def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
+    """Plans a sweep.
+
+    Args:
+        request: the validated cells and their reference.
+        environment: of this machine; what `environment.identity` takes from it is part of every cell id.
+    """
+    cells = _ordered(_planned_cells(request, identity(environment)))
+    sweep = request.settings.sweep or _sweep_name(cells)
+    runnable = [planned for planned in cells if planned.unsupported is None]
+    return Plan(
+        grid=request.grid,
+        sweep=sweep,
+        folder=Path(request.settings.output_dir) / request.grid / sweep,
+        environment=environment,
+        cells=tuple(cells),
+        excluded=request.excluded,
+        reference_count=len({planned.reference_id for planned in runnable}),
+        weight_loads=_weight_loads(runnable),
+    )
+
+
+def cell_id(cell: Cell, environment_identity: dict[str, Any]) -> str:
+    """12 hex digits of a hash of all choices of the cell and of the environment that can change its result."""
+    choices = ",".join(f'"{axis}":{_canonical_axis(axis, getattr(cell, axis))}' for axis in AXES)
+    return _sha256(f"{{{choices}}}{_canonical(environment_identity)}")[:12]
+
+
+def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) -> list[PlannedCell]:
+    reasons: dict[str, str | None] = {}
+
+    def identified(cell: Cell) -> tuple[str, str | None]:
+        key = cell_id(cell, environment_identity)
+        if key not in reasons:
+            reasons[key] = unsupported_reason(cell)
+        return key, reasons[key]
+
+    planned = []
+    for cell in request.cells:
+        reference = cell.model_copy(update=request.reference)
+        candidate_id, reason = identified(cell)
+        reference_id, reference_reason = identified(reference)
+        if reason is None and reference_reason is not None:
+            reason = f"its reference cannot run: {reference_reason}"
+        planned.append(
+            PlannedCell(
+                cell=cell, cell_id=candidate_id, reference=reference, reference_id=reference_id, unsupported=reason
+            )
+        )
+    return planned
+
+
+def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
+    """By checkpoint, then reference, then weights, each in the order of first appearance; otherwise as they were."""
+    checkpoints = _ranks(planned.cell.checkpoint for planned in cells)
+    references = _ranks(planned.reference_id for planned in cells)
+    weights = _ranks(_weights(planned.cell) for planned in cells)
+    return sorted(
+        cells,
+        key=lambda planned: (
+            checkpoints[planned.cell.checkpoint],
+            references[planned.reference_id],
+            weights[_weights(planned.cell)],
+        ),
+    )
+
+
+def _ranks(values: Iterable[Hashable]) -> dict[Hashable, int]:
+    return {value: rank for rank, value in enumerate(dict.fromkeys(values))}
+
+
+def _weights(cell: Cell) -> tuple[Hashable, ...]:
+    """What decides the weights in memory (`loading.WeightsKey`, which needs torch): autocast keeps float32 weights."""
+    if cell.load_strategy is LoadStrategy.AUTOCAST:
+        return cell.checkpoint, cell.device, LoadStrategy.DTYPE_AT_LOAD, "float32"
+    return cell.checkpoint, cell.device, cell.load_strategy, cell.dtype
+
+
+def _weight_loads(cells: Sequence[PlannedCell]) -> int:
+    """Loads when the cells run in this order, the least recently used model making room."""
+    in_memory: OrderedDict[tuple[Hashable, ...], None] = OrderedDict()
+    loads, reference_id = 0, None
+    for planned in cells:
+        needed = [planned.cell] if planned.reference_id == reference_id else [planned.reference, planned.cell]
+        reference_id = planned.reference_id
+        for weights in map(_weights, needed):
+            if weights not in in_memory:
+                loads += 1
+                if len(in_memory) == MODELS_IN_MEMORY:
+                    in_memory.popitem(last=False)
+            in_memory[weights] = None
+            in_memory.move_to_end(weights)
+    return loads
+
+
+def _sweep_name(cells: Sequence[PlannedCell]) -> str:
+    """Checkpoints, device, and a hash of all pairs: the same command in the same environment finds its folder again."""
+    names = list(dict.fromkeys(planned.cell.checkpoint.name for planned in cells))
+    joined = "+".join(names) if len(names) <= 2 else f"{len(names)}_checkpoints"
+    devices = "+".join(dict.fromkeys(planned.cell.device for planned in cells))
+    pairs = sorted((planned.cell_id, planned.reference_id) for planned in cells)
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', joined)[:80]}-{devices}-{_sha256(_canonical(pairs))[:8]}"
+
+
+@cache
+def _adapter(axis: str) -> TypeAdapter[Any]:
+    kind: Any = Cell.model_fields[axis].annotation
+    return TypeAdapter(kind)
+
+
+@lru_cache(maxsize=4096)
+def _canonical_axis(axis: str, value: Any) -> str:
+    return _canonical(_adapter(axis).dump_python(value, mode="json"))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
