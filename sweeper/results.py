@@ -103,7 +103,7 @@ class ModuleRecord(_Record):
 
 
 class LanguageFigures(_Record):
-    """Of a causal LM's logits, in float64.
+    """Of a causal LM's logits, in float64, over tokens that are finite on both sides; NaN where there is none.
 
     Attributes:
         kl_mean, kl_max: KL(reference || candidate) of the next-token distribution, in nats a token.
@@ -111,6 +111,7 @@ class LanguageFigures(_Record):
         log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN for
             texts of one token.
         log_likelihood_change_max_abs: the largest absolute value of the same.
+        nonfinite_tokens: tokens left out, because a logit is NaN or infinite on either side.
     """
 
     kl_mean: float
@@ -118,6 +119,7 @@ class LanguageFigures(_Record):
     top1_agreement: float
     log_likelihood_change_mean: float
     log_likelihood_change_max_abs: float
+    nonfinite_tokens: int
 
 
 class TextFigures(_Record):

@@ -1,0 +1,44 @@
+"""How the embeddings of texts differ. Shapes: S texts, D hidden."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sweeper.metrics.pair import cosine
+
+
+class EmbeddingFigures(NamedTuple):
+    """Of one text: between the two L2-normalised embeddings."""
+
+    cosine: float
+    max_abs: float
+    mean_abs: float
+
+
+@torch.no_grad()
+def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> list[EmbeddingFigures]:
+    """Figures of each text, in float64, from pooled vectors that are not normalised yet.
+
+    A vector of zeros stays one: its cosine with another is 0, with another of zeros 1. A text with a NaN or infinity on
+    either side has NaN figures.
+    """
+    reference_SD, candidate_SD = _normalised(reference_SD), _normalised(candidate_SD)
+    difference_SD = candidate_SD - reference_SD
+    cosine_S = cosine(
+        torch.linalg.vecdot(reference_SD, reference_SD),
+        torch.linalg.vecdot(candidate_SD, candidate_SD),
+        torch.linalg.vecdot(reference_SD, candidate_SD),
+        torch.linalg.vecdot(difference_SD, difference_SD),
+    )
+    abs_SD = difference_SD.abs()
+    figures_S3 = torch.stack([cosine_S, abs_SD.amax(1), abs_SD.mean(1)], dim=1)
+    return [EmbeddingFigures(*figures) for figures in figures_S3.tolist()]
+
+
+def _normalised(vectors_SD: Tensor) -> Tensor:
+    vectors_SD = vectors_SD.double()
+    norm_S1 = torch.linalg.vector_norm(vectors_SD, dim=1, keepdim=True)
+    return vectors_SD / norm_S1.masked_fill(norm_S1 == 0, 1)

@@ -1,0 +1,277 @@
+"""How one tensor differs from another: sums and counts on the device, figures on the host (`docs/measures.md`).
+
+Shapes: N tokens, F features, A accumulators, P planes (reference, candidate, difference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sweeper.metrics.precision import INT64_MIN, Tolerance, coarser_dtype, default_tolerance, max_ulp_distance
+from sweeper.metrics.state import Count, Real, State, empty_state, merge
+from sweeper.results import PairMeasures
+
+# Elements in a chunk. On the CPU the three float64 planes of a chunk (1.5 MiB) stay in the second-level cache; on a GPU
+# a chunk fills the device, and everything that it needs stays below 64 MiB.
+_CPU_CHUNK = 2**16
+_GPU_CHUNK = 2**19
+
+
+class _Workspace(NamedTuple):
+    """What the chunks of one update share: memory that is fresh for every chunk costs a third of the time on a CPU."""
+
+    planes_PNF: Tensor  # float64, as many rows as a chunk
+    coarser: torch.dtype
+    rtol: float
+
+
+class _Part(NamedTuple):
+    """Of one chunk: figures a token, and scalars."""
+
+    squares_N4: Tensor  # difference, reference, candidate, products
+    max_abs_N: Tensor  # -1 for a token without a finite element
+    cosine_N: Tensor  # +inf for a token without a finite element
+    abs_sum: Tensor
+    max_excess: Tensor
+    max_ulp: Tensor
+    counts: Tensor  # from FINITE to CANDIDATE_INF
+
+
+class PairAccumulator:
+    """Compares the rows of two tensors, batch by batch. Nothing is kept but a `State`.
+
+    Squares of float64 numbers above 1e154 overflow: `rms` is then inf, and ratios of two such sums are NaN. Squares
+    of those below 1e-162 are 0. The other dtypes stay far from both.
+
+    Attributes:
+        coarser: the dtype in which ULPs are counted.
+        tolerance: torch.testing's defaults for that dtype.
+        state: what has been accumulated, on the device of the tensors.
+    """
+
+    def __init__(self, reference_dtype: torch.dtype, candidate_dtype: torch.dtype, device: torch.device | str) -> None:
+        """Raises `TypeError` for dtypes other than float16, bfloat16, float32 and float64."""
+        self.coarser = coarser_dtype(reference_dtype, candidate_dtype)
+        self.tolerance = default_tolerance(self.coarser)
+        self.state = empty_state(device)
+        self._dtypes = (reference_dtype, candidate_dtype)
+
+    @torch.no_grad()
+    def update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
+        """Adds N rows. Does not synchronise with the device.
+
+        Args:
+            reference_NF, candidate_NF: same shape and device, in the dtypes given at the start; need not be contiguous.
+
+        Raises:
+            ValueError: the shapes differ or are not two-dimensional.
+            TypeError: the dtypes are not those given at the start.
+        """
+        if reference_NF.shape != candidate_NF.shape or reference_NF.dim() != 2:
+            shapes = f"{tuple(reference_NF.shape)} and {tuple(candidate_NF.shape)}"
+            raise ValueError(f"cannot compare tensors of shapes {shapes}: give tokens x features, twice the same")
+        if (reference_NF.dtype, candidate_NF.dtype) != self._dtypes:
+            dtypes = f"{reference_NF.dtype} and {candidate_NF.dtype}"
+            raise TypeError(
+                f"cannot add tensors of {dtypes} to a comparison of {self._dtypes[0]} and {self._dtypes[1]}"
+            )
+        if reference_NF.numel() == 0:
+            counts = self.state.counts.clone()
+            counts[Count.ROWS] += len(reference_NF)
+            self.state = self.state._replace(counts=counts)
+            return
+        features = reference_NF.shape[1]
+        rows = max(1, (_CPU_CHUNK if reference_NF.device.type == "cpu" else _GPU_CHUNK) // features)
+        planes_PNF = reference_NF.new_empty((3, min(rows, len(reference_NF)), features), dtype=torch.float64)
+        work = _Workspace(planes_PNF, self.coarser, self.tolerance.rtol)
+        chunks = zip(reference_NF.split(rows), candidate_NF.split(rows), strict=True)
+        parts = [_part(reference, candidate, work) for reference, candidate in chunks]
+        self.state = merge(self.state, _joined(parts, reference_NF, candidate_NF))
+
+
+def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:
+    """Compares two tensors of tokens x features. Raises like `PairAccumulator`."""
+    accumulator = PairAccumulator(reference_NF.dtype, candidate_NF.dtype, reference_NF.device)
+    accumulator.update(reference_NF, candidate_NF)
+    return finish([accumulator])[0]
+
+
+def finish(accumulators: Sequence[PairAccumulator]) -> list[PairMeasures]:
+    """The figures of accumulators that share a device, with a single transfer to the host."""
+    if not accumulators:
+        return []
+    reals_AK = torch.stack([accumulator.state.reals for accumulator in accumulators])
+    counts_AK = torch.stack([accumulator.state.counts for accumulator in accumulators])
+    host_AK = torch.cat([reals_AK.view(torch.int64), counts_AK], dim=1).cpu()
+    states = zip(host_AK[:, : len(Real)].view(torch.float64), host_AK[:, len(Real) :], strict=True)
+    return [
+        _figures(State(reals, counts), accumulator.tolerance)
+        for (reals, counts), accumulator in zip(states, accumulators, strict=True)
+    ]
+
+
+def cosine(
+    reference_squares: Tensor, candidate_squares: Tensor, products: Tensor, difference_squares: Tensor
+) -> Tensor:
+    """Cosine from sums; exactly 1 where nothing differs (so when both are 0), 0 where only one side is 0."""
+    ratio = (products / (reference_squares.sqrt() * candidate_squares.sqrt())).clamp(-1, 1)
+    ratio = ratio.masked_fill((reference_squares == 0) | (candidate_squares == 0), 0.0)
+    return ratio.masked_fill(difference_squares == 0, 1.0)
+
+
+def _cosine_of_squares(squares_N4: Tensor) -> Tensor:
+    differences, references, candidates, products = squares_N4.unbind(1)
+    return cosine(references, candidates, products, differences)
+
+
+def _part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part:
+    """Measures a chunk; the easy cases with less work on the CPU, where looking at the values synchronises nothing."""
+    if reference_NF.device.type == "cpu":
+        if reference_NF.dtype == candidate_NF.dtype and torch.equal(reference_NF, candidate_NF):
+            part = _equal_part(reference_NF)
+            if part.squares_N4.isfinite().all():
+                return part
+        part = _finite_part(reference_NF, candidate_NF, work)
+        if part.abs_sum.isfinite():
+            return part
+    return _masked_part(reference_NF, candidate_NF, work)
+
+
+def _equal_part(reference_NF: Tensor) -> _Part:
+    """Measures a chunk that equals the other side's and is finite."""
+    reference = reference_NF.double()
+    squares_N = torch.linalg.vecdot(reference, reference)
+    zero_N = torch.zeros_like(squares_N)
+    zero = squares_N.new_zeros(())
+    return _Part(
+        squares_N4=torch.stack([zero_N, squares_N, squares_N, squares_N], dim=1),
+        max_abs_N=zero_N,
+        cosine_N=torch.ones_like(squares_N),
+        abs_sum=zero,
+        max_excess=zero,
+        max_ulp=torch.tensor(INT64_MIN),
+        counts=torch.tensor([reference.numel(), 0, 0, 0, 0, 0, 0]),
+    )
+
+
+def _finite_part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part:
+    """Measures a chunk whose elements are all finite."""
+    max_ulp = max_ulp_distance(reference_NF, candidate_NF, work.coarser)
+    planes_PNF = work.planes_PNF[:, : len(reference_NF)]
+    reference, candidate, difference = planes_PNF
+    reference.copy_(reference_NF)
+    candidate.copy_(candidate_NF)
+    torch.sub(candidate, reference, out=difference)
+
+    planes_NPF = planes_PNF.transpose(0, 1)
+    inner_NPP = planes_NPF @ planes_NPF.mT  # one product gives all four sums of a token
+    squares_N4 = torch.stack([inner_NPP[:, 2, 2], inner_NPP[:, 0, 0], inner_NPP[:, 1, 1], inner_NPP[:, 0, 1]], dim=1)
+    abs_difference = difference.abs_()
+    abs_sum = abs_difference.sum()
+    max_abs_N = abs_difference.amax(1)
+    max_excess = torch.sub(abs_difference, reference.abs_(), alpha=work.rtol, out=candidate).amax()
+    unequal = abs_difference.sign_().sum().long()  # exact; several times faster on a CPU than count_nonzero
+    finite = unequal.new_full((), reference_NF.numel())
+    return _Part(
+        squares_N4=squares_N4,
+        max_abs_N=max_abs_N,
+        cosine_N=_cosine_of_squares(squares_N4),
+        abs_sum=abs_sum,
+        max_excess=max_excess,
+        max_ulp=max_ulp,
+        counts=torch.stack([finite, unequal, *[torch.zeros_like(finite)] * 5]),
+    )
+
+
+def _masked_part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part:
+    """Measures any chunk: what is not finite on both sides becomes 0 on both, and is counted."""
+    finite_NF = reference_NF.isfinite() & candidate_NF.isfinite()
+    none_N = ~finite_NF.any(1)
+    part = _finite_part(reference_NF.masked_fill(~finite_NF, 0), candidate_NF.masked_fill(~finite_NF, 0), work)
+    nonfinite = _nonfinite_counts(reference_NF, candidate_NF, finite_NF)
+    return part._replace(
+        max_abs_N=part.max_abs_N.masked_fill(none_N, -1),
+        cosine_N=part.cosine_N.masked_fill(none_N, torch.inf),
+        counts=torch.stack([torch.count_nonzero(finite_NF), part.counts[1], *nonfinite]),
+    )
+
+
+def _nonfinite_counts(reference_NF: Tensor, candidate_NF: Tensor, finite_NF: Tensor) -> list[Tensor]:
+    """The counts from NONFINITE_MISMATCH to CANDIDATE_INF."""
+    reference_nan, candidate_nan = reference_NF.isnan(), candidate_NF.isnan()
+    same = (reference_NF == candidate_NF) | (reference_nan & candidate_nan)
+    masks = [~(same | finite_NF), reference_nan, candidate_nan, reference_NF.isinf(), candidate_NF.isinf()]
+    return [torch.count_nonzero(mask) for mask in masks]
+
+
+def _joined(parts: list[_Part], reference_NF: Tensor, candidate_NF: Tensor) -> State:
+    """The state of one update."""
+    max_abs_N = torch.cat([part.max_abs_N for part in parts])
+    token = max_abs_N.argmax(0, keepdim=True)
+    reference_F = reference_NF.index_select(0, token)[0].double()
+    candidate_F = candidate_NF.index_select(0, token)[0].double()
+    finite_F = reference_F.isfinite() & candidate_F.isfinite()
+    feature = (candidate_F - reference_F).abs().masked_fill(~finite_F, -1).argmax(0, keepdim=True)
+    exists = max_abs_N.index_select(0, token) >= 0
+    reals = [
+        torch.stack([part.abs_sum for part in parts]).sum(0, keepdim=True),
+        torch.cat([part.squares_N4 for part in parts]).sum(0),
+        max_abs_N.amax(0, keepdim=True),
+        torch.stack([part.max_excess for part in parts]).amax(0, keepdim=True).clamp_min(0),
+        torch.cat([part.cosine_N for part in parts]).amin(0, keepdim=True),
+        reference_F.index_select(0, feature).masked_fill(~exists, torch.nan),
+        candidate_F.index_select(0, feature).masked_fill(~exists, torch.nan),
+    ]
+    counts = [
+        token.new_full((1,), len(reference_NF)),
+        token.new_full((1,), reference_NF.numel()),
+        torch.stack([part.counts for part in parts]).sum(0),
+        torch.stack([part.max_ulp for part in parts]).amax(0, keepdim=True),
+        token.masked_fill(~exists, -1),
+        feature.masked_fill(~exists, -1),
+    ]
+    return State(torch.cat(reals), torch.cat(counts))
+
+
+def _figures(state: State, tolerance: Tolerance) -> PairMeasures:
+    """The figures of a state on the host."""
+    nan = float("nan")
+    reals = {name: state.reals[name] for name in Real}
+    count = {name: int(state.counts[name]) for name in Count}
+    numel, finite, mismatch = count[Count.NUMEL], count[Count.FINITE], count[Count.NONFINITE_MISMATCH]
+    differences, references = reals[Real.DIFFERENCE_SQUARES], reals[Real.REFERENCE_SQUARES]
+    rel_l2 = (differences.sqrt() / references.sqrt()).masked_fill(differences == 0, 0.0)
+    overall = cosine(references, reals[Real.CANDIDATE_SQUARES], reals[Real.PRODUCTS], differences)
+
+    def of_finite(value: Tensor | float) -> float:
+        return float(value) if finite else nan
+
+    return PairMeasures(
+        numel=numel,
+        finite=finite,
+        equal_fraction=(numel - count[Count.UNEQUAL] - mismatch) / numel if numel else nan,
+        max_abs=of_finite(reals[Real.MAX_ABS]),
+        mean_abs=of_finite(reals[Real.ABS_SUM] / finite),
+        rms=of_finite((differences / finite).sqrt()),
+        rel_l2=of_finite(rel_l2),
+        sqnr_db=of_finite(-20 * rel_l2.log10()),
+        cosine=of_finite(overall),
+        min_token_cosine=of_finite(reals[Real.MIN_TOKEN_COSINE]),
+        max_ulp=of_finite(count[Count.MAX_ULP] - INT64_MIN),
+        allclose=float(reals[Real.MAX_EXCESS]) <= tolerance.atol and mismatch == 0,
+        rtol=tolerance.rtol,
+        atol=tolerance.atol,
+        reference_nan=count[Count.REFERENCE_NAN],
+        candidate_nan=count[Count.CANDIDATE_NAN],
+        reference_inf=count[Count.REFERENCE_INF],
+        candidate_inf=count[Count.CANDIDATE_INF],
+        nonfinite_mismatch=mismatch,
+        worst_token=count[Count.WORST_TOKEN] if finite else None,
+        worst_feature=count[Count.WORST_FEATURE] if finite else None,
+        worst_reference=float(reals[Real.WORST_REFERENCE]) if finite else None,
+        worst_candidate=float(reals[Real.WORST_CANDIDATE]) if finite else None,
+    )

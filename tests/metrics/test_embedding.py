@@ -1,0 +1,47 @@
+"""Embedding figures against the definitions, an element at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper.metrics.embedding import embedding_figures
+from tests.metrics import oracle
+
+_vectors = st.lists(st.floats(-1e4, 1e4, width=16), min_size=3, max_size=3)
+
+
+def normalised(vector: list[float]) -> list[float]:
+    norm = math.sqrt(math.fsum(x * x for x in vector))
+    return [x / norm for x in vector] if norm else vector
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(_vectors, _vectors), min_size=1, max_size=4), st.sampled_from([torch.float16, torch.float32]))
+def test_equals_the_definitions(texts: list[tuple[list[float], list[float]]], dtype: torch.dtype) -> None:
+    reference_SD = torch.tensor([reference for reference, _ in texts], dtype=torch.float32)
+    candidate_SD = torch.tensor([candidate for _, candidate in texts], dtype=dtype)
+    figures = embedding_figures(reference_SD, candidate_SD)
+    for (reference, candidate), ours in zip(texts, figures, strict=True):
+        pairs = list(zip(normalised(reference), normalised(candidate), strict=True))
+        differences = [abs(c - r) for r, c in pairs]
+        assert ours.cosine == pytest.approx(oracle.cosine(reference, candidate), abs=1e-12)
+        assert ours.max_abs == pytest.approx(max(differences), abs=1e-12)
+        assert ours.mean_abs == pytest.approx(math.fsum(differences) / 3, abs=1e-12)
+
+
+def test_scale_does_not_matter_and_equal_is_exactly_one() -> None:
+    vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    assert [tuple(text) for text in embedding_figures(vectors, vectors * 4)] == [(1.0, 0.0, 0.0)] * 2
+
+
+def test_zeros_and_nan() -> None:
+    zeros, ones = torch.zeros(1, 2), torch.ones(1, 2)
+    assert embedding_figures(zeros, zeros)[0].cosine == 1.0
+    assert embedding_figures(zeros, ones)[0].cosine == 0.0
+    for bad in (math.nan, math.inf):
+        assert all(map(math.isnan, embedding_figures(ones, torch.tensor([[1.0, bad]]))[0]))
