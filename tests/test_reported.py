@@ -86,7 +86,9 @@ def test_labels_of_the_tables_stand_in_the_printed_order() -> None:
 
 
 def test_the_packed_inputs_are_the_padded_ones_without_pads() -> None:
-    printed = {one.id: [number.printed for number in one.numbers()] for one in report(NAMES[1]).figures}
+    printed = {
+        one.id: [number.printed for number in one.numbers()] for one in report("packing_flash_attention_bf16").figures
+    }
     kept = [
         token
         for token, mask in zip(printed["padded_token_ids"], printed["padded_attention_mask"], strict=True)
