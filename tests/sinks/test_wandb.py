@@ -1,0 +1,218 @@
+"""The W&B sink against the real client, offline: what it wrote is read back from disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import wandb
+
+from sweeper.config import WandbSettings
+from sweeper.errors import ConfigError
+from sweeper.results import CellRecord, ModuleRecord, PairMeasures, Status
+from sweeper.sinks import Sink
+from sweeper.sinks.wandb import cell_labels, cell_summary, curve_rows, make_wandb_sink
+from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record
+from tests.sinks.wandb_files import OfflineRun, read_runs
+
+
+@pytest.fixture(autouse=True)
+def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No login of this machine, W&B's own files under `tmp_path`, and no service left behind."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    yield
+    wandb.teardown()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The sink's own; wandb's logger writes its debug log through the same handler."""
+    return [entry.getMessage() for entry in caplog.records if entry.name == "sweeper.sinks.wandb"]
+
+
+def started_sink(folder: Path) -> Sink:
+    sink = make_wandb_sink(WandbSettings(tags=("mine",)))
+    assert sink is not None
+    sink.sweep_started(SmallPlan(folder=folder, cells=(Planned(cell(), "c1"), Planned(cell(dtype="float16"), "c2"))))
+    return sink
+
+
+def log_cells(folder: Path, attempts: list[tuple[CellRecord, list[ModuleRecord]]]) -> list[OfflineRun]:
+    """Logs the attempts as one sweep; the runs of its cells, then the run of the sweep."""
+    sink = started_sink(folder)
+    for cell_record, rows in attempts:
+        sink.cell_finished(cell_record, rows)
+    sink.sweep_finished([cell_record for cell_record, _ in attempts])
+    wandb.teardown()
+    return read_runs(folder)
+
+
+def test_a_cell_becomes_a_run(tmp_path: Path) -> None:
+    run, _ = log_cells(tmp_path, [(record(), modules())])
+    assert (run.run.run_id, run.run.display_name) == ("c1-a1", "bfloat16")
+    assert (run.run.run_group, run.run.job_type, run.run.project) == ("sweep1", "cell", "sweeper")
+    assert list(run.run.tags) == ["bf16_vs_fp32", "mine"]
+    assert run.exit_code == 0
+    assert run.config["reference"] == {"dtype": "float32", "attention": "eager", "use_cache": False}
+    assert run.config.items() >= cell().axes().items()
+    assert run.config["environment"] == {"torch": "2.13.0", "device": "cpu"}
+    assert (run.config["cell_id"], run.config["schema_version"]) == ("c1", 1)
+
+
+def test_curves_have_one_row_a_layer_and_lie_over_each_other(tmp_path: Path) -> None:
+    worse = [row.model_copy(update={"measures": measures(0.5)}) for row in modules()]
+    first, second, _ = log_cells(tmp_path, [(record("c1"), worse), (record("c2"), worse)])
+    assert [row["layer"] for row in first.curve("layer")] == [0, 1, 2]
+    assert [row.keys() for row in first.curve("layer")] == [row.keys() for row in second.curve("layer")]
+    assert first.step_metrics == second.step_metrics
+    assert first.step_metrics.items() >= {"layer/*": "layer", "self_attn/*": "layer", "text/*": "text"}.items()
+    assert first.curve("layer")[0]["self_attn/q_proj/max_abs"] == 0.5
+    assert [row["text/embedding_cosine"] for row in first.curve("text")] == [1.0, 0.75]
+
+
+def test_summaries_of_curves_reach_names_with_dots(tmp_path: Path) -> None:
+    run, _ = log_cells(tmp_path, [(record(), modules())])
+    assert run.summary["layer/max_abs"] == {"max": 0.5, "mean": 0.25}
+    assert run.summary["self_attn/q_proj/max_abs"] == {"max": 0.5, "mean": 0.25}
+    assert run.summary["output"]["max_abs"] == 0.5
+    assert run.summary["embedding_cosine"] == {"min": 0.75, "mean": 0.875}
+    assert run.summary["state"]["buffers_equal"] == 0
+    assert run.summary["cost"] == {"latency_ms": 12.5, "repeatable": True}
+
+
+def test_the_table_of_modules_has_every_field(tmp_path: Path) -> None:
+    run, _ = log_cells(tmp_path, [(record(), modules())])
+    table = run.table("modules")
+    assert set(table["columns"]) == (ModuleRecord.model_fields.keys() | PairMeasures.model_fields.keys()) - {"measures"}
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["name"] for row in rows] == [module.name for module in modules()]
+    assert rows[-1]["max_abs"] == 0.5
+    assert rows[0]["sqnr_db"] is None  # identical: infinite
+
+
+def test_the_sweep_becomes_a_run_with_the_table_of_cells(tmp_path: Path) -> None:
+    unsupported = record("c2", status=Status.UNSUPPORTED, reason="flash attention needs a GPU")
+    cell_run, sweep_run = log_cells(tmp_path, [(record(), modules()), (unsupported, [])])
+    assert (cell_run.run.job_type, sweep_run.run.job_type) == ("cell", "sweep")
+    assert sweep_run.run.run_group == cell_run.run.run_group
+    table = sweep_run.table("cells")
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["cell_id"], row["status"], row["output.max_abs"]) for row in rows] == [
+        ("c1", "ok", 0.5),
+        ("c2", "unsupported", None),
+    ]
+    assert rows[1]["reason"] == "flash attention needs a GPU"
+    assert sweep_run.summary["status"] == {"ok": 1, "failed": 0, "unsupported": 1}
+
+
+def test_a_failed_cell_ends_with_exit_code_1_and_its_reason(tmp_path: Path) -> None:
+    failed = record(status=Status.FAILED, reason="CUDA out of memory", traceback="Traceback ...")
+    run, following, _ = log_cells(tmp_path, [(failed, []), (record("c2"), modules())])
+    assert run.exit_code == 1
+    assert (run.summary["status"], run.summary["reason"]) == ("failed", "CUDA out of memory")
+    assert (following.exit_code, len(following.curve("layer"))) == (0, 3)
+
+
+def test_nothing_leaks_from_a_run_that_an_exception_left_open(tmp_path: Path) -> None:
+    left_open = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True))
+    left_open.log({"left_open": 1})
+    started_sink(tmp_path).cell_finished(record(), modules())
+    left_open.finish()
+    wandb.teardown()
+    (run,) = (run for run in read_runs(tmp_path) if run.run.run_id == "c1-a1")
+    assert not [row for row in run.history if "left_open" in row]
+    assert len(run.curve("layer")) == 3
+
+
+def test_a_failure_while_logging_closes_the_run_warns_once_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    not_for_json = [modules()[0].model_copy(update={"module_type": object()})]
+    attempts = [(record("c1", attempt="a1"), not_for_json), (record("c1", attempt="a2"), not_for_json)]
+    runs = log_cells(tmp_path, [*attempts, (record("c2"), modules())])
+    (warning,) = warnings(caplog)
+    assert warning.startswith("Weights & Biases: a cell could not be logged")
+    assert [(run.run.run_id, run.exit_code) for run in runs[:3]] == [("c1-a1", 1), ("c1-a2", 1), ("c2-a1", 0)]
+
+
+def test_a_service_that_died_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = started_sink(tmp_path)
+    sink.cell_finished(record("c1"), modules())
+    for process in psutil.Process().children():
+        if process.name() == "wandb-core":
+            process.kill()
+    sink.cell_finished(record("c2"), modules())
+    sink.cell_finished(record("c2", attempt="a2"), modules())
+    assert len(warnings(caplog)) == 1
+    with pytest.raises(ConnectionError):  # wandb's own goodbye to the service
+        wandb.teardown()
+
+
+def test_each_attempt_is_a_run_of_its_own(tmp_path: Path) -> None:
+    runs = log_cells(tmp_path, [(record(attempt="a1"), []), (record(attempt="a2"), [])])
+    assert [run.run.run_id for run in runs[:2]] == ["c1-a1", "c1-a2"]
+
+
+def test_nothing_tells_the_machine_or_the_code(tmp_path: Path) -> None:
+    run, _ = log_cells(tmp_path, [(record(), modules())])
+    assert run.run.host == ""
+    assert not run.run.HasField("git")
+    assert [path.name for path in (run.folder / "files").iterdir()] == ["media"]
+
+
+def test_infinity_and_nan_are_never_logged() -> None:
+    identical = modules(layers=1)
+    (row,) = curve_rows(identical)
+    assert "layer/sqnr_db" not in row
+    assert row["layer/max_abs"] == 0.0
+    summary = cell_summary(record(output=measures(0.0)))
+    assert {"sqnr_db", "min_token_cosine"}.isdisjoint(summary["output"])
+    assert all(math.isfinite(value) for value in summary["output"].values())
+
+
+def test_labels_name_the_axes_that_vary() -> None:
+    axes = {"c1": cell(use_cache=True).axes(), "c2": cell(dtype="float16").axes()}
+    assert cell_labels(axes) == {"c1": "bfloat16, use_cache=True", "c2": "float16, use_cache=False"}
+    assert cell_labels({"c1": cell().axes()}) == {"c1": "c1"}
+
+
+def test_disabled_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert make_wandb_sink(WandbSettings(mode="disabled")) is None
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_missing_package_is_one_line(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb, or") as caught:
+        make_wandb_sink(WandbSettings.model_validate({"mode": mode}))
+    assert "\n" not in str(caught.value)
+
+
+def test_online_without_a_login_is_one_line_and_no_prompt() -> None:
+    with pytest.raises(ConfigError, match="wandb login") as caught:
+        make_wandb_sink(WandbSettings(mode="online"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_malformed_key_is_one_line_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too-short-secret")
+    with pytest.raises(ConfigError) as caught:
+        make_wandb_sink(WandbSettings(mode="online"))
+    assert "secret" not in str(caught.value)
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    assert importlib.util.find_spec("wandb")
+    code = "import sys, sweeper.sinks.wandb; print({'wandb', 'torch', 'pandas', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
