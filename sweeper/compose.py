@@ -21,7 +21,7 @@ from sweeper.errors import ConfigError, SweeperError
 CELL_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_ADDABLE = re.compile(r"^(checkpoint|inputs|numerics)\.")
+_ADDABLE = re.compile(r"^((checkpoint|inputs|numerics)\.|reference=)")
 
 
 def start(config_folder: Path) -> int | str | None:
@@ -51,7 +51,8 @@ def arrange(arguments: Sequence[str]) -> list[str]:
     """Arguments in an order that Hydra takes: options, then overrides, and always `--multirun`.
 
     Hydra refuses overrides on both sides of an option. Every sweep, of one cell too, goes through the sweeper plugin.
-    A key below a config group gets `++`: config files leave out what has a default, and config.py knows what there is.
+    What Hydra would refuse as unknown gets `++`: config files leave out what has a default, and config.py knows what
+    there is; a reference may name other axes than the grid's.
     """
     parser = get_args_parser()
     parser.exit_on_error = False

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from sweeper import config
 from sweeper.config import parse
@@ -39,13 +40,16 @@ class Groups:
         dotted = {key: values for key, values in assignments.items() if key.startswith(f"{axis}.")}
         for choice in assignments.get(axis, [self._choices.get(axis)]):
             composed = self._compose(axis, choice)
+            if not dotted:
+                yield _model(composed, axis)
+                continue
+            before = _stated(composed, axis)
             for values in itertools.product(*dotted.values()):
-                plain = _changed(composed, axis, dict(zip(dotted, values, strict=True)))
-                yield parse(GROUPS[axis], plain, axis)
+                yield _changed(composed, axis, before, dict(zip(dotted, values, strict=True)))
 
     def option(self, axis: str, choice: str) -> Any:
         """The validated model of one option, as its file states it."""
-        return parse(GROUPS[axis], _resolved(self._compose(axis, choice), axis), axis)
+        return _model(self._compose(axis, choice), axis)
 
     def _compose(self, axis: str, choice: Any) -> DictConfig:
         key = (axis, None if choice is None else str(choice))
@@ -55,20 +59,33 @@ class Groups:
         return self._composed[key]
 
 
-def _changed(composed: DictConfig, axis: str, changes: dict[str, Any]) -> dict[str, Any]:
+def _changed(composed: DictConfig, axis: str, before: dict[str, Any], changes: dict[str, Any]) -> Any:
     """A group's option with dotted overrides on top. Its name says what they changed: `default+bf16_reduction=off`."""
-    if not changes:
-        return _resolved(composed, axis)
     changed = copy.deepcopy(composed)
     for key, value in changes.items():
         OmegaConf.update(changed, key, value, force_add=True)
-    plain = _resolved(changed, axis)
-    name = plain_data(OmegaConf.select(composed, f"{axis}.name"))
-    if plain.get("name") == name:
-        differing = [key for key, value in changes.items() if plain_data(OmegaConf.select(composed, key)) != value]
-        suffixes = [f"{key.removeprefix(f'{axis}.')}={_short(changes[key])}" for key in differing]
-        plain["name"] = "+".join([str(name), *suffixes])
-    return plain
+    model = _model(changed, axis)
+    after = model.model_dump(mode="json")
+    if after["name"] != before.get("name"):
+        return model  # the name was overridden, or is made of other settings
+    paths = {key.removeprefix(f"{axis}."): value for key, value in changes.items()}
+    suffixes = [f"{path}={_short(value)}" for path, value in paths.items() if _at(before, path) != _at(after, path)]
+    return model.model_copy(update={"name": "+".join([after["name"], *suffixes])})
+
+
+def _stated(composed: DictConfig, axis: str) -> dict[str, Any]:
+    """An option as its file states it, defaults included; if a value is still missing, only what it states."""
+    try:
+        stated: dict[str, Any] = _model(composed, axis).model_dump(mode="json")
+    except (ConfigError, MissingMandatoryValue):
+        stated = OmegaConf.to_container(composed[axis])  # type: ignore[assignment]
+    return stated
+
+
+def _at(settings: dict[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        settings = settings.get(part, {})
+    return settings
 
 
 def _short(value: Any) -> str:
@@ -77,11 +94,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[-24:]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _resolved(composed: DictConfig, axis: str) -> dict[str, Any]:
+def _model(composed: DictConfig, axis: str) -> Any:
     if OmegaConf.select(composed, axis) is None:
         raise ConfigError(f"{axis}: nothing is chosen; type {axis}=...")
-    plain: dict[str, Any] = OmegaConf.to_container(composed[axis], resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return plain
+    plain = OmegaConf.to_container(composed[axis], resolve=True, throw_on_missing=True)
+    return parse(GROUPS[axis], plain, axis)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -43,7 +43,8 @@ class GridSweeper(Sweeper):
         from sweeper.cli import carry_out
         from sweeper.grid import expand
 
-        assert self.hydra_context is not None and self.config is not None, "Hydra calls setup first"
+        assert self.hydra_context is not None
+        assert self.config is not None
         raise SystemExit(carry_out(expand(self.hydra_context.config_loader, self.config, arguments)))
 
 
