@@ -30,8 +30,8 @@ def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> list[Embedd
     cosine_S = cosine(
         torch.linalg.vecdot(reference_SD, reference_SD),
         torch.linalg.vecdot(candidate_SD, candidate_SD),
-        torch.linalg.vecdot(reference_SD, candidate_SD),
         torch.linalg.vecdot(difference_SD, difference_SD),
+        torch.linalg.vecdot(reference_SD, candidate_SD),
     )
     abs_SD = difference_SD.abs()
     figures_S3 = torch.stack([cosine_S, abs_SD.amax(1), abs_SD.mean(1)], dim=1)

@@ -15,9 +15,9 @@ from sweeper.metrics.precision import INT64_MIN, Tolerance, coarser_dtype, defau
 from sweeper.metrics.state import Count, Real, State, empty_state, merge
 from sweeper.results import PairMeasures
 
-# Elements in a chunk. On the CPU the three float64 planes of a chunk (1.5 MiB) stay in the second-level cache; on a GPU
-# a chunk fills the device, and everything that it needs stays below 64 MiB.
-_CPU_CHUNK = 2**16
+# Elements in a chunk. On the CPU a chunk (3 MiB for the three float64 planes) stays in the caches of a few cores; on a
+# GPU it fills the device, and everything that it needs stays below 64 MiB.
+_CPU_CHUNK = 2**17
 _GPU_CHUNK = 2**19
 
 
@@ -32,9 +32,8 @@ class _Workspace(NamedTuple):
 class _Part(NamedTuple):
     """Of one chunk: figures a token, and scalars."""
 
-    squares_N4: Tensor  # difference, reference, candidate, products
+    inner_NPP: Tensor  # inner products of the planes
     max_abs_N: Tensor  # -1 for a token without a finite element
-    cosine_N: Tensor  # +inf for a token without a finite element
     abs_sum: Tensor
     max_excess: Tensor
     max_ulp: Tensor
@@ -44,10 +43,11 @@ class _Part(NamedTuple):
 class PairAccumulator:
     """Compares the rows of two tensors, batch by batch. Nothing is kept but a `State`.
 
-    Squares of float64 numbers above 1e154 overflow: `rms` is then inf, and ratios of two such sums are NaN. Squares
-    of those below 1e-162 are 0. The other dtypes stay far from both.
+    Squares of float64 numbers above 1e154 overflow: `rms` is then inf or unaffected, the cosines are NaN, and so is a
+    ratio of two such sums. Squares of those below 1e-162 are 0. The other dtypes stay far from both.
 
     Attributes:
+        dtypes: of the reference and of the candidate.
         coarser: the dtype in which ULPs are counted.
         tolerance: torch.testing's defaults for that dtype.
         state: what has been accumulated, on the device of the tensors.
@@ -58,7 +58,7 @@ class PairAccumulator:
         self.coarser = coarser_dtype(reference_dtype, candidate_dtype)
         self.tolerance = default_tolerance(self.coarser)
         self.state = empty_state(device)
-        self._dtypes = (reference_dtype, candidate_dtype)
+        self.dtypes = (reference_dtype, candidate_dtype)
 
     @torch.no_grad()
     def update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
@@ -74,11 +74,9 @@ class PairAccumulator:
         if reference_NF.shape != candidate_NF.shape or reference_NF.dim() != 2:
             shapes = f"{tuple(reference_NF.shape)} and {tuple(candidate_NF.shape)}"
             raise ValueError(f"cannot compare tensors of shapes {shapes}: give tokens x features, twice the same")
-        if (reference_NF.dtype, candidate_NF.dtype) != self._dtypes:
+        if (reference_NF.dtype, candidate_NF.dtype) != self.dtypes:
             dtypes = f"{reference_NF.dtype} and {candidate_NF.dtype}"
-            raise TypeError(
-                f"cannot add tensors of {dtypes} to a comparison of {self._dtypes[0]} and {self._dtypes[1]}"
-            )
+            raise TypeError(f"cannot add tensors of {dtypes} to a comparison of {self.dtypes[0]} and {self.dtypes[1]}")
         if reference_NF.numel() == 0:
             counts = self.state.counts.clone()
             counts[Count.ROWS] += len(reference_NF)
@@ -115,17 +113,13 @@ def finish(accumulators: Sequence[PairAccumulator]) -> list[PairMeasures]:
 
 
 def cosine(
-    reference_squares: Tensor, candidate_squares: Tensor, products: Tensor, difference_squares: Tensor
+    reference_squares: Tensor, candidate_squares: Tensor, difference_squares: Tensor, products: Tensor
 ) -> Tensor:
-    """Cosine from sums; exactly 1 where nothing differs (so when both are 0), 0 where only one side is 0."""
-    ratio = (products / (reference_squares.sqrt() * candidate_squares.sqrt())).clamp(-1, 1)
-    ratio = ratio.masked_fill((reference_squares == 0) | (candidate_squares == 0), 0.0)
-    return ratio.masked_fill(difference_squares == 0, 1.0)
-
-
-def _cosine_of_squares(squares_N4: Tensor) -> Tensor:
-    differences, references, candidates, products = squares_N4.unbind(1)
-    return cosine(references, candidates, products, differences)
+    """From sums: exactly 1 where nothing differs (so when both are 0), 0 where one is 0, NaN where one overflowed."""
+    norms = reference_squares.sqrt() * candidate_squares.sqrt()
+    ratio = (products / norms.masked_fill_(norms.isinf(), torch.nan)).clamp_(-1, 1)
+    ratio.masked_fill_((reference_squares == 0) | (candidate_squares == 0), 0.0)
+    return ratio.masked_fill_(difference_squares == 0, 1.0)
 
 
 def _part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part:
@@ -133,7 +127,7 @@ def _part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part
     if reference_NF.device.type == "cpu":
         if reference_NF.dtype == candidate_NF.dtype and torch.equal(reference_NF, candidate_NF):
             part = _equal_part(reference_NF)
-            if part.squares_N4.isfinite().all():
+            if part.inner_NPP.isfinite().all():
                 return part
         part = _finite_part(reference_NF, candidate_NF, work)
         if part.abs_sum.isfinite():
@@ -145,12 +139,12 @@ def _equal_part(reference_NF: Tensor) -> _Part:
     """Measures a chunk that equals the other side's and is finite."""
     reference = reference_NF.double()
     squares_N = torch.linalg.vecdot(reference, reference)
-    zero_N = torch.zeros_like(squares_N)
+    inner_NPP = squares_N.new_zeros((len(squares_N), 3, 3))
+    inner_NPP[:, :2, :2] = squares_N[:, None, None]
     zero = squares_N.new_zeros(())
     return _Part(
-        squares_N4=torch.stack([zero_N, squares_N, squares_N, squares_N], dim=1),
-        max_abs_N=zero_N,
-        cosine_N=torch.ones_like(squares_N),
+        inner_NPP=inner_NPP,
+        max_abs_N=torch.zeros_like(squares_N),
         abs_sum=zero,
         max_excess=zero,
         max_ulp=torch.tensor(INT64_MIN),
@@ -168,34 +162,24 @@ def _finite_part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -
     torch.sub(candidate, reference, out=difference)
 
     planes_NPF = planes_PNF.transpose(0, 1)
-    inner_NPP = planes_NPF @ planes_NPF.mT  # one product gives all four sums of a token
-    squares_N4 = torch.stack([inner_NPP[:, 2, 2], inner_NPP[:, 0, 0], inner_NPP[:, 1, 1], inner_NPP[:, 0, 1]], dim=1)
+    inner_NPP = planes_NPF @ planes_NPF.mT
     abs_difference = difference.abs_()
     abs_sum = abs_difference.sum()
     max_abs_N = abs_difference.amax(1)
     max_excess = torch.sub(abs_difference, reference.abs_(), alpha=work.rtol, out=candidate).amax()
     unequal = abs_difference.sign_().sum().long()  # exact; several times faster on a CPU than count_nonzero
-    finite = unequal.new_full((), reference_NF.numel())
-    return _Part(
-        squares_N4=squares_N4,
-        max_abs_N=max_abs_N,
-        cosine_N=_cosine_of_squares(squares_N4),
-        abs_sum=abs_sum,
-        max_excess=max_excess,
-        max_ulp=max_ulp,
-        counts=torch.stack([finite, unequal, *[torch.zeros_like(finite)] * 5]),
-    )
+    finite, none = unequal.new_full((), reference_NF.numel()), torch.zeros_like(unequal)
+    counts = torch.stack([finite, unequal, none, none, none, none, none])
+    return _Part(inner_NPP, max_abs_N, abs_sum, max_excess, max_ulp, counts)
 
 
 def _masked_part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -> _Part:
     """Measures any chunk: what is not finite on both sides becomes 0 on both, and is counted."""
     finite_NF = reference_NF.isfinite() & candidate_NF.isfinite()
-    none_N = ~finite_NF.any(1)
     part = _finite_part(reference_NF.masked_fill(~finite_NF, 0), candidate_NF.masked_fill(~finite_NF, 0), work)
     nonfinite = _nonfinite_counts(reference_NF, candidate_NF, finite_NF)
     return part._replace(
-        max_abs_N=part.max_abs_N.masked_fill(none_N, -1),
-        cosine_N=part.cosine_N.masked_fill(none_N, torch.inf),
+        max_abs_N=part.max_abs_N.masked_fill(~finite_NF.any(1), -1),
         counts=torch.stack([torch.count_nonzero(finite_NF), part.counts[1], *nonfinite]),
     )
 
@@ -210,7 +194,11 @@ def _nonfinite_counts(reference_NF: Tensor, candidate_NF: Tensor, finite_NF: Ten
 
 def _joined(parts: list[_Part], reference_NF: Tensor, candidate_NF: Tensor) -> State:
     """The state of one update."""
+    inner_NPP = torch.cat([part.inner_NPP for part in parts])
+    inner_PP = inner_NPP.sum(0)
     max_abs_N = torch.cat([part.max_abs_N for part in parts])
+    references, candidates, differences = inner_NPP.diagonal(dim1=1, dim2=2).unbind(1)
+    cosine_N = cosine(references, candidates, differences, inner_NPP[:, 0, 1])
     token = max_abs_N.argmax(0, keepdim=True)
     reference_F = reference_NF.index_select(0, token)[0].double()
     candidate_F = candidate_NF.index_select(0, token)[0].double()
@@ -219,10 +207,11 @@ def _joined(parts: list[_Part], reference_NF: Tensor, candidate_NF: Tensor) -> S
     exists = max_abs_N.index_select(0, token) >= 0
     reals = [
         torch.stack([part.abs_sum for part in parts]).sum(0, keepdim=True),
-        torch.cat([part.squares_N4 for part in parts]).sum(0),
+        inner_PP.diagonal(),
+        inner_PP[0, 1:2],
         max_abs_N.amax(0, keepdim=True),
         torch.stack([part.max_excess for part in parts]).amax(0, keepdim=True).clamp_min(0),
-        torch.cat([part.cosine_N for part in parts]).amin(0, keepdim=True),
+        cosine_N.masked_fill(max_abs_N < 0, torch.inf).amin(0, keepdim=True),
         reference_F.index_select(0, feature).masked_fill(~exists, torch.nan),
         candidate_F.index_select(0, feature).masked_fill(~exists, torch.nan),
     ]
@@ -245,7 +234,7 @@ def _figures(state: State, tolerance: Tolerance) -> PairMeasures:
     numel, finite, mismatch = count[Count.NUMEL], count[Count.FINITE], count[Count.NONFINITE_MISMATCH]
     differences, references = reals[Real.DIFFERENCE_SQUARES], reals[Real.REFERENCE_SQUARES]
     rel_l2 = (differences.sqrt() / references.sqrt()).masked_fill(differences == 0, 0.0)
-    overall = cosine(references, reals[Real.CANDIDATE_SQUARES], reals[Real.PRODUCTS], differences)
+    overall = cosine(references, reals[Real.CANDIDATE_SQUARES], differences, reals[Real.PRODUCTS])
 
     def of_finite(value: Tensor | float) -> float:
         return float(value) if finite else nan

@@ -78,5 +78,5 @@ def max_ulp_distance(reference: Tensor, candidate: Tensor, coarser: torch.dtype)
     # signed maximum find the largest unsigned one.
     distance = torch.maximum(reference, candidate).sub_(torch.minimum(reference, candidate))
     smallest = torch.iinfo(distance.dtype).min
-    largest = (distance ^ smallest).amax().to(torch.int64)
+    largest = distance.bitwise_xor_(smallest).amax().to(torch.int64)
     return largest + (INT64_MIN - smallest)

@@ -17,11 +17,11 @@ from sweeper.metrics.precision import INT64_MIN
 class Real(IntEnum):
     """Index in `State.reals`. Only elements that are finite on both sides take part."""
 
-    ABS_SUM = 0  # |candidate - reference|
-    DIFFERENCE_SQUARES = 1  # sum of (candidate - reference)^2
-    REFERENCE_SQUARES = 2
-    CANDIDATE_SQUARES = 3
-    PRODUCTS = 4  # sum of reference * candidate
+    ABS_SUM = 0  # sum of |candidate - reference|; the next four are sums too
+    REFERENCE_SQUARES = 1
+    CANDIDATE_SQUARES = 2
+    DIFFERENCE_SQUARES = 3  # of candidate - reference
+    PRODUCTS = 4  # reference * candidate
     MAX_ABS = 5  # of |candidate - reference|; -1 where there is no element
     MAX_EXCESS = 6  # of |candidate - reference| - rtol |reference|; 0 where nothing is larger
     MIN_TOKEN_COSINE = 7  # +inf where there is no token

@@ -196,6 +196,8 @@ def test_an_overflow_of_float64_squares_shows() -> None:
     assert math.isnan(measures.rel_l2)
     assert math.isnan(measures.cosine)
     assert math.isnan(measures.min_token_cosine)
+    one_side = measure(torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[1e200]], dtype=torch.float64))
+    assert math.isnan(one_side.cosine)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
