@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LAYER_MEASURES = ("max_abs", "mean_abs", "rel_l2", "sqnr_db", "cosine", "equal_fraction")
 PART_MEASURES = ("max_abs", "mean_abs", "cosine")  # of q_proj, mlp, ...: fewer, because each is a chart of its own
-# A server that goes away must not hold up a sweep: wandb's own limits wait for hours. What was not sent stays on disk.
+# A server that goes away must not hold up a sweep, as wandb's own limits do. What was not sent stays on disk.
 INIT_TIMEOUT_S = 30.0
 RETRIES = 4
 RETRY_WAIT_MAX_S = 5.0
@@ -39,12 +39,11 @@ def make_wandb_sink(settings: WandbSettings) -> WandbSink | None:
     if settings.mode == "disabled":
         return None
     try:
-        import wandb
+        import wandb  # noqa: F401 (only whether it is there and works)
     except ImportError:
         raise ConfigError(
             f"wandb.mode={settings.mode} needs the package wandb: pip install wandb, or wandb.mode=disabled"
         ) from None
-    wandb.setup(settings=wandb.Settings(silent=True, mode=settings.mode))
     if settings.mode == "online":
         _require_login()
     return WandbSink(settings)
@@ -54,9 +53,10 @@ def _require_login() -> None:
     import wandb
 
     try:
-        logged_in = wandb.login(prompt=False, verify=False)  # verify=True would ask the server
-    except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"wandb.mode=online: {error}") from None
+        wandb.setup(settings=wandb.Settings(silent=True, mode="online"))  # a silent login does not ask the server who
+        logged_in = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise ConfigError(f"wandb.mode=online: {_first_line(error)}") from None
     if not logged_in:
         raise ConfigError(
             "wandb.mode=online, but nobody is logged in: run `wandb login`, set WANDB_API_KEY, or wandb.mode=offline"
@@ -106,7 +106,7 @@ class WandbSink:
         }
         with self._border("the sweep"), self._run(arguments, failed=False) as run:
             statuses = [record.status for record in records]
-            run.summary.update({"status": {status.value: statuses.count(status) for status in Status}})
+            run.summary.update({"statuses": {status.value: statuses.count(status) for status in Status}})
             run.log({"cells": _table([_cell_row(record) for record in records])})
 
     @contextmanager
@@ -155,12 +155,11 @@ class WandbSink:
     def _warn(self, what: str, error: Exception) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            reason = str(error).partition("\n")[0]
-            logger.warning("Weights & Biases: %s (%s: %s)", what, type(error).__name__, reason)
+            logger.warning("Weights & Biases: %s (%s: %s)", what, type(error).__name__, _first_line(error))
 
 
 def _private_settings() -> Any:
-    """Silent, and without what W&B would collect by itself: code, git state, host, packages, system metrics."""
+    """Silent, patient for seconds, and without what W&B would collect: code, git, host, packages, system metrics."""
     import wandb
 
     return wandb.Settings(
@@ -184,6 +183,10 @@ def _private_settings() -> Any:
         x_graphql_retry_max=RETRIES,
         x_graphql_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _log_curve(run: Any, rows: Sequence[dict[str, Any]], step: str, summary: str) -> None:
@@ -242,7 +245,8 @@ def cell_summary(record: CellRecord) -> dict[str, Any]:
         summary[name] = _present(figures.model_dump()) if figures else None
     if record.state:
         summary["state"] = record.state.model_dump(exclude={"differing"}) | {"differing": len(record.state.differing)}
-    if cosines := [text.embedding_cosine for text in record.texts]:
+    cosines = [text.embedding_cosine for text in record.texts]
+    if cosines and all(map(math.isfinite, cosines)):  # a NaN among them must not hide behind the least of the others
         summary["embedding_cosine"] = {"min": min(cosines), "mean": math.fsum(cosines) / len(cosines)}
     return _present(summary)
 

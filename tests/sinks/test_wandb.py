@@ -18,7 +18,7 @@ from sweeper.errors import ConfigError
 from sweeper.results import CellRecord, ModuleRecord, PairMeasures, Status
 from sweeper.sinks import Sink
 from sweeper.sinks.wandb import cell_labels, cell_summary, curve_rows, make_wandb_sink
-from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record
+from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs
 
 
@@ -56,8 +56,9 @@ def log_cells(folder: Path, attempts: list[tuple[CellRecord, list[ModuleRecord]]
     return read_runs(folder)
 
 
-def test_a_cell_becomes_a_run(tmp_path: Path) -> None:
+def test_a_cell_becomes_a_run_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, _ = log_cells(tmp_path, [(record(), modules())])
+    assert capfd.readouterr() == ("", "")
     assert (run.run.run_id, run.run.display_name) == ("c1-a1", "bfloat16")
     assert (run.run.run_group, run.run.job_type, run.run.project) == ("sweep1", "cell", "sweeper")
     assert list(run.run.tags) == ["bf16_vs_fp32", "mine"]
@@ -111,7 +112,7 @@ def test_the_sweep_becomes_a_run_with_the_table_of_cells(tmp_path: Path) -> None
         ("c2", "unsupported", None),
     ]
     assert rows[1]["reason"] == "flash attention needs a GPU"
-    assert sweep_run.summary["status"] == {"ok": 1, "failed": 0, "unsupported": 1}
+    assert sweep_run.summary["statuses"] == {"ok": 1, "failed": 0, "unsupported": 1}
 
 
 def test_a_failed_cell_ends_with_exit_code_1_and_its_reason(tmp_path: Path) -> None:
@@ -133,6 +134,7 @@ def test_nothing_leaks_from_a_run_that_an_exception_left_open(tmp_path: Path) ->
     assert len(run.curve("layer")) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
 def test_a_failure_while_logging_closes_the_run_warns_once_and_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +179,7 @@ def test_infinity_and_nan_are_never_logged() -> None:
     summary = cell_summary(record(output=measures(0.0)))
     assert {"sqnr_db", "min_token_cosine"}.isdisjoint(summary["output"])
     assert all(math.isfinite(value) for value in summary["output"].values())
+    assert "embedding_cosine" not in cell_summary(record(texts=(text(0, 1.0), text(1, math.nan))))
 
 
 def test_labels_name_the_axes_that_vary() -> None:
