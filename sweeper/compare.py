@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sweeper.capture import ModuleOutput
 from sweeper.errors import AlignmentError
-from sweeper.metrics.embedding import embedding_figures
+from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
 from sweeper.metrics.language import LanguageAccumulator
-from sweeper.metrics.pair import PairAccumulator, finish, merged
+from sweeper.metrics.pair import PairAccumulator, finish
+from sweeper.metrics.state import merge
 from sweeper.results import LanguageFigures, ModuleRecord, PairMeasures, TextFigures
 
 
@@ -86,9 +87,12 @@ class Comparer:
         self._reference = reference.batches
         self._token_ids = token_ids
         self._modules: dict[str, _ModulePair] = {}
+        self._only_candidate: set[str] = set()
         self._texts: list[PairAccumulator] = []
-        self._embeddings: list[tuple[float, float, float]] = []
-        self._language = LanguageAccumulator() if is_logits else None
+        self._output: PairAccumulator | None = None
+        self._embeddings: list[tuple[Tensor, Tensor]] = []
+        self._is_logits = is_logits
+        self._language: LanguageAccumulator | None = None
         self._batch = -1
         self._rows_done: defaultdict[str, int] = defaultdict(int)
 
@@ -99,11 +103,12 @@ class Comparer:
     def take(self, output: ModuleOutput) -> None:
         """Compares one module's output with the same rows of the reference's."""
         recorded = self._reference[self._batch].modules.get(output.name)
+        if recorded is None:
+            self._only_candidate.add(output.name)  # an error, once all names are known
+            return
         pair = self._modules.get(output.name)
         if pair is None:
             pair = self._modules[output.name] = _ModulePair(len(self._modules), output, recorded)
-        if recorded is None:
-            return  # reported by name in `finish`
         start = self._rows_done[output.name]
         self._rows_done[output.name] = stop = start + output.tensor_NF.shape[0]
         pair.update(recorded.tensor_NF[start:stop].to(output.tensor_NF.device), output)
@@ -111,14 +116,22 @@ class Comparer:
     def end_batch(self, output_NF: Tensor, embedding_SD: Tensor) -> None:
         recorded = self._reference[self._batch]
         reference_NF = recorded.output_NF.to(output_NF.device)
+        self._compare_texts(reference_NF, output_NF, embedding_SD.shape[0])
+        self._embeddings.append((recorded.embedding_SD.to(embedding_SD.device), embedding_SD))
+
+    def _compare_texts(self, reference_NF: Tensor, output_NF: Tensor, texts: int) -> None:
         first_text = len(self._texts)
-        lengths = [len(ids) for ids in self._token_ids[first_text : first_text + embedding_SD.shape[0]]]
+        lengths = [len(ids) for ids in self._token_ids[first_text : first_text + texts]]
+        dtypes_and_device = reference_NF.dtype, output_NF.dtype, output_NF.device
+        if self._output is None:
+            self._output = PairAccumulator(*dtypes_and_device)
         for reference, candidate in zip(reference_NF.split(lengths), output_NF.split(lengths), strict=True):
-            accumulator = PairAccumulator()
+            accumulator = PairAccumulator(*dtypes_and_device)
             accumulator.update(reference, candidate)
             self._texts.append(accumulator)
-        self._embeddings += embedding_figures(recorded.embedding_SD.to(embedding_SD.device), embedding_SD)
-        if self._language is not None:
+            self._output.state = merge(self._output.state, accumulator.state)
+        if self._is_logits:
+            self._language = self._language or LanguageAccumulator(output_NF.device)
             self._language.update(reference_NF, output_NF, self._next_tokens(first_text, lengths, output_NF.device))
 
     def _next_tokens(self, first_text: int, lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -134,24 +147,28 @@ class Comparer:
             AlignmentError: a module that only one side has; both sets are named.
         """
         self._check_names()
+        assert self._output is not None, "at least one batch has run"
         pairs = list(self._modules.values())
-        measures = finish([*(pair.accumulator for pair in pairs), merged(self._texts), *self._texts])
+        measures = finish([*(pair.accumulator for pair in pairs), self._output, *self._texts])
         modules = tuple(self._module_record(pair, measures[i]) for i, pair in enumerate(pairs))
         output, per_text = measures[len(pairs)], measures[len(pairs) + 1 :]
+        references, candidates = zip(*self._embeddings, strict=True)
+        embeddings = embedding_figures(torch.cat(references), torch.cat(candidates))
         return Figures(
             modules=modules,
             first_divergence=next((m.name for m in modules if m.measures.equal_fraction < 1), None),
             output=output,
             language=self._language.finish() if self._language else None,
-            texts=tuple(self._text_figures(text, measure) for text, measure in enumerate(per_text)),
+            texts=tuple(self._text_figures(i, per_text[i], embedding) for i, embedding in enumerate(embeddings)),
         )
 
     def _check_names(self) -> None:
         recorded = set(itertools.chain.from_iterable(batch.modules for batch in self._reference))
-        only_reference, only_candidate = sorted(recorded - set(self._modules)), sorted(set(self._modules) - recorded)
-        if only_reference or only_candidate:
+        only_reference = recorded - set(self._modules)
+        if only_reference or self._only_candidate:
             raise AlignmentError(
-                f"modules that ran only in the reference: {_some(only_reference)}; only in the candidate: {_some(only_candidate)}"
+                f"modules that ran only in the reference: {_some(only_reference)}; "
+                f"only in the candidate: {_some(self._only_candidate)}"
             )
 
     def _module_record(self, pair: _ModulePair, measures: PairMeasures) -> ModuleRecord:
@@ -177,28 +194,29 @@ class Comparer:
         text = bisect.bisect_right(starts, token) - 1
         return text, token - starts[text]
 
-    def _text_figures(self, text: int, measures: PairMeasures) -> TextFigures:
-        cosine, max_abs, mean_abs = self._embeddings[text]
+    def _text_figures(self, text: int, measures: PairMeasures, embedding: EmbeddingFigures) -> TextFigures:
         return TextFigures(
             text=text,
             tokens=len(self._token_ids[text]),
             output_max_abs=measures.max_abs,
             output_equal_fraction=measures.equal_fraction,
             output_cosine=measures.cosine,
-            embedding_cosine=cosine,
-            embedding_max_abs=max_abs,
-            embedding_mean_abs=mean_abs,
+            embedding_cosine=embedding.cosine,
+            embedding_max_abs=embedding.max_abs,
+            embedding_mean_abs=embedding.mean_abs,
         )
 
 
 class _ModulePair:
-    def __init__(self, order: int, output: ModuleOutput, recorded: ModuleOutput | None) -> None:
+    """One module on both sides."""
+
+    def __init__(self, order: int, output: ModuleOutput, recorded: ModuleOutput) -> None:
+        dtypes = recorded.tensor_NF.dtype, output.tensor_NF.dtype
         self.order = order
         self.name = output.name
         self.module_type = output.module_type
-        self.candidate_dtype = str(output.tensor_NF.dtype).removeprefix("torch.")
-        self.reference_dtype = str(recorded.tensor_NF.dtype).removeprefix("torch.") if recorded else ""
-        self.accumulator = PairAccumulator()
+        self.reference_dtype, self.candidate_dtype = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        self.accumulator = PairAccumulator(*dtypes, output.tensor_NF.device)
 
     def update(self, reference_NF: Tensor, output: ModuleOutput) -> None:
         if reference_NF.shape != output.tensor_NF.shape:
@@ -222,6 +240,6 @@ def layer_and_kind(name: str) -> tuple[int | None, str]:
 
 
 def _some(names: Iterable[str], limit: int = 10) -> str:
-    names = list(names)
+    names = sorted(names)
     shown = ", ".join(names[:limit]) or "none"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from sweeper import attention, inputs, layout
@@ -65,6 +66,7 @@ class Runner:
     """
 
     def __init__(self, environment: dict[str, Any], *, latency_repeats: int, say: Callable[[str], None]) -> None:
+        transformers.utils.logging.disable_progress_bar()  # a bar a load would tear the sweep's own
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._say = say
