@@ -1,0 +1,154 @@
+"""Attention backends: transformers' name of each, the kernel it pins, and the kernels that really ran."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+
+from sweeper.config import Attention
+from sweeper.errors import UnsupportedError
+
+PINNED: dict[Attention, SDPBackend] = {
+    Attention.SDPA_MATH: SDPBackend.MATH,
+    Attention.SDPA_FLASH: SDPBackend.FLASH_ATTENTION,
+    Attention.SDPA_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
+    Attention.SDPA_CUDNN: SDPBackend.CUDNN_ATTENTION,
+}
+
+# What torch (CUDA, CPU) and flash-attn say when a kernel does not take what it is given.
+REFUSAL = re.compile(
+    r"No available kernel|No viable backend for scaled_dot_product_attention|only support fp16 and bf16",
+    re.IGNORECASE,
+)
+# aten::scaled_dot_product_attention itself is left out: it only chooses one of the others.
+OPERATOR = re.compile(r"::_\w*attention|flash_attn|flex_?attention", re.IGNORECASE)
+GPU_KERNEL = re.compile(r"flash_fwd|flash_fprop|FlashAttn|fmha|sdpa|attention")
+COMPILED = "Torch-Compiled Region"
+
+
+def implementation(attention: Attention) -> str:
+    """The `attn_implementation` of transformers that this backend is."""
+    return "sdpa" if attention in PINNED else attention.value
+
+
+@contextmanager
+def kernel(attention: Attention) -> Iterator[None]:
+    """Pins the kernel of scaled_dot_product_attention, where the backend names one.
+
+    For flex_attention torch forgets what it compiled before: after eight variants it would silently stop compiling, and
+    a cell's result would depend on the cells before it.
+    """
+    if attention is Attention.FLEX_ATTENTION:
+        torch.compiler.reset()
+    if attention not in PINNED:
+        yield
+        return
+    with sdpa_kernel(PINNED[attention]):
+        yield
+
+
+@contextmanager
+def record_kernels(device: str) -> Iterator[list[str]]:
+    """Profiles the enclosed forward; the list is filled when it ends, with what `kernels_that_ran` finds.
+
+    The first forward of flex_attention compiles: enclose a later one.
+    """
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    kernels: list[str] = []
+    with _quiet_profiler(), profile(activities=activities) as profiled:
+        yield kernels
+    kernels += kernels_that_ran(profiled)
+
+
+def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
+    """Attention operators, and on a GPU the kernels they started, sorted and each once.
+
+    Matrix product and softmax count as eager attention only where nothing else ran. Nothing is reported where nothing
+    was recognised. Compiled code shows no operator on the CPU, only that a compiled region ran.
+    """
+    assert profiled.profiler is not None, "the profile has ended"
+    results: Any = (
+        profiled.profiler.kineto_results
+    )  # the public `events()` builds a tree, which takes some 30 times as long
+    operators: set[str] = set()
+    gpu_kernels: set[str] = set()
+    for event in results.events():
+        (gpu_kernels if event.device_type() is DeviceType.CUDA else operators).add(event.name())
+    found = {name for name in operators if OPERATOR.search(name)}
+    found |= {short for name in gpu_kernels if (short := short_kernel_name(name))}
+    if not found and any(name.startswith(COMPILED) for name in operators):
+        found = {"torch.compile region"}
+    if not found and operators & {"aten::matmul", "aten::bmm"} and operators & {"aten::softmax", "aten::_softmax"}:
+        found = {"eager: matmul + softmax"}
+    return tuple(sorted(found))
+
+
+def short_kernel_name(name: str) -> str | None:
+    """The qualified name inside a demangled GPU kernel that says which attention it is; None where it is no attention.
+
+    `void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, ...>, ...>(...)` -> `flash::flash_fwd_kernel`.
+    """
+    return next((word for word in re.findall(r"[\w:]+", name) if GPU_KERNEL.search(word)), None)
+
+
+@contextmanager
+def refusals_as_unsupported(attention: Attention) -> Iterator[None]:
+    """Turns the error of a kernel that does not take these inputs into one line with torch's reasons.
+
+    Raises:
+        UnsupportedError: the kernel refused. All other errors pass.
+    """
+    with _sdpa_warnings() as said:
+        try:
+            yield
+        except RuntimeError as error:
+            if not REFUSAL.search(str(error)):
+                raise
+            reasons = refusal_reasons(said) or [str(error).splitlines()[0]]
+            raise UnsupportedError(f"{attention.value} refuses these inputs: {'; '.join(reasons)}") from error
+
+
+def refusal_reasons(said: list[str]) -> list[str]:
+    """What torch warned about a refusal, without headings and without the kernels that the pin itself turned off."""
+    lines = dict.fromkeys(text.split(" (Triggered internally")[0].strip() for text in said)
+    return [line for line in lines if not re.search(r"because:$|runtime disabled", line)]
+
+
+@contextmanager
+def _sdpa_warnings() -> Iterator[list[str]]:
+    """Collects the warnings of torch's sdp_utils.cpp, which gives its reasons so; all others are shown as ever."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def collect(message: Warning | str, *where: Any, **more: Any) -> None:
+            if "sdp_utils" in str(message):
+                said.append(str(message))
+            else:
+                show(message, *where, **more)
+
+        warnings.filterwarnings("always", message=r"(?s).*sdp_utils")
+        warnings.showwarning = collect
+        yield said
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Keeps libkineto from writing when it started and stopped to stderr, unless the user chose a level."""
+    if "KINETO_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["KINETO_LOG_LEVEL"] = "99"
+    try:
+        yield
+    finally:
+        del os.environ["KINETO_LOG_LEVEL"]

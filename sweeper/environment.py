@@ -1,0 +1,95 @@
+"""What this machine and its packages are. No host name, no user, no paths: records are made to be shared."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core", "sweeper")
+ATTENTION_PACKAGES = ("flash-attn", "flash-attn-3")
+
+# Cannot change a result: which Python and which Hydra ran it, how the weights' bytes were read, how many GPUs lie idle.
+_IRRELEVANT = frozenset({"python", "accelerate", "safetensors", "hydra_core", "gpu_count"})
+
+
+def default_device() -> Literal["cpu", "cuda"]:
+    """`cuda` where torch sees a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions of the packages, and what `device` is; None for a package that is not installed."""
+    versions = {name.replace("-", "_"): version(name) for name in (*PACKAGES, *ATTENTION_PACKAGES)}
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **versions,
+        "device": device,
+        **(_gpu() if device == "cuda" else _cpu()),
+    }
+
+
+def identity(environment: dict[str, Any]) -> dict[str, Any]:
+    """The part of an environment that can change a result: it is hashed into the id of every cell."""
+    return {key: value for key, value in environment.items() if key not in _IRRELEVANT}
+
+
+def version(distribution: str) -> str | None:
+    """The installed version, without importing the package."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+    from torch.utils import collect_env
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+        "gpu_count": torch.cuda.device_count(),
+        "driver": collect_env.get_nvidia_driver_version(collect_env.run),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cublas": _cublas_version(torch.version.cuda or ""),
+    }
+
+
+def _cublas_version(cuda_version: str) -> str | None:
+    """Of the library that torch has loaded; None where it does not go by its Linux name. torch has no call for it."""
+    try:
+        library = ctypes.CDLL(f"libcublas.so.{cuda_version.split('.')[0]}")
+    except OSError:
+        return None
+    numbers = []
+    for part in range(3):  # cublasGetProperty: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
+        number = ctypes.c_int()
+        library.cublasGetProperty(part, ctypes.byref(number))
+        numbers.append(str(number.value))
+    return ".".join(numbers)
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    return {
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+    }
+
+
+def _cpu_model() -> str:
+    """The model's name on Linux; elsewhere what the platform calls its processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
