@@ -66,10 +66,11 @@ def set_flag(flag: str, value: Any, undo: ExitStack) -> None:
     SETTERS[flag](value, undo)
 
 
-# TF32 has an older API (allow_tf32, float32_matmul_precision) and a newer one (fp32_precision), each with its own state.
-# The newer one is what counts, and reading it never raises. Reading the older one raises while the two are apart, and
-# torch 2.9's compiler does read it on a GPU. Hence: set both; where the calling process has them apart already, only the
-# newer. It reads as the value in force: one inherited from `torch.backends.fp32_precision` is put back as its own.
+# TF32 has an older API (allow_tf32, float32_matmul_precision) and a newer one (fp32_precision), each with a state of
+# its own. The newer one is what counts, and reading it never raises. Reading the older one raises while the two are
+# apart, and torch 2.9's compiler does read it on a GPU. Hence: set both; where the calling process has them apart
+# already, only the newer. It reads as the value in force: one inherited from `torch.backends.fp32_precision` is put
+# back as its own.
 _CUDNN: Any = cudnn
 _MKLDNN: Any = mkldnn
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from importlib import metadata
+
+import pytest
+import torch
+
+from sweeper.environment import default_device, environment, identity, version
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_versions_are_those_that_are_imported() -> None:
+    seen = environment("cpu")
+    assert seen["torch"] == torch.__version__
+    assert seen["hydra_core"] == metadata.version("hydra-core")
+    assert seen["threads"] == torch.get_num_threads()
+    assert seen["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert version("no-such-distribution") is None
+
+
+def test_an_environment_is_plain_data_without_host_user_or_paths() -> None:
+    text = json.dumps(environment("cpu"))
+    values = {str(value) for value in environment("cpu").values()}
+    assert json.loads(text) == environment("cpu")
+    assert socket.gethostname() not in values
+    assert getpass.getuser() not in values
+    assert os.path.expanduser("~") not in text
+    assert os.getcwd() not in text
+
+
+def test_identity_follows_what_can_change_a_result_and_nothing_else() -> None:
+    seen = environment("cpu")
+    for key in ("torch", "transformers", "cpu", "cpu_capability", "threads", "flash_attn", "device"):
+        assert identity({**seen, key: "another"}) != identity(seen), key
+    for key in ("python", "hydra_core", "safetensors", "accelerate"):
+        assert identity({**seen, key: "another"}) == identity(seen), key
+
+
+def test_threads_are_part_of_the_identity_because_they_split_sums() -> None:
+    threads = torch.get_num_threads()
+    before = identity(environment("cpu"))
+    try:
+        torch.set_num_threads(threads + 1)
+        assert identity(environment("cpu")) != before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_default_device_is_cuda_only_where_there_is_a_gpu() -> None:
+    assert default_device() == ("cuda" if torch.cuda.device_count() else "cpu")
+
+
+@needs_gpu
+def test_a_gpu_is_described() -> None:
+    seen = environment("cuda")
+    assert seen["gpu"] == torch.cuda.get_device_name()
+    assert seen["cuda"] == torch.version.cuda
+    assert seen["driver"]
+    assert seen["cublas"].split(".")[0] == torch.version.cuda.split(".")[0]
