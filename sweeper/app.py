@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeper.environment import default_device, environment
+from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, Status
 from sweeper.sinks.terminal import TerminalSink
@@ -21,8 +21,7 @@ INTERRUPTED = 130
 
 def run(request: SweepRequest) -> int:
     """Runs a sweep to its end. Exit code 0, 1 if a cell failed, 130 on Ctrl-C (finished cells are kept)."""
-    device = request.cells[0].device if request.cells else default_device()
-    plan = make_plan(request, environment(device))
+    plan = make_plan(request, environment(request.device))
     wandb_sink = make_wandb_sink(request.settings.wandb)
     terminal = TerminalSink()
     store = Store(plan.folder)

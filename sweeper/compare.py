@@ -1,4 +1,4 @@
-"""Run first, compare as it goes: the reference's outputs are recorded, the candidate's are compared the moment they exist.
+"""The reference's outputs are recorded; the candidate's are compared with them the moment they exist.
 
 Nothing here knows a model, a file or a config: only named tensors in token order (text by text, position by position).
 """
@@ -40,7 +40,7 @@ class BatchOutputs:
 
 
 class Recorder:
-    """Keeps the outputs of a reference, batch by batch. Copies what is a view, so that nothing is changed in place later."""
+    """Keeps the outputs of a reference, batch by batch; copies, so that nothing is changed in place later."""
 
     def __init__(self) -> None:
         self.batches: list[BatchOutputs] = []
@@ -75,7 +75,7 @@ class Figures:
 
 
 class Comparer:
-    """Compares a candidate with a recorded reference while the candidate runs; no device synchronisation until `finish`.
+    """Compares a candidate with a recorded reference while it runs; no device synchronisation until `finish`.
 
     Args:
         reference: outputs of every batch.
@@ -231,7 +231,7 @@ _LAYER = re.compile(r"^(?:.*?\.)?(\d+)(?:\.(.+))?$")
 
 
 def layer_and_kind(name: str) -> tuple[int | None, str]:
-    """`model.layers.3.self_attn.q_proj` -> (3, "self_attn.q_proj"); `model.layers.3` -> (3, "layer"); else (None, name)."""
+    """`model.layers.3.mlp.up_proj` -> (3, "mlp.up_proj"); `model.layers.3` -> (3, "layer"); else (None, name)."""
     path, mark, suffix = name.partition("#") if "#" in name else name.partition("[")
     match = _LAYER.match(path)
     if match is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -132,7 +132,7 @@ class FolderCheckpoint(_CheckpointBase):
 
 
 class SeededCheckpoint(_CheckpointBase):
-    """Random weights from a seed: no download. Written once to the cache as safetensors, so every load strategy is real.
+    """Random weights from a seed. Written once to the cache as safetensors, so that every load strategy is real.
 
     Attributes:
         architecture: transformers' `model_type`.
@@ -166,7 +166,7 @@ class Numerics(_Frozen):
     Attributes:
         name: label in tables.
         matmul_tf32, cudnn_tf32: TF32 for float32 matrix products, and for cuDNN.
-        bf16_reduction, fp16_reduction: reduced-precision reduction in matrix products; `off_no_splitk` forbids split-K too.
+        bf16_reduction, fp16_reduction: reduced-precision reduction in products; `off_no_splitk` forbids split-K too.
         fp16_accumulation: accumulate float16 products in float16.
         blas: the library that runs matrix products.
         deterministic: torch.use_deterministic_algorithms.
@@ -208,9 +208,9 @@ class Inputs(_Frozen):
         given = [key for key in ("texts", "file", "token_ids") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of texts, file, token_ids; given: {', '.join(given) or 'none'}")
-        if self.texts is not None and not all(self.texts) or self.texts == ():
+        if self.texts == () or not all(self.texts or ()):
             raise ValueError("texts must hold at least one text, and none may be empty")
-        if self.token_ids is not None and not all(self.token_ids) or self.token_ids == ():
+        if self.token_ids == () or not all(self.token_ids or ()):
             raise ValueError("token_ids must hold at least one text, and none may be empty")
         return self
 
@@ -251,16 +251,16 @@ class Settings(_Frozen):
 
     Attributes:
         output_dir: where `<grid>/<sweep>/` is made.
-        sweep: name of the sweep's folder; None derives it from the plan, so that the same command finds its folder again.
+        sweep: name of the folder; None derives it from the plan, so that the same command finds its folder again.
         dry_run: print the plan and stop.
-        latency_repeats: bare forwards that are timed a cell, for the median.
+        latency_repeats: bare forwards that are timed a cell, for the median; None is 5 on a GPU and 1 on a CPU.
         wandb: see `WandbSettings`.
     """
 
     output_dir: str = "outputs"
     sweep: str | None = None
     dry_run: bool = False
-    latency_repeats: int = Field(default=3, ge=1)
+    latency_repeats: int | None = Field(default=None, ge=1)
     wandb: WandbSettings = WandbSettings()
 
 
@@ -279,9 +279,10 @@ def parse(kind: Any, data: Any, where: str = "") -> Any:
     Raises:
         ConfigError: one line with the place, what was given and what is allowed.
     """
-    adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
     try:
-        return adapter.validate_python(data)
+        return _ADAPTERS[kind].validate_python(data)
     except ValidationError as error:
         raise ConfigError(_one_line(error, kind, where)) from None
 
@@ -292,13 +293,21 @@ def _one_line(error: ValidationError, kind: Any, where: str) -> str:
     path = ".".join(str(part) for part in (where, *first["loc"]) if part != "" and part not in tags)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{path}: no such setting{_did_you_mean(str(first['loc'][-1]), kind)}"
+        return f"{path}: no such setting{_did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
     given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
     return f"{path}: {message}{given}"
 
 
-def _did_you_mean(word: str, kind: Any) -> str:
-    known = list(getattr(kind, "model_fields", ()))
+def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The settings that `kind` has; of the union of checkpoints, those of the source that was chosen."""
+    models = get_args(get_args(kind)[0]) if get_origin(kind) is Annotated else (kind,)
+    chosen = [model for model in models if getattr(model, "model_fields", {}).get("source") is not None]
+    if chosen:
+        models = tuple(m for m in chosen if location[0] in get_args(m.model_fields["source"].annotation))
+    return [key for model in models for key in getattr(model, "model_fields", ())]
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}?" if close else "."
     return f"{hint} Allowed: {', '.join(known)}" if known else hint

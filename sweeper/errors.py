@@ -11,7 +11,7 @@ class SweeperError(Exception):
 
 
 class ConfigError(SweeperError, ValueError):
-    """The user asked for something that does not exist or cannot be combined. Exit code 2, before any model is loaded."""
+    """Something was asked for that does not exist or cannot be combined. Exit code 2, before any model is loaded."""
 
 
 class UnsupportedError(SweeperError, RuntimeError):

@@ -22,6 +22,7 @@ from sweeper import config
 from sweeper.config import AXES, Cell, Settings, parse
 from sweeper.errors import ConfigError
 from sweeper.groups import GROUPS, Groups, plain_data, without_hydra
+from sweeper.inputs import validate_inputs
 
 DEFAULT_REFERENCE: dict[str, Any] = {"dtype": "float32", "load_strategy": "dtype_at_load", "attention": "eager"}
 """Stands for `reference: null`. Not written out in conf/config.yaml: Hydra would merge a grid's `reference` into it."""
@@ -90,6 +91,8 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     groups = Groups(loader, master, overrides)
     values = {axis: _axis_values(axis, assignments, composed, groups) for axis in AXES}
     cells, excluded = _product(values, rules)
+    for inputs in {cell.inputs for cell in cells}:
+        validate_inputs(inputs)  # a file that is not there costs no model load
     return SweepRequest(
         grid=str(master.hydra.runtime.choices.get("grid") or "single"),
         settings=parse(Settings, {key: composed[key] for key in SETTINGS if key in composed}),

@@ -1,4 +1,4 @@
-"""From a folder of safetensors to a model: one function a load strategy, and a pool so that no weight is loaded twice."""
+"""From a folder of safetensors to a model: a function a load strategy, a pool so that no weight is loaded twice."""
 
 from __future__ import annotations
 

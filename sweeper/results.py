@@ -37,7 +37,7 @@ class PairMeasures(_Record):
         equal_fraction: share of `numel` that is the same number (+0 equals -0; NaN equals NaN, Inf the same Inf).
         max_abs, mean_abs: of candidate minus reference.
         rms: root mean square of the difference.
-        rel_l2: 2-norm of the difference over 2-norm of the reference; 0 when both are 0, inf when only the reference is.
+        rel_l2: 2-norm of the difference over that of the reference; 0 when both are 0, inf when only the reference is.
         sqnr_db: 10 log10(sum reference^2 / sum difference^2), in dB; inf when the difference is 0.
         cosine: between the two flattened tensors; 1 when both are 0, 0 when one is.
         min_token_cosine: the least cosine of one token's features; NaN where no token has a finite element.
@@ -47,7 +47,7 @@ class PairMeasures(_Record):
         rtol, atol: the tolerances used, torch.testing's defaults for the coarser dtype.
         reference_nan, candidate_nan, reference_inf, candidate_inf: counts.
         nonfinite_mismatch: elements where at least one side is not finite and the two are not the same.
-        worst_token, worst_feature: where `max_abs` is (row in token order, column); None when there is no finite element.
+        worst_token, worst_feature: where `max_abs` is (row in token order, column); None without a finite element.
         worst_reference, worst_candidate: the two values there.
     """
 
@@ -123,7 +123,7 @@ class LanguageFigures(_Record):
 
 
 class TextFigures(_Record):
-    """One text: its output, and its pooled, L2-normalised embedding. A leak shows as one text far worse than the first.
+    """One text: its output, and its pooled, L2-normalised embedding. A leak: one text is far worse than the first.
 
     Attributes:
         text: index in the inputs.
@@ -202,8 +202,7 @@ class CellRecord(_Record):
         attention_kernels: operators or kernels that ran in the attention, as the profiler saw them.
         numerics_without_effect: flag -> why it means nothing here.
         unaligned: module outputs that could not be mapped to tokens, and why.
-        first_divergence: the first module in order of execution whose output is not the same in every element; None when
-            all are.
+        first_divergence: the first module in order of execution whose output differs in any element; None if none.
         output_kind, output, language, texts, state, cost: the figures; None where the cell did not get that far.
     """
 

@@ -22,7 +22,7 @@ class StateEntry:
 
 
 def state_of(model: nn.Module) -> dict[str, StateEntry]:
-    """Every parameter and buffer by qualified name; tied ones once a name. Tensors are shared with the model, not copied."""
+    """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied."""
     entries = {
         name: StateEntry("parameter", parameter.detach())
         for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -66,7 +66,8 @@ def _check_names(reference: Mapping[str, StateEntry], candidate: Mapping[str, St
 def _difference(name: str, reference: StateEntry, candidate: StateEntry) -> StateDifference:
     left, right = reference.tensor, candidate.tensor
     if left.shape != right.shape:
-        raise AlignmentError(f"{name}: shape {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate")
+        shapes = f"{tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
+        raise AlignmentError(f"{name}: shape {shapes}")
     max_abs = _max_abs(left, right.to(left.device))
     return StateDifference(
         name=name,

@@ -94,7 +94,12 @@ def modules_schema() -> pyarrow.Schema:
     """The columns of `modules.parquet`, derived from the records, so that the two cannot drift apart."""
     import pyarrow
 
-    arrow = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string(), bool: pyarrow.bool_()}
+    arrow: dict[Any, pyarrow.DataType] = {
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        str: pyarrow.string(),
+        bool: pyarrow.bool_(),
+    }
     fields = {**ModuleRecord.model_fields, **PairMeasures.model_fields}
     columns = []
     for name, field in fields.items():

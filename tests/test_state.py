@@ -62,7 +62,7 @@ def test_nan_is_a_difference() -> None:
 
 
 def test_names_and_shapes_of_both_sides_must_agree() -> None:
-    with pytest.raises(AlignmentError, match="only in the reference: .*kept.*only in the candidate: \\[\\]"):
+    with pytest.raises(AlignmentError, match=r"only in the reference: .*kept.*only in the candidate: \[\]"):
         compare_state(state_of(Rotary()), state_of(nn.Module()))
     with pytest.raises(AlignmentError, match="weight: shape"):
         compare_state(state_of(nn.Linear(2, 3)), state_of(nn.Linear(3, 2)))
