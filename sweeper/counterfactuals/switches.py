@@ -1,0 +1,161 @@
+"""Switches put back: training mode, the attention backend, the dtype, conditions; each kind of module upcast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from sweeper.counterfactuals.base import Counterfactual, Pair
+from sweeper.replay import Lift, Precision, attention, attention_implementation, doubled
+from sweeper.state import state_of
+
+
+def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """`.eval()`, where the candidate is in training mode and the reference is not."""
+    modes = {name: module.training for name, module in pair.reference.model.named_modules()}
+    modules = [
+        module for name, module in pair.candidate.model.named_modules() if module.training and not modes.get(name)
+    ]
+    if not modules:
+        return []
+    name = f"training mode: {len(modules)} modules of the candidate were left in it (dropout, running statistics)"
+    return [Counterfactual(name, "call candidate.eval()", "training", _evaluating(modules))]
+
+
+def _evaluating(modules: list[nn.Module]) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        try:
+            for module in modules:
+                module.training = False
+            yield pair
+        finally:
+            for module in modules:
+                module.training = True
+
+    return apply
+
+
+def attention_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """The reference's attention backend for the candidate, where they differ."""
+    left, right = (attention_implementation(side.model) for side in pair)
+    if left is None or right is None or left == right:
+        return []
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        with attention(pair.candidate.model, left):
+            yield pair
+
+    return [
+        Counterfactual(f"attention backend: {left} -> {right}", f"attn_implementation={left!r}", "attention", apply)
+    ]
+
+
+def conditions_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """The conditions (flags, autocast, a kernel) of the reference for the candidate, where their labels differ."""
+    left, right = pair.reference.label or "none", pair.candidate.label or "none"
+    if left == right:
+        return []
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        yield Pair(pair.reference, replace(pair.candidate, conditions=pair.reference.conditions))
+
+    return [Counterfactual(f"conditions: {left} -> {right}", f"run under the reference's: {left}", "conditions", apply)]
+
+
+def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """The reference's dtype, with its values, for all state that a file holds."""
+    left, right = (state_of(side.model) for side in pair)
+    names = [
+        name
+        for name in left
+        if name in right
+        and left[name].kind != "non_persistent_buffer"
+        and left[name].tensor.dtype != right[name].tensor.dtype
+    ]
+    if not names:
+        return []
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        tensors = {id(entry): entry for entry in (_own(pair.candidate.model, name) for name in names)}
+        saved = [(tensor, tensor.data) for tensor in tensors.values()]
+        try:
+            for name in names:
+                tensor = _own(pair.candidate.model, name)
+                tensor.data = left[name].tensor.to(tensor.device)
+            yield pair
+        finally:
+            for tensor, data in saved:
+                tensor.data = data
+
+    before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
+    return [Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)]
+
+
+def _own(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), leaf)
+    return tensor
+
+
+def upcast_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """Each kind of leaf module in float64 on both sides: how much of the rounding is made there."""
+    kinds: dict[str, None] = {}
+    for module in pair.candidate.model.modules():
+        if next(module.children(), None) is None and next(module.parameters(), None) is not None:
+            kinds[type(module).__name__] = None
+    return [
+        Counterfactual(f"rounding inside {kind}", f"compute {kind} in a higher precision", "upcast", _upcast(kind))
+        for kind in kinds
+    ]
+
+
+def _upcast(kind: str) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        with contextlib.ExitStack() as stack:
+            for model in {id(side.model): side.model for side in pair}.values():
+                for module in model.modules():
+                    if type(module).__name__ == kind:
+                        stack.enter_context(_in_float64(module))
+            yield pair
+
+    return apply
+
+
+@contextlib.contextmanager
+def _in_float64(module: nn.Module) -> Iterator[None]:
+    """The module computes in float64; its result has the dtype that it had."""
+    own, before = module.forward, vars(module).get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        dtype = next(
+            (leaf.dtype for leaf in [*args, *kwargs.values()] if isinstance(leaf, Tensor) and leaf.is_floating_point()),
+            next((parameter.dtype for parameter in module.parameters()), torch.get_default_dtype()),
+        )
+        with doubled(module), Lift(Precision()):
+            output = own(*args, **kwargs)
+
+        def rounded(leaf: Any) -> Any:
+            return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return tree_map(rounded, output)
+
+    try:
+        vars(module)["forward"] = forward
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before

@@ -1,0 +1,379 @@
+"""Where two runs part: every module's output and every leaf module's input, in the order of execution.
+
+A difference is *introduced* where a module gives something else on the very input that the reference's module had, and
+*inherited* where that input explains it. Where all modules before a leaf agree and its input does not, the difference
+was introduced between modules: rotary embedding, mask, attention kernel or a residual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.capture import tensors_of
+from sweeper.compare import layer_and_kind
+from sweeper.metrics.pair import measure
+from sweeper.results import PairMeasures
+from sweeper.side import Call, Outputs, Side, rows, run
+
+Origin = Literal["introduced", "inherited"]
+
+
+class Event(NamedTuple):
+    """One tensor of one module over the real tokens of one call.
+
+    Attributes:
+        name: as in `sweeper.capture.ModuleOutput`.
+        output_NF: the output. input_NF: the first floating-point input of a leaf module, else None.
+        own_NF: see `Rerun`; None where it was not asked for or cannot be had.
+    """
+
+    name: str
+    module: nn.Module
+    output_NF: Tensor
+    input_NF: Tensor | None
+    own_NF: Tensor | None
+
+
+@dataclass
+class Recorded:
+    """Rows of all calls so far."""
+
+    module_type: str
+    outputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def output(self) -> Tensor:
+        return torch.cat(self.outputs)
+
+    def input(self) -> Tensor | None:
+        return torch.cat(self.inputs) if self.inputs else None
+
+
+@dataclass
+class Recording:
+    """A run: every module's tensors in order of execution, and the model's outputs."""
+
+    modules: dict[str, Recorded]
+    outputs: Outputs
+
+
+# Gives the reference's input rows of a leaf module for the call that is running, or None.
+Rerun = Callable[[str, Call, int], Tensor | None]
+
+
+class _Listener:
+    def __init__(self, take: Callable[[Event], None], rerun: Callable[[str], Tensor | None]) -> None:
+        self._take = take
+        self._rerun = rerun
+        self._calls: Counter[str] = Counter()
+        self._call: Call | None = None
+        self._rerunning = False
+
+    def begin(self, call: Call) -> None:
+        self._call = call
+        self._calls.clear()
+
+    def hook(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._rerunning or self._call is None:
+            return
+        count = self._calls[name]
+        self._calls[name] += 1
+        called = f"{name}#{count}" if count else name
+        leaf = next(module.children(), None) is None
+        given = _first_floating(args, kwargs) if leaf else None
+        input_NF = rows(given, self._call.forward) if given is not None else None
+        own = self._own(called, module, args, kwargs, given) if input_NF is not None else None
+        for index, tensor in enumerate(tensors_of(output)):
+            output_NF = rows(tensor, self._call.forward)
+            if output_NF is not None:
+                own_NF = rows(own[index], self._call.forward) if own and index < len(own) else None
+                self._take(Event(f"{called}[{index}]" if index else called, module, output_NF, input_NF, own_NF))
+
+    def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor | None) -> list[Tensor] | None:
+        """The module's output on the reference's input, in the layout of its own."""
+        reference_NF = self._rerun(name)
+        if reference_NF is None or given is None or self._call is None:
+            return None
+        placed = _placed(reference_NF, given, self._call)
+        if placed is None:
+            return None
+
+        def swap(value: Any) -> Any:
+            return placed if value is given else value
+
+        self._rerunning = True
+        try:
+            return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
+        finally:
+            self._rerunning = False
+
+
+def _first_floating(args: Any, kwargs: Any) -> Tensor | None:
+    values = [*args, *kwargs.values()]
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def _placed(reference_NF: Tensor, given: Tensor, call: Call) -> Tensor | None:
+    """`given` with its real tokens replaced by the reference's; its pads stay."""
+    B, T = call.forward.inputs["input_ids"].shape
+    if given.shape[:2] == (B, T):
+        placed = given.flatten(0, 1).clone()
+    elif given.shape[0] == B * T:
+        placed = given.clone()
+    else:
+        return None
+    if len(reference_NF) != len(call.forward.flat_N):
+        return None
+    real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
+    return placed.index_copy(0, call.forward.flat_N, real).reshape(given.shape)
+
+
+@contextlib.contextmanager
+def _listening(model: nn.Module, listener: _Listener) -> Iterator[None]:
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(_hook(listener, name), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(listener: _Listener, name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        listener.hook(name, module, args, kwargs, output)
+
+    return hook
+
+
+def record(side: Side) -> Recording:
+    """Runs a side and keeps everything, copied."""
+    recording = Recording({}, {})
+
+    def take(event: Event) -> None:
+        recorded = recording.modules.setdefault(event.name, Recorded(type(event.module).__name__))
+        recorded.outputs.append(event.output_NF.clone())
+        if event.input_NF is not None and "[" not in event.name:
+            recorded.inputs.append(event.input_NF.clone())
+
+    listener = _Listener(take, lambda _: None)
+    with _listening(side.model, listener):
+        recording.outputs = run(side, listener.begin)
+    return recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleDifference:
+    """One module's output (and a leaf module's input), compared.
+
+    Attributes:
+        order: place in the candidate's order of execution.
+        name, module_type, layer, kind: as in `sweeper.results.ModuleRecord`.
+        output, input: the figures; `input` is None for what is no leaf module.
+        own: rel_l2 of the candidate's module on the reference's input; None where it cannot be had.
+    """
+
+    order: int
+    name: str
+    module_type: str
+    layer: int | None
+    kind: str
+    output: PairMeasures
+    input: PairMeasures | None
+    own: float | None
+
+    @property
+    def origin(self) -> Origin | None:
+        """None: equal, or not known (a composite module, or one without a floating-point input)."""
+        if same(self.output) or self.own is None or self.input is None:
+            return None
+        return "introduced" if same(self.input) or self.own > self.output.rel_l2 / 2 else "inherited"
+
+
+def same(measures: PairMeasures) -> bool:
+    return measures.equal_fraction == 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A candidate's run against a recorded reference.
+
+    Attributes:
+        modules: those that both sides ran, in order of the candidate's execution.
+        unaligned: names that only one side ran, or whose rows do not match, with the reason.
+        outputs: the candidate's outputs.
+    """
+
+    modules: tuple[ModuleDifference, ...]
+    unaligned: dict[str, str]
+    outputs: Outputs
+
+
+def trace(reference: Recording, candidate: Side, *, own: bool = True) -> Trace:
+    """Runs the candidate and compares each module with the recorded reference's.
+
+    Args:
+        own: also run each leaf module on the reference's input.
+    """
+    done: Counter[str] = Counter()
+    seen: dict[str, Recorded] = {}
+    owns: dict[str, list[Tensor]] = {}
+    current: list[Call] = []
+
+    def rerun(name: str) -> Tensor | None:
+        recorded = reference.modules.get(name)
+        given = recorded.input() if recorded and own else None
+        start = done[name]
+        return given[start : start + len(current[-1].forward.flat_N)] if given is not None else None
+
+    def take(event: Event) -> None:
+        recorded = seen.setdefault(event.name, Recorded(type(event.module).__name__))
+        recorded.outputs.append(event.output_NF.clone())
+        if event.input_NF is not None and "[" not in event.name:
+            recorded.inputs.append(event.input_NF.clone())
+        if event.own_NF is not None:
+            owns.setdefault(event.name, []).append(event.own_NF.clone())
+        done[event.name] += len(event.output_NF)
+
+    listener = _Listener(take, rerun)
+
+    def begin(call: Call) -> None:
+        current.append(call)
+        listener.begin(call)
+
+    with _listening(candidate.model, listener):
+        outputs = run(candidate, begin)
+    return _compared(reference, seen, owns, outputs)
+
+
+def _compared(
+    reference: Recording, candidate: dict[str, Recorded], owns: dict[str, list[Tensor]], outputs: Outputs
+) -> Trace:
+    unaligned = {name: "only the reference ran it" for name in reference.modules if name not in candidate}
+    modules: list[ModuleDifference] = []
+    for name, recorded in candidate.items():
+        base = reference.modules.get(name)
+        if base is None:
+            unaligned[name] = "only the candidate ran it"
+            continue
+        left, right = base.output(), recorded.output()
+        if left.shape != right.shape:
+            unaligned[name] = (
+                f"rows and features: {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
+            )
+            continue
+        layer, kind = layer_and_kind(name)
+        modules.append(
+            ModuleDifference(
+                order=len(modules),
+                name=name,
+                module_type=recorded.module_type,
+                layer=layer,
+                kind=kind,
+                output=measure(left, right),
+                input=_measured(base.input(), recorded.input()),
+                own=_own(left, owns.get(name)),
+            )
+        )
+    return Trace(tuple(modules), unaligned, outputs)
+
+
+def _measured(left: Tensor | None, right: Tensor | None) -> PairMeasures | None:
+    return measure(left, right) if left is not None and right is not None and left.shape == right.shape else None
+
+
+def _own(reference_NF: Tensor, pieces: list[Tensor] | None) -> float | None:
+    own_NF = torch.cat(pieces) if pieces else None
+    return rel_l2(reference_NF, own_NF) if own_NF is not None and own_NF.shape == reference_NF.shape else None
+
+
+def rel_l2(reference: Tensor, candidate: Tensor) -> float:
+    """2-norm of the difference over 2-norm of the reference, in float64; NaN where one side is not finite."""
+    difference = (candidate.double() - reference.double()).norm()
+    return float(difference / reference.double().norm()) if difference != 0 else 0.0
+
+
+def outputs_rel_l2(reference: Outputs, candidate: Outputs) -> float:
+    """The largest `rel_l2` over the outputs that both sides gave.
+
+    Raises:
+        KeyError: none is shared.
+    """
+    shared = [name for name in reference if name in candidate]
+    if not shared:
+        raise KeyError(
+            f"outputs {list(reference)} in the reference, {list(candidate)} in the candidate: none is shared"
+        )
+    values = torch.tensor([rel_l2(reference[name], candidate[name]) for name in shared])
+    return float(values.amax())  # NaN wins
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstDivergence:
+    """The first place, in order of execution, that is not the same.
+
+    Attributes:
+        module: qualified name. layer: its layer, or None.
+        place: `output`, or `input`: every module before agrees, and what this one is given does not.
+        origin: introduced here, or inherited.
+        measures: of that output or input.
+        text, position: the token with the largest difference.
+    """
+
+    module: str
+    layer: int | None
+    place: Literal["output", "input"]
+    origin: Origin
+    measures: PairMeasures
+    text: int | None
+    position: int | None
+
+    def __str__(self) -> str:
+        where = self.module if self.place == "output" else f"the input of {self.module} (all modules before it agree)"
+        token = f", most at text {self.text} token {self.position}" if self.text is not None else ""
+        return f"{self.origin} at {where}{token}: rel_l2 {self.measures.rel_l2:.2g}"
+
+
+def first_divergence(
+    modules: tuple[ModuleDifference, ...], lengths: list[int], bound: float = 0.0
+) -> FirstDivergence | None:
+    """The first module that differs by more than `bound` (rel_l2; 0: in any bit); None where none does."""
+
+    def differs(measures: PairMeasures | None) -> bool:
+        return measures is not None and not same(measures) and not measures.rel_l2 <= bound
+
+    for module in modules:
+        between = module.input is not None and differs(module.input)
+        if not between and not differs(module.output):
+            continue
+        measures = module.input if between and module.input is not None else module.output
+        text, position = _locate(measures.worst_token, lengths)
+        return FirstDivergence(
+            module=module.name,
+            layer=module.layer,
+            place="input" if between else "output",
+            origin="introduced" if between else module.origin or "introduced",
+            measures=measures,
+            text=text,
+            position=position,
+        )
+    return None
+
+
+def _locate(token: int | None, lengths: list[int]) -> tuple[int | None, int | None]:
+    if token is None or token >= sum(lengths):
+        return None, None
+    for text, length in enumerate(lengths):
+        if token < length:
+            return text, token
+        token -= length
+    return None, None

@@ -1,0 +1,286 @@
+"""Compares any two modules that take keyword tensors: runs, floors, replays, then a verdict."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sweeper.counterfactuals.state import put_back
+from sweeper.divergence import (
+    FirstDivergence,
+    Recording,
+    Trace,
+    first_divergence,
+    outputs_rel_l2,
+    record,
+    rel_l2,
+    same,
+    trace,
+)
+from sweeper.metrics.pair import measure
+from sweeper.noise import Floor, measure_floor, output_floor
+from sweeper.provenance import Change, Provenance, provenance
+from sweeper.replay import Precision, attention, attention_implementation, replayed
+from sweeper.selections import flipped, run_with_selections
+from sweeper.side import Inputs, Outputs, Side, run, sides, text_lengths
+from sweeper.verdict import FLOOR_MULTIPLE, Kind, Measured, Replayed, Verdict, judge
+
+if TYPE_CHECKING:
+    import pandas
+
+    from sweeper.explain import Explanation
+
+
+def compare_models(
+    reference: nn.Module, candidate: nn.Module, inputs: Inputs, candidate_inputs: Inputs | None = None
+) -> Comparison:
+    """Says how far two models' outputs are apart, since which module, and what the difference means.
+
+    Both models are left as they were found, bit for bit; they are run some twenty times on these inputs.
+
+    Args:
+        reference, candidate: modules that take keyword tensors; transformers models or not.
+        inputs: keyword arguments, or a sequence of them (several calls, texts in the same order on both sides).
+        candidate_inputs: where the candidate is called differently (packed, padded otherwise); None: the same.
+
+    Raises:
+        AlignmentError: the two sides do not read the same real tokens, or give no common output.
+    """
+    return compare_sides(*sides(reference, candidate, inputs, candidate_inputs))
+
+
+@dataclass
+class Comparison:
+    """What came out. `str()` or a notebook's display gives the summary.
+
+    Attributes:
+        reference, candidate: the two sides, for further runs.
+        verdict: kind, reason, evidence.
+        first_divergence: the first module that differs (by more than rounding, unless the verdict is rounding).
+        native, replay_trace: module by module, as they ran and in the replay (None where it failed or was not needed).
+        provenance: what differs in parameters and buffers.
+        measured: the figures behind the verdict.
+        floor: the noise floor of the noisier side.
+    """
+
+    reference: Side
+    candidate: Side
+    verdict: Verdict
+    first_divergence: FirstDivergence | None
+    native: Trace
+    replay_trace: Trace | None
+    provenance: Provenance
+    measured: Measured
+    floor: Floor
+
+    @functools.cached_property
+    def modules(self) -> pandas.DataFrame:
+        """One row a module in order of execution: the measures, own and inherited share, floor and replay."""
+        import pandas
+
+        replays = (
+            {module.name: module.output.rel_l2 for module in self.replay_trace.modules} if self.replay_trace else {}
+        )
+        rows = [
+            {
+                "order": module.order,
+                "name": module.name,
+                "module_type": module.module_type,
+                "layer": module.layer,
+                "kind": module.kind,
+                "origin": module.origin,
+                "own_rel_l2": module.own,
+                "floor_rel_l2": self.floor.module(module.name),
+                "replay_rel_l2": replays.get(module.name, math.nan),
+                **module.output.model_dump(),
+            }
+            for module in self.native.modules
+        ]
+        return pandas.DataFrame(rows)
+
+    def explain(self) -> Explanation:
+        """Looks for the cause: puts one thing back at a time, and runs again."""
+        return self._explanation
+
+    @functools.cached_property
+    def _explanation(self) -> Explanation:
+        from sweeper.explain import explain
+
+        return explain(self)
+
+    def __repr__(self) -> str:
+        lines = [f"{str(self.verdict.kind).upper()}: {self.verdict.reason}"]
+        if self.first_divergence is not None:
+            lines.append(f"  first divergence: {self.first_divergence}")
+        if self.verdict.decides:
+            lines.append(f"  would decide: {self.verdict.decides}")
+        lines += [f"  {evidence}" for evidence in self.verdict.evidence]
+        if self.native.unaligned:
+            names = list(self.native.unaligned)
+            lines.append(f"  not aligned: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+        if "_explanation" in self.__dict__:
+            lines.append(f"  cause: {self._explanation.cause}")
+        elif self.verdict.kind is not Kind.IDENTICAL:
+            lines.append("  .explain().cause says why")
+        return "\n".join(lines)
+
+
+def compare_sides(reference: Side, candidate: Side) -> Comparison:
+    """`compare_models` for sides that are already laid out, each with its own conditions."""
+    base = record(reference)
+    native = trace(base, candidate)
+    found = provenance(reference.model, candidate.model)
+    lengths = text_lengths(reference, candidate)
+    if _identical(base, native):
+        measured = Measured(identical=True, native=0.0)
+        return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
+    floor = _noisier_floor(reference, candidate, base)
+    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
+    base_chosen = run_with_selections(reference)[1]
+    again, chosen = run_with_selections(candidate)
+    figures: dict[str, Any] = {
+        "identical": False,
+        "native": native_rel_l2,
+        "nonfinite": _nonfinite(base.outputs, native.outputs),
+        "floor": floor.level,
+        "floor_spread": floor.spread,
+        "floor_samples": len(floor.nudged),
+        "rebatched": floor.rebatched,
+        "steepest": _steepest(native, floor),
+        "repeatable": _same_bits(native.outputs, again),
+        "training": _left_training(reference.model, candidate.model),
+        "asked": f"{_short(found.reference_dtype)} -> {_short(found.candidate_dtype)}" if found.asked else None,
+        "rounded": tuple(sorted(found.rounded)),
+        "other": (*sorted(found.other), *found.missing),
+        "flips": flipped(base_chosen, chosen),
+    }
+    replay_trace = None
+    try:
+        figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
+        if native_rel_l2 > FLOOR_MULTIPLE * floor.level:
+            figures["kernel"] = _kernel(candidate, native.outputs, truth)
+    except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
+        figures["replay_error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    measured = Measured(**figures)
+    verdict = judge(measured)
+    first = _first(verdict, native, replay_trace, measured, lengths)
+    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+
+
+def _identical(base: Recording, native: Trace) -> bool:
+    modules = all(same(module.output) for module in native.modules)
+    outputs = all(name in native.outputs for name in base.outputs) and outputs_rel_l2(base.outputs, native.outputs) == 0
+    return modules and outputs
+
+
+def _noisier_floor(reference: Side, candidate: Side, base: Recording) -> Floor:
+    """Of the two sides' floors the higher one; one measurement where model and calls are the same kind of run."""
+    floors = [measure_floor(reference, base)]
+    if _main_dtype(reference.model) != _main_dtype(candidate.model) or reference.calls is not candidate.calls:
+        floors.append(measure_floor(candidate))
+    return max(floors, key=lambda floor: floor.level if not math.isnan(floor.level) else -1.0)
+
+
+def _main_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in model.parameters()), None)
+
+
+def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
+    return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in reference if name in candidate)
+
+
+def _same_bits(first: Outputs, second: Outputs) -> bool:
+    return all(measure(first[name], second[name]).equal_fraction == 1 for name in first)
+
+
+def _steepest(native: Trace, floor: Floor) -> tuple[str, float] | None:
+    ratios = [
+        (module.name, module.output.rel_l2 / floor.module(module.name))
+        for module in native.modules
+        if floor.module(module.name) > 0 and not math.isnan(module.output.rel_l2)
+    ]
+    return max(ratios, key=lambda pair: pair[1], default=None)
+
+
+def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
+    modes = {name: module.training for name, module in reference.named_modules()}
+    return sum(module.training and not modes.get(name, False) for name, module in candidate.named_modules())
+
+
+def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[int]) -> tuple[Replayed, Trace, Outputs]:
+    """Both sides in float64; also the candidate with what was asked for, and what was not, put back."""
+    with replayed(reference) as (side, left):
+        base = record(side)
+        noise = output_floor(side, base.outputs)
+    as_loaded = replay_candidate(base, candidate, [])[0] if found.asked else None
+    asked, asked_trace, precision = replay_candidate(base, candidate, list(found.asked.values()))
+    policy = None
+    if found.rounded:
+        policy, _, _ = replay_candidate(base, candidate, [*found.asked.values(), *found.rounded.values()])
+    precision = _worse(left, precision)
+    texts, first_position, later = _signatures(base.outputs, asked_trace.outputs, lengths)
+    replay = Replayed(
+        precision=str(precision),
+        full=not precision.lower,
+        as_loaded=asked if as_loaded is None else as_loaded,
+        asked=asked,
+        policy=policy,
+        noise=noise,
+        texts=texts,
+        first_position=first_position,
+        later_positions=later,
+    )
+    return replay, asked_trace, base.outputs
+
+
+def replay_candidate(base: Recording, candidate: Side, changes: list[Change]) -> tuple[float, Trace, Precision]:
+    """rel_l2 of the candidate's replay, with state put back, against the reference's replay."""
+    with put_back(candidate.model, changes), replayed(candidate) as (side, precision):
+        traced = trace(base, side, own=False)
+    return outputs_rel_l2(base.outputs, traced.outputs), traced, precision
+
+
+def _worse(left: Precision, right: Precision) -> Precision:
+    return left if left.lower else right
+
+
+def _signatures(reference: Outputs, candidate: Outputs, lengths: list[int]) -> tuple[tuple[float, ...], float, float]:
+    """rel_l2 of the first shared output text by text, and at position 0 and behind it."""
+    name = next(name for name in reference if name in candidate)
+    left, right = reference[name], candidate[name]
+    if len(left) != sum(lengths):
+        return (), math.nan, math.nan
+    texts = tuple(rel_l2(*pair) for pair in zip(left.split(lengths), right.split(lengths), strict=True))
+    position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
+    first_N = position_N == 0
+    later = rel_l2(left[~first_N], right[~first_N]) if not first_N.all() else math.nan
+    return texts, rel_l2(left[first_N], right[first_N]), later
+
+
+def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:
+    """Error of the candidate to the high-precision truth over that of eager attention in its own precision."""
+    if attention_implementation(candidate.model) in (None, "eager"):
+        return None
+    with attention(candidate.model, "eager"):
+        eager = outputs_rel_l2(truth, run(candidate))
+    return outputs_rel_l2(truth, outputs) / eager if eager else None
+
+
+def _first(
+    verdict: Verdict, native: Trace, replay_trace: Trace | None, measured: Measured, lengths: list[int]
+) -> FirstDivergence | None:
+    """By more than rounding where there is more: then the replay, which has none, shows where it starts."""
+    if verdict.kind in (Kind.POLICY, Kind.SEMANTIC) and replay_trace is not None and measured.replay is not None:
+        found = first_divergence(replay_trace.modules, lengths, measured.replay.bound)
+        if found is not None:
+            return found
+    return first_divergence(native.modules, lengths)
+
+
+def _short(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

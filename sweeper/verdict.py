@@ -1,0 +1,250 @@
+"""What a difference means: figures in, a verdict out. Definitions, thresholds and sources: `docs/verdict.md`.
+
+Knows no model: everything was measured before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# How far above the replay's own noise a replayed difference may lie and still count as collapsed.
+COLLAPSE_MULTIPLE = 64.0
+# How far above the native noise floor rounding may lie.
+FLOOR_MULTIPLE = 4.0
+# flash-attention's tests allow its kernels twice the error of the same-precision reference implementation.
+KERNEL_MULTIPLE = 2.0
+FLOAT64_EPS = 2.0**-52
+FLOAT32_EPS = 2.0**-23
+
+
+class Kind(StrEnum):
+    IDENTICAL = "identical"  # bitwise equal, every compared tensor
+    ROUNDING = "rounding"  # the same function, rounded differently
+    POLICY = "policy"  # some state was rounded that nobody asked to round
+    SEMANTIC = "semantic"  # another function
+    INCONCLUSIVE = "inconclusive"  # not enough evidence; `Verdict.decides` says what would be
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One figure: what was measured, its value, and what that means."""
+
+    name: str
+    value: float | str
+    meaning: str
+
+    def __str__(self) -> str:
+        value = f"{self.value:.3g}" if isinstance(self.value, float) else self.value
+        return f"{self.name} = {value}: {self.meaning}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: kind; reason, one clause; evidence; decides, the run that would settle an inconclusive one."""
+
+    kind: Kind
+    reason: str
+    evidence: tuple[Evidence, ...]
+    decides: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """The replay of both sides. All differences are rel_l2 of the outputs.
+
+    Attributes:
+        precision: which precision it reached, in words. full: it is float64 throughout.
+        as_loaded: with every tensor as it was loaded.
+        asked: with the rounding that the dtype asked for undone; `as_loaded` where none was.
+        policy: with tensors put back that were rounded without being asked; None where there is none.
+        noise: of the replay itself, under nudges of one float64 ULP.
+        texts: `asked` text by text. first_position, later_positions: `asked` at position 0 and beyond.
+    """
+
+    precision: str
+    full: bool
+    as_loaded: float
+    asked: float
+    policy: float | None
+    noise: float
+    texts: tuple[float, ...] = ()
+    first_position: float = math.nan
+    later_positions: float = math.nan
+
+    @property
+    def bound(self) -> float:
+        """What counts as collapsed."""
+        return COLLAPSE_MULTIPLE * max(self.noise, FLOAT64_EPS)
+
+    @property
+    def weak_bound(self) -> float:
+        """The same where operations stayed in float32."""
+        return self.bound if self.full else self.bound * FLOAT32_EPS / FLOAT64_EPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything that a verdict rests on.
+
+    Attributes:
+        identical: every compared tensor has the same bits.
+        native: rel_l2 of the outputs as they ran. nonfinite: NaN or Inf where the other side has none.
+        floor, floor_spread, floor_samples: the noise floor of the noisier side.
+        rebatched: rel_l2 of the same side in other batch shapes, by what was done.
+        steepest: the module that lies furthest above its own floor, and how far.
+        repeatable: the candidate gives the same bits twice. training: its modules left in training mode.
+        replay: None where the replay failed; `replay_error` says why.
+        asked: the dtypes asked for, e.g. `float32 -> bfloat16`; None where they are the same.
+        rounded, other: names of tensors rounded without being asked, and of those that hold other values.
+        flips: share of tokens with another choice of experts; None where nothing is chosen.
+        kernel: error of a kernel to the replay over that of eager in the same precision; None where it was not needed.
+    """
+
+    identical: bool
+    native: float
+    nonfinite: int = 0
+    floor: float = math.nan
+    floor_spread: tuple[float, float] = (math.nan, math.nan)
+    floor_samples: int = 0
+    rebatched: dict[str, float] = field(default_factory=dict)
+    steepest: tuple[str, float] | None = None
+    repeatable: bool = True
+    training: int = 0
+    replay: Replayed | None = None
+    replay_error: str | None = None
+    asked: str | None = None
+    rounded: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    flips: float | None = None
+    kernel: float | None = None
+
+
+def judge(measured: Measured) -> Verdict:
+    """The verdict. Size never decides: the replay in higher precision decides, and the floor bounds it."""
+    kind, reason, decides = _decide(measured)
+    return Verdict(kind, reason, tuple(_evidence(measured)), decides)
+
+
+Decision = tuple[Kind, str, str | None]
+
+
+def _decide(measured: Measured) -> Decision:
+    if measured.identical:
+        return Kind.IDENTICAL, "every compared tensor has the same bits", None
+    replay = measured.replay
+    if replay is None:
+        return Kind.INCONCLUSIVE, f"no replay in float64: {measured.replay_error}", "a replay that runs in float64"
+    if math.isnan(replay.asked):
+        return Kind.INCONCLUSIVE, "the replay is not finite", "the same inputs in a layout whose replay is finite"
+    if replay.asked <= replay.bound:
+        return _collapsed(measured)
+    if replay.asked <= replay.weak_bound:
+        return (
+            Kind.INCONCLUSIVE,
+            f"the replay reached {replay.precision}, and what is left lies within that precision's noise",
+            "a replay with these operations in float64",
+        )
+    if replay.policy is not None and replay.policy <= replay.weak_bound:
+        return Kind.POLICY, f"{_some(measured.rounded)} was rounded, and nobody asked for that", None
+    return Kind.SEMANTIC, _semantic_reason(measured), None
+
+
+def _collapsed(measured: Measured) -> Decision:
+    if measured.nonfinite:
+        return Kind.SEMANTIC, f"{measured.nonfinite} values leave the range of the candidate's dtype (NaN or Inf)", None
+    if measured.native <= FLOOR_MULTIPLE * measured.floor:
+        return Kind.ROUNDING, "the same function, rounded differently", None
+    if measured.flips:
+        return (
+            Kind.ROUNDING,
+            f"the same function; rounding flips the choice of experts of {measured.flips:.1%} of tokens",
+            None,
+        )
+    if measured.kernel is not None and measured.kernel <= KERNEL_MULTIPLE:
+        return Kind.ROUNDING, "the same function; the kernel is as exact as eager in the same precision", None
+    return (
+        Kind.INCONCLUSIVE,
+        f"collapses in the replay, but lies {measured.native / measured.floor:.1f}x above the native noise floor",
+        "both sides with attention eager and in float32: a kernel that is wrong only natively would show there",
+    )
+
+
+def _semantic_reason(measured: Measured) -> str:
+    if measured.other:
+        return f"other values in {_some(measured.other)}"
+    if not measured.repeatable:
+        return "the candidate does not give the same output twice"
+    return "another function of equal state: the difference stays in float64"
+
+
+def _evidence(measured: Measured) -> list[Evidence]:
+    found = [Evidence("native rel_l2", measured.native, "difference of the outputs as they ran; decides nothing alone")]
+    if measured.nonfinite:
+        found.append(Evidence("non-finite", float(measured.nonfinite), "NaN or Inf on one side only"))
+    if measured.floor_samples:
+        low, high = measured.floor_spread
+        meaning = f"{measured.floor_samples} runs with every module nudged by up to one ULP, {low:.2g} to {high:.2g}"
+        found.append(Evidence("noise floor rel_l2", measured.floor, meaning))
+        found += [
+            Evidence(f"rel_l2 with {name}", value, "same model, same texts")
+            for name, value in measured.rebatched.items()
+        ]
+        if measured.floor > 0:
+            ratio = measured.native / measured.floor
+            found.append(Evidence("native over floor", ratio, f"rounding stays below {FLOOR_MULTIPLE:.0f}"))
+    if measured.steepest is not None:
+        name, ratio = measured.steepest
+        found.append(Evidence("most above its floor", ratio, f"of all modules: {name}"))
+    if measured.replay is not None:
+        found += _replay_evidence(measured, measured.replay)
+    for name, names in (("rounded unasked", measured.rounded), ("other values", measured.other)):
+        if names:
+            found.append(Evidence(name, float(len(names)), _some(names)))
+    if not measured.repeatable:
+        found.append(Evidence("repeatable", "no", "two runs of the candidate differ"))
+    if measured.training:
+        found.append(
+            Evidence("training mode", float(measured.training), "modules of the candidate that the reference's are not")
+        )
+    if measured.flips is not None:
+        found.append(
+            Evidence("flipped choices", measured.flips, "share of tokens for which top-k or argmax chose otherwise")
+        )
+    if measured.kernel is not None:
+        found.append(Evidence("kernel error over eager's", measured.kernel, f"up to {KERNEL_MULTIPLE:.0f} is rounding"))
+    return found
+
+
+def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
+    found = [Evidence("replay precision", "float64" if replay.full else "mixed", replay.precision)]
+    found.append(
+        Evidence("replay rel_l2", replay.as_loaded, f"both sides as loaded; collapsed is below {replay.bound:.2g}")
+    )
+    if measured.asked:
+        found.append(Evidence("replay, asked rounding undone", replay.asked, f"the dtype asked for: {measured.asked}"))
+    if replay.policy is not None:
+        found.append(Evidence("replay, unasked rounding undone", replay.policy, _some(measured.rounded)))
+    if replay.asked > replay.bound and len(replay.texts) > 1:
+        texts = ", ".join(f"{value:.2g}" for value in replay.texts[:8])
+        clean = replay.texts[0] <= replay.bound and max(replay.texts[1:]) > replay.bound
+        meaning = "the first is untouched, later ones are not: a leak between texts" if clean else "none stands out"
+        found.append(Evidence("replay rel_l2 by text", texts, meaning))
+    if replay.first_position <= replay.bound < replay.later_positions:
+        found.append(
+            Evidence(
+                "replay rel_l2 behind position 0",
+                replay.later_positions,
+                "position 0 is exact: positions or their table",
+            )
+        )
+    return found
+
+
+def _some(names: tuple[str, ...], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
