@@ -108,8 +108,8 @@ class LanguageFigures(_Record):
     Attributes:
         kl_mean, kl_max: KL(reference || candidate) of the next-token distribution, in nats a token.
         top1_agreement: share of tokens whose most likely next token is the same (ties: the lowest id).
-        log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN for
-            texts of one token.
+        log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN where
+            no text has two tokens.
         log_likelihood_change_max_abs: the largest absolute value of the same.
         nonfinite_tokens: tokens left out, because a logit is NaN or infinite on either side.
     """

@@ -108,8 +108,10 @@ def test_a_dotted_override_shows_in_the_name_only_if_it_changes_something() -> N
     assert [cell.numerics.bf16_reduction for cell in request.cells] == ["default", "off"]
 
 
-def test_names_that_long_values_make_stay_short_and_different() -> None:
-    long = ["a" * 100 + tail for tail in "xy"]
+def test_names_that_long_values_make_stay_short_and_different(tmp_path: Path) -> None:
+    long = [tmp_path / f"{'a' * 100}{tail}.txt" for tail in "xy"]
+    for path in long:
+        path.write_text("a text")
     names = labels(request_of(TINY, "inputs=file", f"inputs.file={long[0]},{long[1]}"), "inputs")
     assert len(set(names)) == 2
     assert all(len(str(name)) < 60 for name in names)
