@@ -54,7 +54,7 @@ install() {
   rm -f "$venv"/stamp*
   say "installing the pinned versions into .venv; the first time this takes minutes"
   "$python" -m pip install -c "$root/constraints.txt" -e "$root${2:+[$2]}" >"$log" 2>&1 ||
-    die "pip failed (all it said: $log): $(grep '^ERROR' "$log" | tail -n 1)"
+    die "pip failed (all it said: $log): $(grep -m 1 "^ERROR" "$log")"
   fingerprint | tee "$venv/stamp" ${2:+"$venv/stamp-$2"} >/dev/null
 }
 
