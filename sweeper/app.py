@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,11 @@ def _run_cells(
     terminal: TerminalSink,
     records: list[CellRecord],
 ) -> None:
+    if any(planned.cell.numerics.deterministic and planned.cell.device == "cuda" for planned in plan.cells):
+        # torch reads it once, at the first matrix product of the process, which may be another cell's
+        from sweeper.numerics import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
+
+        os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
     from sweeper.runner import Runner  # torch and transformers: only once there is something to run
 
     runner = Runner(plan.environment, latency_repeats=request.settings.latency_repeats, say=terminal.say)

@@ -8,7 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core", "sweeper")
+from sweeper import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core")
 ATTENTION_PACKAGES = ("flash-attn", "flash-attn-3")
 
 # Cannot change a result: which Python and which Hydra ran it, how the weights' bytes were read, how many GPUs lie idle.
@@ -28,6 +30,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "sweeper": __version__,
         **versions,
         "device": device,
         **(_gpu() if device == "cuda" else _cpu()),
