@@ -62,7 +62,7 @@ def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
 
 
 def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
-    """The outputs of both sides in float64, with weights rounded alike where the dtype that was asked for rounds them."""
+    """The outputs of both sides in float64; what the dtype that was asked for rounds in weights is rounded in both."""
     reference_dtypes, candidate_dtypes = (
         {name: parameter.dtype for name, parameter in side.named_parameters()}
         for side in (models.reference, models.candidate)

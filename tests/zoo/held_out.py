@@ -121,7 +121,7 @@ def flag_llama() -> PairModels:
 @harmless("one_by_one/llama_bfloat16")
 def one_by_one_llama() -> PairModels:
     """A padded batch against each text alone; both keep explicit positions, pads give zeros."""
-    model = load("llama", torch.bfloat16)
+    model = load("llama", torch.bfloat16, "sdpa")
     return PairModels(reference=Chunked(model, rows=3), candidate=Chunked(deepcopy(model), rows=1), inputs=padded())
 
 
@@ -140,7 +140,7 @@ def pad_amount_bert() -> PairModels:
 @harmless("pad_side/bert_bfloat16")
 def pad_side_bert() -> PairModels:
     """Right against left padding of a model with absolute positions, which are explicit."""
-    model = load("bert", torch.bfloat16)
+    model = load("bert", torch.bfloat16, "sdpa")
     return PairModels(
         reference=model, candidate=deepcopy(model), inputs=padded("right"), candidate_inputs=padded("left")
     )
@@ -149,7 +149,7 @@ def pad_side_bert() -> PairModels:
 @harmless("packing/qwen3_bfloat16")
 def packing_qwen3() -> PairModels:
     """Padded against packed, explicit positions, no cache."""
-    model = load("qwen3", torch.bfloat16)
+    model = load("qwen3", torch.bfloat16, "sdpa")
     return PairModels(reference=model, candidate=deepcopy(model), inputs=padded("left"), candidate_inputs=packed())
 
 
@@ -231,12 +231,15 @@ def equal_head_qwen3() -> PairModels:
 
 @harmless("heads_reordered/llama_bfloat16")
 def heads_reordered_llama() -> PairModels:
-    """Two query heads of one group swapped together with their columns of o_proj: other weights, the same function."""
+    """Both groups of heads swapped in every projection of one layer: other weights, the same function."""
 
     def edit(model: Any) -> None:
         attention = model.model.layers[1].self_attn
-        swap_blocks(attention.q_proj.weight, 0, 1)
-        swap_blocks(attention.o_proj.weight, 0, 1, dim=1)
+        for first, second in ((0, 2), (1, 3)):
+            swap_blocks(attention.q_proj.weight, first, second)
+            swap_blocks(attention.o_proj.weight, first, second, dim=1)
+        for projection in (attention.k_proj, attention.v_proj):
+            swap_blocks(projection.weight, 0, 1)
 
     return edited(load("llama", torch.bfloat16), padded(), edit)
 

@@ -122,7 +122,7 @@ def one_by_one_bert() -> PairModels:
 @harmless("pad_amount/qwen3_float16")
 def pad_amount_qwen3() -> PairModels:
     """Left padding to 11 columns and to 19, explicit positions."""
-    model = load("qwen3", torch.float16)
+    model = load("qwen3", torch.float16, "sdpa")
     return PairModels(
         reference=model, candidate=deepcopy(model), inputs=padded("left"), candidate_inputs=padded("left", columns=19)
     )
@@ -156,9 +156,8 @@ def implicit_positions_llama() -> PairModels:
 @harmless("pads_only/llama_float32")
 def pads_only_llama() -> PairModels:
     """A causal model that ignores the mask of right padding: only pad rows change."""
-    return edited(
-        load("llama", torch.float32), padded("right", positions=False), lambda model: set_class(model, MaskIgnored)
-    )
+    inputs = padded("right", positions=False)
+    return edited(load("llama", torch.float32), inputs, lambda model: set_class(model, MaskIgnored))
 
 
 @harmless("reduction_order/mlp_float32")
@@ -277,10 +276,9 @@ def epsilon_mlp() -> PairModels:
 
 @harmful("pads_attended/llama_float32", allowed=SEMANTIC, cause=("mask",))
 def pads_attended_llama() -> PairModels:
-    """A model that ignores the mask of left padding. (With positions, transformers would take pads for packed texts.)"""
-    return edited(
-        load("llama", torch.float32), padded("left", positions=False), lambda model: set_class(model, MaskIgnored)
-    )
+    """A model that ignores the mask of left padding; given positions, transformers would take pads for packed texts."""
+    inputs = padded("left", positions=False)
+    return edited(load("llama", torch.float32), inputs, lambda model: set_class(model, MaskIgnored))
 
 
 @harmful("causality/bert_float32", allowed=SEMANTIC, cause=("mask", "causal", "is_decoder"))
