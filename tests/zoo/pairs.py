@@ -2,8 +2,8 @@
 
 The pairs were written beside the first version of the verdict, without sight of its code or of what it says of any.
 That version was committed three minutes before them, so dates do not show that its thresholds came later. `tuning`
-holds the half that may be looked at while thresholds are chosen, `held_out` the half that may not; which pair went where
-was drawn by `split`.
+holds the half that may be looked at while thresholds are chosen, `held_out` the half that may not; which pair went
+where was drawn by `split`.
 """
 
 from __future__ import annotations
