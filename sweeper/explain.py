@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sweeper.counterfactuals.base import Counterfactual, Pair
 from sweeper.counterfactuals.calls import call_counterfactuals
 from sweeper.counterfactuals.code import code_counterfactuals, differing_config
-from sweeper.counterfactuals.state import put_back, state_counterfactuals
+from sweeper.counterfactuals.state import asked_undone, state_counterfactuals
 from sweeper.counterfactuals.switches import (
     attention_counterfactuals,
     conditions_counterfactuals,
@@ -61,6 +61,8 @@ class Tried:
         if self.error is not None:
             return f"{self.name}: {self.error}"
         closes = "closed bitwise" if self.bitwise else f"{self.native_closed:.0%} closed"
+        if math.isnan(self.native_closed):
+            closes = "does not run natively"
         replay = f", {self.replay:.2g} left in float64" if not math.isnan(self.replay) else ""
         return f"{self.name}: {closes}{replay}"
 
@@ -89,6 +91,9 @@ def explain(comparison: Comparison) -> Explanation:
     """Tries what differs, narrowest and likeliest first, until something closes the difference."""
     if comparison.verdict.kind is Kind.IDENTICAL:
         return Explanation("nothing differs: every compared tensor has the same bits", None, None, ())
+    if comparison.measured.native == 0:
+        first = comparison.first_divergence
+        return Explanation(f"the outputs have the same bits; inside, what differs is {first}", None, first, ())
     search = _Search(comparison)
     closing = search.single(wide=False) or search.pairs() or search.single(wide=True)
     tried = tuple(sorted(search.tried, key=_rank))
@@ -213,15 +218,16 @@ class _Search:
         if not self._decides_by_replay:
             yield candidate
             return
-        asked = self._comparison.provenance.asked.values()
-        with put_back(candidate.model, asked), replayed(candidate) as (lifted, _):
+        found = self._comparison.provenance
+        with asked_undone(candidate.model, found, reference=False), replayed(candidate) as (lifted, _):
             yield lifted
 
     def _replay_outputs(self, pair: Pair, *, reference: bool) -> Outputs:
         if not reference:
             with self._precise(pair.candidate) as side:
                 return run(side)
-        with replayed(pair.reference) as (lifted, _):
+        found = self._comparison.provenance
+        with asked_undone(pair.reference.model, found, reference=True), replayed(pair.reference) as (lifted, _):
             return run(lifted)
 
 

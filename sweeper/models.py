@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sweeper.counterfactuals.state import put_back
+from sweeper.counterfactuals.state import asked_undone, put_back
 from sweeper.divergence import (
     FirstDivergence,
     Recording,
@@ -151,12 +152,13 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
         "floor_spread": floor.spread,
         "floor_samples": len(floor.nudged),
         "rebatched": floor.rebatched,
-        "steepest": _steepest(native, floor),
+        "layers": _by_layer(native, floor),
         "repeatable": _same_bits(native.outputs, again),
         "training": _left_training(reference.model, candidate.model),
         "asked": f"{_short(found.reference_dtype)} -> {_short(found.candidate_dtype)}" if found.asked else None,
         "rounded": tuple(sorted(found.rounded)),
-        "other": (*sorted(found.other), *found.missing),
+        "other": tuple(sorted(found.other)),
+        "missing": found.missing,
         "flips": flipped(base_chosen, chosen),
     }
     replay_trace = None
@@ -198,13 +200,10 @@ def _same_bits(first: Outputs, second: Outputs) -> bool:
     return all(measure(first[name], second[name]).equal_fraction == 1 for name in first)
 
 
-def _steepest(native: Trace, floor: Floor) -> tuple[str, float] | None:
-    ratios = [
-        (module.name, module.output.rel_l2 / floor.module(module.name))
-        for module in native.modules
-        if floor.module(module.name) > 0 and not math.isnan(module.output.rel_l2)
-    ]
-    return max(ratios, key=lambda pair: pair[1], default=None)
+def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
+    """Native over floor of the output of each layer."""
+    layers = [module for module in native.modules if module.kind == "layer" and floor.module(module.name) > 0]
+    return tuple(module.output.rel_l2 / floor.module(module.name) for module in layers)
 
 
 def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
@@ -214,19 +213,19 @@ def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
 
 def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[int]) -> tuple[Replayed, Trace, Outputs]:
     """Both sides in float64; also the candidate with what was asked for, and what was not, put back."""
-    with replayed(reference) as (side, left):
+    with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, left):
         base = record(side)
         noise = output_floor(side, base.outputs)
-    as_loaded = replay_candidate(base, candidate, [])[0] if found.asked else None
-    asked, asked_trace, precision = replay_candidate(base, candidate, list(found.asked.values()))
+    with replayed(candidate) as (side, _):
+        as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked else None
+    asked, asked_trace, right = _replay_candidate(base, candidate, found, [])
     policy = None
     if found.rounded:
-        policy, _, _ = replay_candidate(base, candidate, [*found.asked.values(), *found.rounded.values()])
-    precision = _worse(left, precision)
+        policy = _replay_candidate(base, candidate, found, found.rounded.values())[0]
     texts, first_position, later = _signatures(base.outputs, asked_trace.outputs, lengths)
     replay = Replayed(
-        precision=str(precision),
-        full=not precision.lower,
+        precision=str(left if left.lower else right),
+        eps=_replay_eps(left, right),
         as_loaded=asked if as_loaded is None else as_loaded,
         asked=asked,
         policy=policy,
@@ -238,15 +237,24 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
     return replay, asked_trace, base.outputs
 
 
-def replay_candidate(base: Recording, candidate: Side, changes: list[Change]) -> tuple[float, Trace, Precision]:
-    """rel_l2 of the candidate's replay, with state put back, against the reference's replay."""
-    with put_back(candidate.model, changes), replayed(candidate) as (side, precision):
+def _replay_candidate(
+    base: Recording, candidate: Side, found: Provenance, changes: Iterable[Change]
+) -> tuple[float, Trace, Precision]:
+    """rel_l2 of the candidate's replay, with what was asked for and `changes` put back, against the reference's."""
+    model = candidate.model
+    with (
+        asked_undone(model, found, reference=False),
+        put_back(model, changes),
+        replayed(candidate) as (side, precision),
+    ):
         traced = trace(base, side, own=False)
     return outputs_rel_l2(base.outputs, traced.outputs), traced, precision
 
 
-def _worse(left: Precision, right: Precision) -> Precision:
-    return left if left.lower else right
+def _replay_eps(left: Precision, right: Precision) -> float:
+    """What the replay can tell apart. Code that rounds to 16 bits on one side only is a difference, not a limit."""
+    either = max(left.eps, right.eps)
+    return max(min(left.eps, right.eps), min(either, torch.finfo(torch.float32).eps))
 
 
 def _signatures(reference: Outputs, candidate: Outputs, lengths: list[int]) -> tuple[tuple[float, ...], float, float]:

@@ -49,6 +49,13 @@ class Provenance:
     reference_dtype: torch.dtype | None = None
     candidate_dtype: torch.dtype | None = None
 
+    @property
+    def coarser(self) -> torch.dtype | None:
+        """The coarser of the two dtypes, which the rounding asked for leads to; None where they are the same."""
+        if self.reference_dtype is None or self.candidate_dtype is None or self.reference_dtype == self.candidate_dtype:
+            return None
+        return max(self.reference_dtype, self.candidate_dtype, key=_eps)
+
 
 def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
     """Compares every parameter and buffer, non-persistent ones too.

@@ -30,17 +30,15 @@ class Precision:
 
     Attributes:
         lower: operations that gave a floating-point result below float64, with their counts.
+        eps: the machine epsilon of the coarsest such result; float64's where there is none.
         lifted: how many operations were asked for float32 and ran in float64.
         attention: the backend that the replay ran in place of the model's, or None.
     """
 
     lower: Counter[str] = field(default_factory=Counter)
+    eps: float = torch.finfo(torch.float64).eps
     lifted: int = 0
     attention: str | None = None
-
-    @property
-    def reached(self) -> torch.dtype:
-        return torch.float32 if self.lower else torch.float64
 
     def __str__(self) -> str:
         if not self.lower:
@@ -66,8 +64,10 @@ class Lift(TorchFunctionMode):
         if not (name.endswith("_") or "out" in kwargs):  # what is written in place must stay the same tensor
             args, kwargs = tree_map(self._lifted, (args, kwargs))
         result = func(*args, **kwargs)
-        if any(isinstance(leaf, Tensor) and leaf.dtype in _LOWER for leaf in tree_flatten(result)[0]):
+        lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
+        if lower:
             self._precision.lower[name] += 1
+            self._precision.eps = max(self._precision.eps, *(torch.finfo(dtype).eps for dtype in lower))
         return result
 
     def _lifted(self, leaf: Any) -> Any:

@@ -16,7 +16,6 @@ FLOOR_MULTIPLE = 4.0
 # flash-attention's tests allow its kernels twice the error of the same-precision reference implementation.
 KERNEL_MULTIPLE = 2.0
 FLOAT64_EPS = 2.0**-52
-FLOAT32_EPS = 2.0**-23
 
 
 class Kind(StrEnum):
@@ -58,7 +57,7 @@ class Replayed:
     """The replay of both sides. All differences are rel_l2 of the outputs.
 
     Attributes:
-        precision: which precision it reached, in words. full: it is float64 throughout.
+        precision: which precision it reached, in words. eps: the machine epsilon of what it can tell apart.
         as_loaded: with every tensor as it was loaded.
         asked: with the rounding that the dtype asked for undone; `as_loaded` where none was.
         policy: with tensors put back that were rounded without being asked; None where there is none.
@@ -67,7 +66,7 @@ class Replayed:
     """
 
     precision: str
-    full: bool
+    eps: float
     as_loaded: float
     asked: float
     policy: float | None
@@ -83,8 +82,8 @@ class Replayed:
 
     @property
     def weak_bound(self) -> float:
-        """The same where operations stayed in float32."""
-        return self.bound if self.full else self.bound * FLOAT32_EPS / FLOAT64_EPS
+        """The same where operations stayed in a lower precision."""
+        return self.bound * self.eps / FLOAT64_EPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +95,12 @@ class Measured:
         native: rel_l2 of the outputs as they ran. nonfinite: NaN or Inf where the other side has none.
         floor, floor_spread, floor_samples: the noise floor of the noisier side.
         rebatched: rel_l2 of the same side in other batch shapes, by what was done.
-        steepest: the module that lies furthest above its own floor, and how far.
+        layers: the same ratio, native over floor, of each layer's output: rounding grows as the floor does.
         repeatable: the candidate gives the same bits twice. training: its modules left in training mode.
         replay: None where the replay failed; `replay_error` says why.
         asked: the dtypes asked for, e.g. `float32 -> bfloat16`; None where they are the same.
         rounded, other: names of tensors rounded without being asked, and of those that hold other values.
+        missing: names of state that only one side has.
         flips: share of tokens with another choice of experts; None where nothing is chosen.
         kernel: error of a kernel to the replay over that of eager in the same precision; None where it was not needed.
     """
@@ -112,7 +112,7 @@ class Measured:
     floor_spread: tuple[float, float] = (math.nan, math.nan)
     floor_samples: int = 0
     rebatched: dict[str, float] = field(default_factory=dict)
-    steepest: tuple[str, float] | None = None
+    layers: tuple[float, ...] = ()
     repeatable: bool = True
     training: int = 0
     replay: Replayed | None = None
@@ -120,6 +120,7 @@ class Measured:
     asked: str | None = None
     rounded: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     flips: float | None = None
     kernel: float | None = None
 
@@ -157,14 +158,10 @@ def _decide(measured: Measured) -> Decision:
 def _collapsed(measured: Measured) -> Decision:
     if measured.nonfinite:
         return Kind.SEMANTIC, f"{measured.nonfinite} values leave the range of the candidate's dtype (NaN or Inf)", None
+    if measured.flips:
+        return Kind.ROUNDING, f"the same function; rounding flips what {measured.flips:.1%} of the tokens choose", None
     if measured.native <= FLOOR_MULTIPLE * measured.floor:
         return Kind.ROUNDING, "the same function, rounded differently", None
-    if measured.flips:
-        return (
-            Kind.ROUNDING,
-            f"the same function; rounding flips the choice of experts of {measured.flips:.1%} of tokens",
-            None,
-        )
     if measured.kernel is not None and measured.kernel <= KERNEL_MULTIPLE:
         return Kind.ROUNDING, "the same function; the kernel is as exact as eager in the same precision", None
     return (
@@ -177,6 +174,8 @@ def _collapsed(measured: Measured) -> Decision:
 def _semantic_reason(measured: Measured) -> str:
     if measured.other:
         return f"other values in {_some(measured.other)}"
+    if measured.missing:
+        return f"state that only one side has: {_some(measured.missing)}"
     if not measured.repeatable:
         return "the candidate does not give the same output twice"
     return "another function of equal state: the difference stays in float64"
@@ -197,12 +196,15 @@ def _evidence(measured: Measured) -> list[Evidence]:
         if measured.floor > 0:
             ratio = measured.native / measured.floor
             found.append(Evidence("native over floor", ratio, f"rounding stays below {FLOOR_MULTIPLE:.0f}"))
-    if measured.steepest is not None:
-        name, ratio = measured.steepest
-        found.append(Evidence("most above its floor", ratio, f"of all modules: {name}"))
+    if measured.layers:
+        ratios = ", ".join(f"{ratio:.2g}" for ratio in measured.layers)
+        found.append(
+            Evidence("native over floor by layer", ratios, "rounding grows from layer to layer as the floor does")
+        )
     if measured.replay is not None:
         found += _replay_evidence(measured, measured.replay)
-    for name, names in (("rounded unasked", measured.rounded), ("other values", measured.other)):
+    state = {"rounded unasked": measured.rounded, "other values": measured.other, "on one side only": measured.missing}
+    for name, names in state.items():
         if names:
             found.append(Evidence(name, float(len(names)), _some(names)))
     if not measured.repeatable:
@@ -221,7 +223,7 @@ def _evidence(measured: Measured) -> list[Evidence]:
 
 
 def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
-    found = [Evidence("replay precision", "float64" if replay.full else "mixed", replay.precision)]
+    found = [Evidence("replay precision", "float64" if replay.eps == FLOAT64_EPS else "mixed", replay.precision)]
     found.append(
         Evidence("replay rel_l2", replay.as_loaded, f"both sides as loaded; collapsed is below {replay.bound:.2g}")
     )
@@ -232,7 +234,11 @@ def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
     if replay.asked > replay.bound and len(replay.texts) > 1:
         texts = ", ".join(f"{value:.2g}" for value in replay.texts[:8])
         clean = replay.texts[0] <= replay.bound and max(replay.texts[1:]) > replay.bound
-        meaning = "the first is untouched, later ones are not: a leak between texts" if clean else "none stands out"
+        meaning = (
+            "the first is untouched, later ones are not: a leak between texts, or pads attended"
+            if clean
+            else "none stands out"
+        )
         found.append(Evidence("replay rel_l2 by text", texts, meaning))
     if replay.first_position <= replay.bound < replay.later_positions:
         found.append(

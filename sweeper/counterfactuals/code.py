@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +42,9 @@ def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Coun
     found = [_setting_counterfactual(title, group) for title, group in merged.items()]
     found += [_setting_counterfactual(title, [setting]) for title, setting in _config(pair)]
     found += [_replacement(title, names, reference) for title, names in _classes(shared, reference, candidate).items()]
+    found += [_missing(name, reference[name]) for name in _topmost(reference.keys() - candidate.keys())]
+    if type(pair.reference.model) is not type(pair.candidate.model):
+        found.append(_model_class(type(pair.reference.model), type(pair.candidate.model)))
     if first is not None:
         path = first.module.partition("#")[0].partition("[")[0]
         names = [path.rsplit(".", cut)[0] for cut in range(path.count(".") + 1)]
@@ -189,6 +192,42 @@ def _replacement(title: str, names: Sequence[str], reference: dict[str, nn.Modul
                 _place(model, name, module)
 
     return Counterfactual(title, f"use the reference's {type(modules[names[0]]).__name__}", "code", apply)
+
+
+def _topmost(names: Collection[str]) -> list[str]:
+    """The names that lie in no other of them."""
+    return sorted(name for name in names if name.rpartition(".")[0] not in names)
+
+
+def _missing(name: str, module: nn.Module) -> Counterfactual:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        parent, _, leaf = name.rpartition(".")
+        modules = pair.candidate.model.get_submodule(parent)._modules
+        try:
+            modules[leaf] = module
+            yield pair
+        finally:
+            modules.pop(leaf, None)
+
+    kind = "layer" if name.rpartition(".")[2].isdigit() else "module"
+    return Counterfactual(f"{kind} {name}: only the reference has it", f"add {name}", "code", apply)
+
+
+def _model_class(before: type[nn.Module], after: type[nn.Module]) -> Counterfactual:
+    """The reference's code on the candidate's own modules and state."""
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        model = pair.candidate.model
+        try:
+            model.__class__ = before
+            yield pair
+        finally:
+            model.__class__ = after
+
+    title = f"class of the model, whose forward is its own: {before.__qualname__} -> {after.__qualname__}"
+    return Counterfactual(title, f"use {before.__qualname__}", "code", apply)
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:

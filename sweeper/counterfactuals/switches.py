@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from sweeper.counterfactuals.base import Counterfactual, Pair
 from sweeper.replay import Lift, Precision, attention, attention_implementation, doubled
+from sweeper.side import Call, Side
 from sweeper.state import state_of
 
 
@@ -93,13 +94,21 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
             for name in names:
                 tensor = _own(pair.candidate.model, name)
                 tensor.data = left[name].tensor.to(tensor.device)
-            yield pair
+            yield Pair(pair.reference, _cast_inputs(pair.candidate, left[names[0]].tensor.dtype))
         finally:
             for tensor, data in saved:
                 tensor.data = data
 
     before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
     return [Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)]
+
+
+def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    calls = [Call({name: cast(value) for name, value in call.kwargs.items()}, call.forward) for call in side.calls]
+    return replace(side, calls=tuple(calls))
 
 
 def _own(model: nn.Module, name: str) -> Tensor:

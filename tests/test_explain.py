@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sweeper.models import compare_models
+from tests.small_models import attention, hidden, llama, packed, padded_left
+
+
+def _epsilon(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.input_layernorm.variance_epsilon = 1e-4
+
+
+def _activation(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn = nn.GELU()
+
+
+def _hook(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, _inputs, output: output * 1.001)
+
+
+def _patched(model: Any) -> None:
+    mlp, forward = model.model.layers[1].mlp, model.model.layers[1].mlp.forward
+    mlp.forward = lambda x: forward(x) * 1.01
+
+
+def _weight(model: Any) -> None:
+    model.model.layers[1].self_attn.q_proj.weight[3, 5] += 1e-3
+
+
+def _transposed(model: Any) -> None:
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    weight.copy_(weight.T.clone())
+
+
+def _layer(model: Any) -> None:
+    model.model.layers.pop(1)
+
+
+def _config(model: Any) -> None:
+    model.config.hidden_act = "gelu"  # read at the start only: no effect, and never called the cause
+    _epsilon(model)
+
+
+@pytest.mark.parametrize(
+    ("edit", "cause", "since"),
+    [
+        (_epsilon, "LlamaRMSNorm.variance_epsilon: 1e-06 -> 0.0001 (2 modules)", "model.layers.0.input_layernorm"),
+        (_activation, "class of act_fn: SiLUActivation -> GELU (2 modules)", "model.layers.0.mlp.act_fn"),
+        (_hook, "forward hooks on LlamaMLP", "model.layers.0.mlp"),
+        (_patched, "LlamaMLP.forward: the class's own", "model.layers.1.mlp"),
+        (_weight, "parameter model.layers.1.self_attn.q_proj.weight: 1 of 4096", "model.layers.1.self_attn.q_proj"),
+        (_transposed, "self_attn.q_proj.weight: transposed", "model.layers.0.self_attn.q_proj"),
+        (_layer, "layer model.layers.1: only the reference has it", "model.norm"),
+        (_config, "LlamaRMSNorm.variance_epsilon", "model.layers.0.input_layernorm"),
+    ],
+)
+def test_one_edit_is_named_with_the_place_where_it_starts(edit: Callable[[Any], None], cause: str, since: str) -> None:
+    reference = llama()
+    candidate = copy.deepcopy(reference)
+    with torch.no_grad():
+        edit(candidate)
+    comparison = compare_models(reference, candidate, padded_left())
+    assert comparison.verdict.kind == "semantic"
+    explanation = comparison.explain()
+    assert cause in explanation.cause
+    assert explanation.closing is not None
+    assert explanation.closing.bitwise
+    assert explanation.since is not None
+    assert explanation.since.module == since
+
+
+def test_two_causes_are_found_as_a_pair() -> None:
+    candidate = llama().to(torch.bfloat16)
+    with torch.no_grad():
+        _epsilon(candidate)
+    explanation = compare_models(llama(), candidate, padded_left()).explain()
+    assert "variance_epsilon" in explanation.cause
+    assert "inv_freq" in explanation.cause
+    assert explanation.closing is not None
+    assert explanation.closing.collapsed
+
+
+def test_a_mask_over_a_packed_row_is_named_with_the_cache() -> None:
+    model = llama()
+    inputs = {**packed(), "attention_mask": torch.ones(1, 16, dtype=torch.int64)}
+    explanation = compare_models(model, model, padded_left(), inputs).explain()
+    assert "attention_mask" in explanation.cause
+    assert "use_cache" in explanation.cause
+
+
+def test_a_rope_base_is_named_by_its_table_and_its_config() -> None:
+    reference = llama()
+    theta = {"rope_theta": 5e5, "rope_type": "default"}
+    candidate = llama(rope_parameters=theta)
+    comparison = compare_models(reference, candidate, padded_left())
+    assert comparison.verdict.kind == "semantic"
+    cause = comparison.explain().cause
+    assert cause.startswith("buffer model.rotary_emb.inv_freq")
+    assert "rope_parameters" in cause
+
+
+def test_dropout_left_on() -> None:
+    reference = llama()
+    candidate = copy.deepcopy(reference).train()
+    for layer in candidate.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    comparison = compare_models(reference, candidate, padded_left())
+    assert comparison.verdict.kind == "semantic"
+    assert not comparison.measured.repeatable
+    assert "candidate.eval()" in comparison.explain().cause
+
+
+def test_the_attention_backend_is_the_cause_of_its_own_rounding() -> None:
+    comparison = compare_models(llama(torch.bfloat16), llama(torch.bfloat16, "sdpa"), padded_left())
+    assert comparison.verdict.kind == "rounding"
+    assert comparison.explain().cause.startswith("attention backend: eager -> sdpa")
+
+
+def test_rounding_that_nothing_closes_says_so_with_its_size_in_floors() -> None:
+    reference, candidate = attention(), attention()
+    weight = candidate.o.weight
+    candidate.o.forward = lambda x: x[..., :8] @ weight.T[:8] + x[..., 8:] @ weight.T[8:]  # type: ignore[method-assign]
+    comparison = compare_models(reference, candidate, hidden())
+    assert comparison.verdict.kind == "rounding"
+    explanation = comparison.explain()
+    assert explanation.closing is None
+    assert "No single change closes it bitwise" in explanation.cause
+    assert "x the noise floor" in explanation.cause
+
+
+def test_flipped_experts_are_named() -> None:
+    class Router(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(16, 4, bias=False)
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            chosen = self.gate(hidden).topk(1).indices
+            outputs = torch.stack([expert(hidden) for expert in self.experts], dim=-2)
+            return outputs.take_along_dim(chosen[..., None], dim=-2).squeeze(-2)
+
+    torch.manual_seed(0)
+    reference = Router().eval()
+    with torch.no_grad():
+        reference.gate.weight[1] = reference.gate.weight[0] + 1e-9  # two experts in a tie
+    candidate = copy.deepcopy(reference).to(torch.bfloat16)
+    inputs = {"hidden": torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(2))}
+    cast = {name: value.to(torch.bfloat16) for name, value in inputs.items()}
+    exact = {name: value.float() for name, value in cast.items()}
+    comparison = compare_models(reference, candidate, exact, cast)
+    assert comparison.verdict.kind == "rounding", comparison
+    assert comparison.measured.flips is not None
+    assert comparison.measured.flips > 0
+    assert "flips" in comparison.verdict.reason
