@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.results import CellRecord, ModuleRecord, StateFigures, Status
+from sweeper.results import CellRecord, ModuleRecord, Status
+from sweeper.sinks.cell import Section, sections
+from sweeper.sinks.figures import FIGURE_HEADINGS, LEGEND, CellsTable, cells_table, output_name, reasons, summary
+from sweeper.sinks.origin import origins
+from sweeper.sweep import Sweep, short_ids, short_label, varying_axes
 
 if TYPE_CHECKING:
     from sweeper.plan import Plan, PlannedCell
 
-STYLES = {Status.OK: "green", Status.FAILED: "bold red", Status.UNSUPPORTED: "dim"}
+STYLES = {"ok": "", "reference": "dim", "failed": "bold red", "unsupported": "dim"}
+DROPPED_FIRST = ("top-1", "mean |Δ|", "KL", "state", "starts at", "equal")  # where the terminal is too narrow for all
+GAP = 2  # spaces between columns
 PIPE_WIDTH = 200  # a table in a file or a pipe is read with a pager, not wrapped
 
 
@@ -30,7 +36,7 @@ class TerminalSink:
     """
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
-        self._out = out or Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self._out = out or output_console()
         self._err = err or Console(stderr=True, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -57,7 +63,7 @@ class TerminalSink:
 
     def cell_started(self, planned: PlannedCell) -> None:
         self._started = time.monotonic()
-        self._progress.update(self._task, description=_label(planned.cell.axes(), self._varying()))
+        self._progress.update(self._task, description=short_label(planned.cell.axes(), self._varying()))
 
     def cell_skipped(self, record: CellRecord) -> None:
         self._advance(record, "finished before, skipped")
@@ -70,17 +76,13 @@ class TerminalSink:
         self._progress.advance(self._task)
         if self._progress.disable or record.status is Status.FAILED:
             task = self._progress.tasks[0]
-            label = _label(record.axes, self._varying())
+            label = short_label(record.axes, self._varying())
             self.say(f"[{int(task.completed)}/{task.total:.0f}] {label}: {outcome}")
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
         assert self._plan is not None, "sweep_started comes first"
-        self._out.print(cells_table(records))
-        _print_reasons(self._out, records)
-        counts = {status: sum(record.status is status for record in records) for status in Status}
-        self._out.print(", ".join(f"{count} {status.value}" for status, count in counts.items() if count))
-        self._out.print(f"results: {self._plan.folder}", soft_wrap=True, highlight=False)
+        print_sweep(Sweep.read(self._plan.folder), self._out)
 
     def interrupted(self, records: Sequence[CellRecord], plan: Plan) -> None:
         self._progress.stop()
@@ -93,91 +95,93 @@ class TerminalSink:
         return varying_axes([cell.cell.axes() for cell in self._plan.cells]) if self._plan else []
 
 
-def varying_axes(axes: Sequence[dict[str, str | bool]]) -> list[str]:
-    """The axes that do not hold one value in all cells; of a single cell, those that name it best."""
-    if len(axes) < 2:
-        return ["checkpoint", "load_strategy", "dtype", "attention", "layout"]
-    return [axis for axis in axes[0] if len({row[axis] for row in axes}) > 1]
+def output_console() -> Console:
+    """Standard output; in a file or a pipe wide enough for every column."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
-def cells_table(records: Sequence[CellRecord]) -> Table:
-    """A row a cell: the axes that vary, the figures that matter, the status."""
-    axes = varying_axes([record.axes for record in records])
-    table = Table(title=_constants(records, axes), title_justify="left", title_style="", header_style="bold")
-    for axis in axes:
-        table.add_column(axis, overflow="fold")
-    for heading in ("max |Δ|", "mean |Δ|", "equal", "cosine", "KL", "top-1"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    table.add_column("starts at", overflow="fold")
-    table.add_column("status", no_wrap=True)
-    for record in records:
-        table.add_row(*(Text(str(record.axes[axis])) for axis in axes), *_figures(record), _status(record))
+def print_sweep(sweep: Sweep, out: Console) -> None:
+    """The table of cells, what its columns are, why cells did not run, where differences start."""
+    table = cells_table(sweep.records)
+    if table.constant:
+        _say(out, f"all cells: {table.constant}")
+    fitting = _fitting(table, out.width)
+    out.print(_drawn(fitting, out.width))
+    legend = "; ".join(f"{name}: {what}" for name, what in fitting.legend(output_name(sweep.records)))
+    out.print(Text(legend, style="dim"))
+    left_out = [heading for heading in LEGEND if heading in table.headings and heading not in fitting.headings]
+    if left_out:
+        _say(out, f"left out, the terminal is too narrow: {', '.join(left_out)}", "dim")
+    for status, reason in reasons(sweep.records):
+        _say(out, f"{'' if status is Status.OK else f'{status.value}: '}{reason}", STYLES[status.value])
+    starts = origins(sweep)
+    if starts:
+        _say(out, "\nwhere it starts", "bold")
+    for label, where in starts:
+        out.print(Text(f"  {label}: {where}"))
+    _say(out, f"\n{summary(sweep.records, len(sweep.description.cells))}")
+    _say(out, f"results: {sweep.folder}")
+    _say(out, f"one cell in full: python -m sweeper.report {sweep.folder} --cell {_most_telling(sweep.records)}", "dim")
+
+
+def print_cell(record: CellRecord, modules: Sequence[ModuleRecord], out: Console) -> None:
+    """Everything that is known of one cell."""
+    _say(out, f"cell {record.cell_id}: {record.status.value}", "bold")
+    for section in sections(record, modules):
+        _say(out, f"\n{section.title}", "bold")
+        for note in section.notes:
+            out.print(Text(note))
+        if section.preformatted is not None:
+            _say(out, section.preformatted)
+        if section.rows:
+            out.print(_drawn_section(section))
+
+
+def _say(out: Console, line: str, style: str = "") -> None:
+    """One line, as it is: it can be copied, a long one too."""
+    out.print(Text(line, style=style), soft_wrap=True)
+
+
+def _most_telling(records: Sequence[CellRecord]) -> str:
+    """The short id of a cell that differs, or of the first."""
+    ids = short_ids([record.cell_id for record in records])
+    differing = [record for record in records if record.first_divergence is not None]
+    return ids[(differing or list(records))[0].cell_id] if records else "ID"
+
+
+def _fitting(table: CellsTable, width: int) -> CellsTable:
+    """As many columns as the width can hold without breaking a word: some left out, then the axes in one column."""
+    candidates = [table.without(DROPPED_FIRST[:count]) for count in range(4)]
+    candidates += [table.merged().without(DROPPED_FIRST[:count]) for count in range(len(DROPPED_FIRST) + 1)]
+    return next((fits for fits in candidates if sum(_widths(fits, width)) <= _for_words(fits, width)), candidates[-1])
+
+
+def _widths(table: CellsTable, width: int) -> list[int]:
+    return table.widths(_for_words(table, width))
+
+
+def _for_words(table: CellsTable, width: int) -> int:
+    return width - GAP * (len(table.headings) - 1)
+
+
+def _drawn(cells: CellsTable, console_width: int) -> Table:
+    table = _empty_table()
+    for heading, width in zip(cells.headings, _widths(cells, console_width), strict=True):
+        justify: JustifyMethod = "right" if heading in FIGURE_HEADINGS else "left"
+        table.add_column(heading, justify=justify, width=width, overflow="fold")
+    for row in cells.rows:
+        table.add_row(*map(Text, row), style=STYLES.get(row[-1], "yellow"))
     return table
 
 
-def _constants(records: Sequence[CellRecord], varying: Sequence[str]) -> Text:
-    if not records:
-        return Text("no cells")
-    axes = records[0].axes
-    same = ", ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in varying)
-    return Text(f"all cells: {same}" if same else "")
+def _empty_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
 
 
-def _figures(record: CellRecord) -> list[Text]:
-    output, language = record.output, record.language
-    if output is None:
-        return [Text("")] * 8
-    cosine = min((text.embedding_cosine for text in record.texts), default=math.nan)
-    nan = f" NaN×{output.candidate_nan}" if output.candidate_nan else ""
-    return [
-        Text(number(output.max_abs) + nan),
-        Text(number(output.mean_abs)),
-        Text(fraction(output.equal_fraction)),
-        Text(f"{cosine:.6f}"),
-        Text(number(language.kl_mean) if language else ""),
-        Text(fraction(language.top1_agreement) if language else ""),
-        Text(state_summary(record.state)),
-        Text(record.first_divergence or "nowhere"),
-    ]
-
-
-def state_summary(state: StateFigures | None) -> str:
-    """`same`, or what differs: a buffer by its name, parameters by their number; a mere dtype as `dtype`."""
-    if state is None:
-        return ""
-    values = [entry for entry in state.differing if not entry.values_equal]
-    if not values:
-        return "dtype" if state.differing else "same"
-    parameters = sum(entry.kind == "parameter" for entry in values)
-    buffers = [entry.name.split(".", 1)[-1] for entry in values if entry.kind != "parameter"]
-    named = buffers if len(buffers) <= 2 else [f"{len(buffers)} buffers"]
-    return ", ".join([f"{parameters} parameters"] * bool(parameters) + named)
-
-
-def _status(record: CellRecord) -> Text:
-    reference = record.status is Status.OK and record.cell_id == record.reference_id
-    return Text("reference" if reference else record.status.value, style=STYLES[record.status])
-
-
-def _print_reasons(out: Console, records: Sequence[CellRecord]) -> None:
-    """Why cells did not run: each reason once, with how many cells it stopped."""
-    for status in (Status.UNSUPPORTED, Status.FAILED):
-        reasons = [record.reason or "" for record in records if record.status is status]
-        for reason in dict.fromkeys(reasons):
-            text = Text(f"{status.value} ×{reasons.count(reason)}: {reason}", style=STYLES[status])
-            out.print(text, soft_wrap=True)
-
-
-def number(value: float) -> str:
-    """Four significant digits, `0` for nothing."""
-    return "0" if value == 0 else f"{value:.4g}"
-
-
-def fraction(value: float) -> str:
-    """A share with four decimals; `1` and `0` only when it is exactly that."""
-    return f"{value:.0f}" if value in (0.0, 1.0) else f"{min(max(value, 0.0001), 0.9999):.4f}"
-
-
-def _label(axes: dict[str, str | bool], varying: Sequence[str]) -> str:
-    return " ".join(str(axes[axis]) if not isinstance(axes[axis], bool) else f"{axis}={axes[axis]}" for axis in varying)
+def _drawn_section(section: Section) -> Table:
+    table = _empty_table()
+    for i, heading in enumerate(section.headings):
+        table.add_column(heading, justify="left" if i < section.text_columns else "right", overflow="fold")
+    for row in section.rows:
+        table.add_row(*map(Text, row), style="dim" if "equal" in row else "")
+    return table

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeper.results import Status
+from sweeper.sinks.terminal import TerminalSink, print_cell, print_sweep
+from sweeper.sweep import Sweep
+from tests.sinks.records import Planned, SmallPlan, cell, measures, module
+from tests.sinks.sweeps import layered, many, measured, report_1, stored
+
+
+def printed(sweep: Sweep, width: int) -> str:
+    out = Console(file=io.StringIO(), width=width)
+    print_sweep(sweep, out)
+    return out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def table_of(text: str) -> list[str]:
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("cell "))
+    return lines[start : next(i for i, line in enumerate(lines) if line.startswith("max |Δ|:"))]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_table_fits_the_terminal_and_no_word_is_broken(tmp_path: Path, width: int) -> None:
+    table = table_of(printed(report_1(tmp_path), width))
+    assert max(map(len, table)) <= width
+    words = {word for line in table for word in line.split()}
+    assert {"cast_before_move", "0.8750", "reference", "rotary_emb", "aaaa1"} <= words
+    assert ("rotary_emb.inv_freq" in words) == (width >= 100)
+
+
+def test_a_narrow_terminal_says_which_columns_it_leaves_out(tmp_path: Path) -> None:
+    assert "left out, the terminal is too narrow: mean |Δ|, state" in printed(report_1(tmp_path), 80)
+    assert "left out" not in printed(report_1(tmp_path), 200)
+
+
+def test_where_it_starts_names_what_is_equal_beside_it_and_the_buffer(tmp_path: Path) -> None:
+    text = printed(report_1(tmp_path), 250)
+    assert (
+        "  cast_after_load, cast_before_move: model.rotary_emb; in layer 0: q_proj, k_proj, v_proj equal, o_proj not; "
+        "buffer rotary_emb.inv_freq float32 -> bfloat16\n"
+    ) in text
+    assert "4 cells: 2 equal to their reference in every module's output, 2 not" in text
+
+
+def test_cells_of_another_dtype_have_no_line_on_where_they_start(tmp_path: Path) -> None:
+    axes = cell().axes()
+    made = measured(first_divergence="model.rotary_emb", axes=axes, reference_axes=axes | {"dtype": "float32"})
+    assert "where it starts" not in printed(stored(tmp_path, [(made, layered(0.5))]), 200)
+
+
+def test_many_cells_are_a_table_without_lines_on_where_they_start(tmp_path: Path) -> None:
+    text = printed(many(tmp_path, 36), 120)
+    assert "where it starts" not in text
+    assert len(table_of(text)) == 36 + 2
+
+
+def test_a_layout_that_is_too_wide_puts_the_axes_into_one_column(tmp_path: Path) -> None:
+    cells = []
+    for i, layout in enumerate(["padded_left", "packed"]):
+        choices = {"load_strategy": ["dtype_at_load", "cast_before_move"][i], "layout": layout, "use_cache": bool(i)}
+        axes = cell(**choices, dtype=["float32", "bfloat16"][i], attention=["eager", "flash_attention_2"][i]).axes()
+        cells.append((measured(f"{i}bcdef", axes=axes), layered(0.5)))
+    table = table_of(printed(stored(tmp_path, cells), 80))
+    assert table[0].split()[:2] == ["cell", "choices"]
+    assert max(map(len, table)) <= 80
+    words = " ".join(table).split()
+    assert {"flash_attention_2", "cast_before_move", "use_cache=True", "packed"} <= set(words)
+
+
+def test_reasons_are_told_once_and_markup_in_them_is_only_text(tmp_path: Path) -> None:
+    reason = "RuntimeError: [bold red]no[/bold red] [/memory]"
+    failed = [(measured(f"{i}bcd", status=Status.FAILED, reason=reason, output=None), []) for i in range(2)]
+    text = printed(stored(tmp_path, failed, not_run=3), 120)
+    assert f"failed: {reason} (×2)" in text
+    assert "5 cells: 0 equal to their reference in every module's output, 0 not, 2 failed, 3 not run yet" in text
+
+
+def test_a_cell_that_does_not_repeat_says_so_in_the_table(tmp_path: Path) -> None:
+    made = measured()
+    assert made.cost is not None
+    wobbly = made.model_copy(update={"cost": made.cost.model_copy(update={"repeatable": False})})
+    assert "ok, not repeatable" in printed(stored(tmp_path, [(wobbly, layered(0.0))]), 200)
+
+
+def test_a_nan_is_counted_beside_the_largest_difference(tmp_path: Path) -> None:
+    made = measured(output=measures(0.5).model_copy(update={"candidate_nan": 3}))
+    assert "0.5 NaN×3" in printed(stored(tmp_path, [(made, layered(0.0))]), 200)
+
+
+def test_a_cell_in_full_collapses_the_layers_before_the_first_that_differs() -> None:
+    rows = [
+        module(i, f"model.layers.{i // 2}{'.mlp' * (1 - i % 2)}", i // 2, "layer" if i % 2 else "mlp", 0.5 * (i > 5))
+        for i in range(10)
+    ]
+    out = Console(file=io.StringIO(), width=160)
+    print_cell(measured(first_divergence="model.layers.3.mlp"), rows, out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    starts = text[text.index("Where it starts") : text.index("Parameters and buffers")]
+    assert "layers before 3 equal; in layer 3: from mlp on" in starts
+    assert "layers 0–2: 6 modules" in starts
+    assert "model.layers.3.mlp " in starts
+    assert "model.layers.4" not in starts
+
+
+def test_a_run_shows_progress_then_the_stored_table(tmp_path: Path) -> None:
+    sweep = report_1(tmp_path)
+    out, err = (Console(file=io.StringIO(), width=200) for _ in range(2))
+    planned = tuple(Planned(cell(load_strategy=made.axes["load_strategy"]), made.cell_id) for made in sweep.records)
+    sink = TerminalSink(out, err)
+    sink.sweep_started(SmallPlan(tmp_path, planned))  # type: ignore[arg-type]
+    for planned_cell, made in zip(planned, sweep.records, strict=True):
+        sink.cell_started(planned_cell)  # type: ignore[arg-type]
+        sink.cell_finished(made, [])
+    sink.sweep_finished(sweep.records)
+    assert "[4/4] device_map: ok" in err.file.getvalue()  # type: ignore[attr-defined]
+    assert f"results: {tmp_path}" in out.file.getvalue()  # type: ignore[attr-defined]
