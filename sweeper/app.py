@@ -36,6 +36,10 @@ def run(request: SweepRequest) -> int:
     except KeyboardInterrupt:
         terminal.interrupted(records, plan)
         return INTERRUPTED
+    except OSError as error:  # a full disk: what is finished stays
+        terminal.interrupted(records, plan)
+        terminal.say(f"The reason: {error}")
+        return 1
     for sink in sinks:
         sink.sweep_finished(records)
     return 1 if any(record.status is Status.FAILED for record in records) else 0
