@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ GRIDS = sorted(path.stem for path in (CONF / "grid").glob("*.yaml"))
 NEEDS_A_VALUE = {
     "folder": "checkpoint.path=model",
     "hub": "checkpoint.repo_id=me/model",
-    "file": "inputs.file=texts.txt",
+    "file": f"inputs.file={Path(__file__).parent / 'data' / 'texts.txt'}",
 }
 
 
