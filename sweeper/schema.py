@@ -11,19 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sweeper.results import (
-    SCHEMA_VERSION,
-    CellRecord,
-    Cost,
-    LanguageFigures,
-    ModuleRecord,
-    PairMeasures,
-    StateDifference,
-    StateFigures,
-    TextFigures,
-)
+from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
 from sweeper.store import modules_schema
-from sweeper.sweep import PlannedPair, SweepDescription
+from sweeper.sweep import SweepDescription
 
 INTRODUCTION = f"""# The files of a sweep
 
@@ -48,11 +38,22 @@ cell and of the environment that can change its result. In JSON, not-a-number an
 def schema_markdown() -> str:
     """The page as Markdown: every field of every record, with its type and its meaning from the docstrings."""
     parts = [INTRODUCTION, "## cell.json\n", _record(CellRecord)]
-    for kind in (PairMeasures, LanguageFigures, TextFigures, StateFigures, StateDifference, Cost):
+    for kind in _records_in(CellRecord):
         parts += [f"### {kind.__name__}\n", _record(kind)]
     parts += ["## modules.parquet\n", _modules(), "## sweep.json\n", _record(SweepDescription)]
-    parts += [f"### {PlannedPair.__name__}\n", _record(PlannedPair)]
+    for kind in _records_in(SweepDescription):
+        parts += [f"### {kind.__name__}\n", _record(kind)]
     return "\n".join(parts)
+
+
+def _records_in(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """The records that a record holds, and those that they hold, each once."""
+    found: dict[type[BaseModel], None] = {}
+    for field in kind.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= dict.fromkeys([part, *_records_in(part)])
+    return list(found)
 
 
 def _record(kind: type[BaseModel]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sweeper.results import CellRecord, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures
 from sweeper.sinks.figures import cosine, fraction, is_reference, number
@@ -35,6 +35,16 @@ class Section:
     rows: tuple[tuple[str, ...], ...] = ()
     text_columns: int = 1
     preformatted: str | None = None
+
+    def without(self, headings: Sequence[str]) -> Section:
+        """The section with some columns left out."""
+        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
+        return replace(
+            self,
+            headings=tuple(self.headings[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept if i < len(row)) for row in self.rows),
+            text_columns=sum(i < self.text_columns for i in kept),
+        )
 
 
 def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Section]:
@@ -70,7 +80,7 @@ def _choices(record: CellRecord) -> Section:
 
 
 def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []  # in order of execution
     for step in steps(modules):
         if isinstance(step, EqualLayers):
             layers = f"layer {step.first}" if step.first == step.last else f"layers {step.first}–{step.last}"
@@ -78,7 +88,7 @@ def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
         else:
             figures = module_figures(step.measures) if module_differs(step) else ("equal",)
             rows.append((step.name, step.module_type, _dtypes(step), *figures))
-    headings = ("module, in order of execution", "type", "dtype", *MODULE_FIGURES) if rows else ()
+    headings = ("module", "type", "dtype", *MODULE_FIGURES) if rows else ()
     return Section("Where it starts", (origin(record, modules),), headings, tuple(rows), text_columns=3)
 
 
@@ -189,7 +199,8 @@ def _texts(texts: Sequence[TextFigures]) -> Section:
         )
         for text in shown
     )
-    headings = ("text", "tokens", "output max |Δ|", "equal", "cosine", "embedding cosine", "max |Δ|", "mean |Δ|")
+    output = ("output max |Δ|", "output equal", "output cosine")
+    headings = ("text", "tokens", *output, "embedding cosine", "embedding max |Δ|", "embedding mean |Δ|")
     return Section("Texts", tuple(notes), headings, rows)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE_FILE = "index.html"
 MOST_CURVES = 2 * COLOURS  # that colours and dashes can tell apart
 HIGHLIGHTED = 6  # of more curves than that
-LABEL_LETTERS = 32  # right of a chart
+LABEL_LETTERS = 38  # right of a chart
 
 
 class HtmlSink:
@@ -83,12 +83,13 @@ class Layers:
 def page(sweep: Sweep) -> str:
     """The page as HTML text. Names from configs and models are escaped."""
     varying = varying_axes([record.axes for record in sweep.records])
+    ids = short_ids([record.cell_id for record in sweep.records])
     views, layers = [], []
     for record in sweep.records:
         modules = sweep.modules(record.cell_id)
-        label = short_label(record.axes, varying) or record.cell_id
+        label = short_label(record.axes, varying)
         views.append(CellView(record, label, sections(record, modules)))
-        layers += _layers(label, modules)
+        layers += _layers(f"{ids[record.cell_id]} {label}", modules)
     curves = styled(merged(layers))
     return _template().render(
         sweep=sweep,
@@ -98,6 +99,7 @@ def page(sweep: Sweep) -> str:
         origins=origins(sweep),
         reasons=reasons(sweep.records),
         views=views,
+        ids=ids,
         charts=_charts(curves),
         curves=curves,
         highlighted=HIGHLIGHTED,
@@ -151,13 +153,11 @@ def _shortened(labels: Sequence[str]) -> str:
 
 def _table(sweep: Sweep) -> dict[str, Any]:
     table = cells_table(sweep.records)
-    ids = short_ids([record.cell_id for record in sweep.records])
     return {
         "table": table,
         "legend": table.legend(output_name(sweep.records)),
-        "rows": [(record, row) for record, row in zip(sweep.records, table.rows, strict=True)],
+        "rows": list(zip(sweep.records, table.rows, strict=True)),
         "figures": FIGURE_HEADINGS,
-        "ids": ids,
         "Status": Status,
     }
 

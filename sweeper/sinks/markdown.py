@@ -22,9 +22,10 @@ def markdown(sweep: Sweep) -> str:
         "; ".join(f"*{escaped(name)}*: {what}" for name, what in table.legend(output_name(sweep.records))) + ".",
         "",
     ]
-    lines += [f"- {kind.value}: {escaped(reason)}" for kind, reason in reasons(sweep.records)]
+    why = reasons(sweep.records)
+    lines += [*(f"- {kind.value}: {escaped(reason)}" for kind, reason in why), *[""] * bool(why)]
     starts = origins(sweep)
-    lines += ["", "Where it starts, cells of the reference's dtype:", ""] if starts else []
+    lines += ["Where it starts, cells of the reference's dtype:", ""] if starts else []
     lines += [f"- {escaped(label)}: {escaped(where)}" for label, where in starts]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 STYLES = {"ok": "", "reference": "dim", "failed": "bold red", "unsupported": "dim"}
 DROPPED_FIRST = ("top-1", "mean |Δ|", "KL", "state", "starts at", "equal")  # where the terminal is too narrow for all
+DROPPED_IN_SECTIONS = ("type", "SQNR dB", "rel. L2", "mean |Δ|", "cosine")
 GAP = 2  # spaces between columns
 PIPE_WIDTH = 200  # a table in a file or a pipe is read with a pager, not wrapped
 
@@ -134,7 +136,7 @@ def print_cell(record: CellRecord, modules: Sequence[ModuleRecord], out: Console
         if section.preformatted is not None:
             _say(out, section.preformatted)
         if section.rows:
-            out.print(_drawn_section(section))
+            out.print(_drawn_section(section, out.width))
 
 
 def _say(out: Console, line: str, style: str = "") -> None:
@@ -178,10 +180,17 @@ def _empty_table() -> Table:
     return Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
 
 
-def _drawn_section(section: Section) -> Table:
+def _drawn_section(whole: Section, console_width: int) -> Table:
+    candidates = [whole.without(DROPPED_IN_SECTIONS[:count]) for count in range(len(DROPPED_IN_SECTIONS) + 1)]
+    section = next((fits for fits in candidates if _natural_width(fits) <= console_width), candidates[-1])
     table = _empty_table()
     for i, heading in enumerate(section.headings):
         table.add_column(heading, justify="left" if i < section.text_columns else "right", overflow="fold")
     for row in section.rows:
         table.add_row(*map(Text, row), style="dim" if "equal" in row else "")
     return table
+
+
+def _natural_width(section: Section) -> int:
+    columns = zip_longest(section.headings, *section.rows, fillvalue="")
+    return sum(max(map(len, column)) + GAP for column in columns) - GAP

@@ -50,7 +50,7 @@ def stored(folder: Path, cells: Cells, not_run: int = 0, **description: Any) -> 
 
 def layered(o_proj: float, later: float = 0.0, layers: int = 2) -> list[ModuleRecord]:
     """Rotary table and layer 0's o_proj differ by `o_proj`, and so does what follows in the layers, plus `later`."""
-    figures = [
+    figures: list[tuple[str, int | None, str, float]] = [
         ("model.embed_tokens", None, "model.embed_tokens", 0.0),
         ("model.rotary_emb", None, "model.rotary_emb", o_proj),
     ]

@@ -64,13 +64,20 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 def test_curves_that_coincide_are_drawn_once_and_name_all_their_cells(tmp_path: Path) -> None:
     text = page(report_1(tmp_path))
     titles = re.findall(r'<g class="curve ([^"]*)"><title>([^<]*)</title>', text)
-    assert titles == [("grey", "dtype_at_load = device_map"), ("c0", "cast_after_load = cast_before_move")] * 2
+    assert (
+        titles
+        == [
+            ("grey", "aaaa1 dtype_at_load = cccc7 device_map"),
+            ("c0", "aaaa3 cast_after_load = bbbb5 cast_before_move"),
+        ]
+        * 2
+    )
 
 
 def test_of_many_curves_the_worst_are_coloured_and_the_page_says_so(tmp_path: Path) -> None:
     text = page(many(tmp_path, 14))
     coloured = re.findall(r'<g class="curve c\d"><title>([^<]*)</title>', text)
-    assert sorted(coloured[:6]) == sorted(f"inputs_{i}" for i in range(8, 14))
+    assert sorted(coloured[:6]) == [f"{i:04x} inputs_{i}" for i in range(8, 14)]
     assert text.count('<g class="curve grey">') == 2 * 8
     assert "The 6 curves with the largest difference are coloured" in text
 

@@ -10,7 +10,7 @@ from sweeper.results import Status
 from sweeper.sinks.terminal import TerminalSink, print_cell, print_sweep
 from sweeper.sweep import Sweep
 from tests.sinks.records import Planned, SmallPlan, cell, measures, module
-from tests.sinks.sweeps import layered, many, measured, report_1, stored
+from tests.sinks.sweeps import Cells, layered, many, measured, report_1, stored
 
 
 def printed(sweep: Sweep, width: int) -> str:
@@ -75,7 +75,7 @@ def test_a_layout_that_is_too_wide_puts_the_axes_into_one_column(tmp_path: Path)
 
 def test_reasons_are_told_once_and_markup_in_them_is_only_text(tmp_path: Path) -> None:
     reason = "RuntimeError: [bold red]no[/bold red] [/memory]"
-    failed = [(measured(f"{i}bcd", status=Status.FAILED, reason=reason, output=None), []) for i in range(2)]
+    failed: Cells = [(measured(f"{i}bcd", status=Status.FAILED, reason=reason, output=None), []) for i in range(2)]
     text = printed(stored(tmp_path, failed, not_run=3), 120)
     assert f"failed: {reason} (×2)" in text
     assert "5 cells: 0 equal to their reference in every module's output, 0 not, 2 failed, 3 not run yet" in text
@@ -106,6 +106,19 @@ def test_a_cell_in_full_collapses_the_layers_before_the_first_that_differs() -> 
     assert "layers 0–2: 6 modules" in starts
     assert "model.layers.3.mlp " in starts
     assert "model.layers.4" not in starts
+
+
+@pytest.mark.parametrize(("width", "has_type"), [(80, False), (160, True)])
+def test_the_modules_of_a_cell_in_full_keep_their_names_in_one_piece(
+    tmp_path: Path, width: int, has_type: bool
+) -> None:
+    sweep = report_1(tmp_path)
+    out = Console(file=io.StringIO(), width=width)
+    print_cell(sweep.records[1], sweep.modules(sweep.records[1].cell_id), out)
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    o_proj = next(line for line in lines if line.startswith("model.layers.0.self_attn.o_proj "))
+    assert "0.25" in o_proj
+    assert ("Linear" in o_proj) == has_type
 
 
 def test_a_run_shows_progress_then_the_stored_table(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from html import escape
 from itertools import groupby
 
 WIDTH, HEIGHT = 1080, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 230, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 270, 14, 44
 ZERO_GAP = 34  # between the lowest decade and the line for zero
 LABEL_HEIGHT = 15
 COLOURS = 6  # classes c0..c5 of the style sheet; the next six curves use them again, dashed
