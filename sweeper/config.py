@@ -75,6 +75,7 @@ class Pooling(StrEnum):
     """How the hidden states of a text become its embedding."""
 
     LAST_TOKEN = "last_token"
+    LAST_TOKEN_BY_COUNT = "last_token_by_count"  # hidden[row, mask.sum() - 1]: wrong under left padding, to measure it
     MEAN = "mean"
     CLS = "cls"
 

@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 
 from sweeper import attention, inputs, layout
-from sweeper.capture import Capture, ModuleOutput, capture, tensors_of
+from sweeper.capture import Capture, capture, tensors_of
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
 from sweeper.config import Cell, Checkpoint, Head
@@ -30,8 +30,9 @@ from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
 from sweeper.loading import LoadedModel, ModelPool, WeightsKey, autocast, synchronize
 from sweeper.numerics import numerics
 from sweeper.plan import PlannedCell
-from sweeper.pooling import pool
-from sweeper.results import CellRecord, Cost, ModuleRecord, StateFigures, Status
+from sweeper.pooling import embeddings
+from sweeper.results import CellRecord, Cost, ModuleRecord, Sample, StateFigures, Status
+from sweeper.sample import Sampler, kept_outputs
 from sweeper.state import StateEntry, compare_state, state_of
 
 Listener = Recorder | Comparer
@@ -54,6 +55,22 @@ class ReferenceRun:
     state: dict[str, StateEntry]
     weights: WeightsKey
     token_ids: list[list[int]]
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class BatchesRun:
+    """What running all batches left behind, besides what the listener took.
+
+    Attributes:
+        first_output_NF: the first batch's output over its real tokens.
+        unaligned: what could not be aligned, and why.
+        sample: inputs and a corner of the output.
+    """
+
+    first_output_NF: Tensor
+    unaligned: dict[str, str]
+    sample: Sample
 
 
 class Runner:
@@ -110,15 +127,15 @@ class Runner:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
         with _conditions(cell) as without_effect:
             comparer = Comparer(reference.outputs, laid_out.token_ids, is_logits=cell.checkpoint.head is Head.CAUSAL_LM)
-            first_output, unaligned = run_batches(cell, loaded.model, laid_out, comparer)
-            cost, kernels = self._cost(cell, loaded, was_loaded, laid_out.batches[0], first_output)
+            ran = run_batches(cell, loaded.model, laid_out, comparer)
+            cost, kernels = self._cost(cell, loaded, was_loaded, laid_out.batches[0], ran.first_output_NF)
         figures = comparer.finish()
         measured = record.model_copy(
             update={
                 "checkpoint_revision": local.revision,
                 "attention_kernels": kernels,
                 "numerics_without_effect": without_effect,
-                "unaligned": unaligned,
+                "unaligned": ran.unaligned,
                 "first_divergence": figures.first_divergence,
                 "output_kind": "logits" if cell.checkpoint.head is Head.CAUSAL_LM else "last_hidden_state",
                 "output": figures.output,
@@ -126,6 +143,8 @@ class Runner:
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
                 "cost": cost,
+                "sample": ran.sample,
+                "reference_sample": reference.sample,
             }
         )
         return _judged(measured, figures), figures.modules
@@ -140,9 +159,9 @@ class Runner:
         laid_out = lay_out(cell, local, loaded.model)
         recorder = Recorder()
         with _conditions(cell):
-            run_batches(cell, loaded.model, laid_out, recorder)
+            ran = run_batches(cell, loaded.model, laid_out, recorder)
         self._reference = ReferenceRun(
-            planned.reference_id, recorder, state_of(loaded.model), loaded.key, laid_out.token_ids
+            planned.reference_id, recorder, state_of(loaded.model), loaded.key, laid_out.token_ids, ran.sample
         )
         return self._reference
 
@@ -211,28 +230,22 @@ def lay_out(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> LaidOut:
     return LaidOut(token_ids, batches)
 
 
-def run_batches(cell: Cell, model: nn.Module, laid_out: LaidOut, listener: Listener) -> tuple[Tensor, dict[str, str]]:
-    """Runs every batch with hooks; returns the first batch's output [N, F] and what could not be aligned."""
-    first_output: Tensor | None = None
-    hidden_name = _base_model_name(model)
-    pieces: list[Tensor] = []
-
-    def take(output: ModuleOutput) -> None:
-        if output.name == hidden_name:
-            pieces.append(output.tensor_NF)
-        listener.take(output)
-
-    with capture(model, take) as running:
+def run_batches(cell: Cell, model: nn.Module, laid_out: LaidOut, listener: Listener) -> BatchesRun:
+    """Runs every batch with hooks; the listener takes every module's output."""
+    base: Any = model.base_model  # gives the last hidden state; the model itself where there is no head
+    sampler: Sampler | None = None
+    first_output_NF = torch.empty(0)
+    with capture(model, listener.take) as running, kept_outputs(base) as hidden, kept_outputs(model) as outputs:
         for batch in laid_out.batches:
             listener.begin_batch()
-            pieces.clear()
             output_NF = run_forwards(cell, model, batch, running)
-            hidden_ND = torch.cat(pieces) if pieces else output_NF
-            lengths = [length for forward in batch for length in forward.lengths]
-            listener.end_batch(output_NF, pool(hidden_ND, lengths, cell.checkpoint.pooling))
-            first_output = output_NF if first_output is None else first_output
-    assert first_output is not None, "inputs hold at least one text"
-    return first_output, running.unaligned
+            listener.end_batch(output_NF, embeddings(hidden, batch, cell.checkpoint.pooling))
+            if sampler is None:
+                sampler, first_output_NF = Sampler(batch, outputs, output_NF), output_NF
+            hidden.clear()
+            outputs.clear()
+    assert sampler is not None, "inputs hold at least one text"
+    return BatchesRun(first_output_NF, running.unaligned, sampler.sample())
 
 
 def run_forwards(
@@ -249,12 +262,6 @@ def run_forwards(
         assert output_NF is not None, f"the model's output of shape {tuple(output.shape)} has no token dimension"
         outputs.append(output_NF)
     return torch.cat(outputs)
-
-
-def _base_model_name(model: nn.Module) -> str | None:
-    """Under a head, the name of the module that gives the last hidden state; None where that is the model's output."""
-    base: Any = model.base_model
-    return None if base is model else next(name for name, module in model.named_modules() if module is base)
 
 
 def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[layout.Forward]) -> float:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.config import Layout, Pooling, Positions
-from sweeper.layout import lay_out, to_tokens
-from sweeper.pooling import pool
+from sweeper.layout import Forward, lay_out, to_tokens
+from sweeper.pooling import embeddings, pool, pool_by_count
 
 
 def test_each_pooling_picks_its_tokens() -> None:
@@ -61,3 +61,49 @@ def test_padded_outputs_pool_as_the_usual_formulas_do(lengths: list[int], layout
     last_B = [-1] * len(lengths) if layout is Layout.PADDED_LEFT else [length - 1 for length in lengths]
     last_SD = pool(hidden_ND, forward.lengths, Pooling.LAST_TOKEN)
     assert torch.equal(last_SD, hidden_BTD[range(len(lengths)), last_B])
+
+
+LENGTHS = (2, 5, 3)
+
+
+def _padded(layout: Layout) -> tuple[torch.Tensor, Forward]:
+    """Hidden states [B, T, 2] that say where they are: the column, and -1 on a pad or the token's place in its text."""
+    (forward,) = lay_out(
+        [[1] * length for length in LENGTHS],
+        range(len(LENGTHS)),
+        layout=layout,
+        positions=Positions.IMPLICIT,
+        pad_id=0,
+        device="cpu",
+    )
+    hidden_BTD = torch.full((len(LENGTHS), max(LENGTHS), 2), -1.0)
+    hidden_BTD[:, :, 0] = torch.arange(max(LENGTHS))
+    hidden_BTD[forward.row_N, forward.column_N, 1] = forward.position_N.float()
+    return hidden_BTD, forward
+
+
+def test_pooling_by_count_reads_another_token_or_a_pad_in_every_left_padded_row_but_the_longest() -> None:
+    hidden_BTD, forward = _padded(Layout.PADDED_LEFT)
+    found = pool_by_count(hidden_BTD, forward.inputs["attention_mask"])
+    assert found[:, 0].tolist() == [length - 1 for length in LENGTHS]
+    assert found[:, 1].tolist() == [-1, 4, 0]  # a pad; the last token of the longest; the first token of the third
+    right = embeddings([hidden_BTD], [forward], Pooling.LAST_TOKEN)
+    assert right[:, 1].tolist() == [length - 1 for length in LENGTHS]
+
+
+def test_pooling_by_count_is_the_last_token_under_right_padding() -> None:
+    hidden_BTD, forward = _padded(Layout.PADDED_RIGHT)
+    by_count, last = (
+        embeddings([hidden_BTD], [forward], pooling) for pooling in (Pooling.LAST_TOKEN_BY_COUNT, Pooling.LAST_TOKEN)
+    )
+    assert torch.equal(by_count, last)
+    assert last[:, 1].tolist() == [length - 1 for length in LENGTHS]
+
+
+def test_without_a_mask_there_is_nothing_to_count() -> None:
+    (packed,) = lay_out(
+        [[1] * 2, [1] * 3], range(2), layout=Layout.PACKED, positions=Positions.EXPLICIT, pad_id=0, device="cpu"
+    )
+    hidden_BTD = torch.arange(10.0).reshape(1, 5, 2)
+    found = embeddings([hidden_BTD], [packed], Pooling.LAST_TOKEN_BY_COUNT)
+    assert found.tolist() == [[2.0, 3.0], [8.0, 9.0]]
