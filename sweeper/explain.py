@@ -249,7 +249,7 @@ def _sentence(
         hint = f" (the configs differ in {', '.join(names)})" if (names := _config_hint(comparison, closing)) else ""
         moved = f"outputs move by rel_l2 {measured.native:.2g}"
         return f"{closing.name}{hint}{where}; {moved}. To put back: {closing.fix} ({_proof(comparison, closing)})."
-    best = tried[0] if tried and tried[0].error is None else None
+    best = tried[0] if tried and tried[0].native_closed > 0 else None
     most = f"; the most is closed by: {best}" if best is not None else ""
     if comparison.verdict.kind is Kind.ROUNDING:
         floors = measured.native / measured.floor

@@ -140,8 +140,8 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
     if _identical(base, native):
         measured = Measured(identical=True, native=0.0)
         return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
-    floor = _noisier_floor(reference, candidate, base)
     native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
+    floor = _noisier_floor(reference, candidate, base, native_rel_l2)
     base_chosen = run_with_selections(reference)[1]
     again, chosen = run_with_selections(candidate)
     figures: dict[str, Any] = {
@@ -164,7 +164,7 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
     replay_trace = None
     try:
         figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
-        if native_rel_l2 > FLOOR_MULTIPLE * floor.level:
+        if native_rel_l2 > FLOOR_MULTIPLE * floor.level and figures["replay"].asked <= figures["replay"].bound:
             figures["kernel"] = _kernel(candidate, native.outputs, truth)
     except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
         figures["replay_error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -180,16 +180,12 @@ def _identical(base: Recording, native: Trace) -> bool:
     return modules and outputs
 
 
-def _noisier_floor(reference: Side, candidate: Side, base: Recording) -> Floor:
-    """Of the two sides' floors the higher one; one measurement where model and calls are the same kind of run."""
-    floors = [measure_floor(reference, base)]
-    if _main_dtype(reference.model) != _main_dtype(candidate.model) or reference.calls is not candidate.calls:
-        floors.append(measure_floor(candidate))
-    return max(floors, key=lambda floor: floor.level if not math.isnan(floor.level) else -1.0)
-
-
-def _main_dtype(model: nn.Module) -> torch.dtype | None:
-    return next((parameter.dtype for parameter in model.parameters()), None)
+def _noisier_floor(reference: Side, candidate: Side, base: Recording, native: float) -> Floor:
+    """The reference's floor; where the difference exceeds it, that of the noisier side (another dtype, autocast)."""
+    floor = measure_floor(reference, base)
+    if native <= FLOOR_MULTIPLE * floor.level:
+        return floor
+    return max(floor, measure_floor(candidate), key=lambda floor: floor.level)
 
 
 def _nonfinite(reference: Outputs, candidate: Outputs) -> int:

@@ -127,7 +127,7 @@ def test_the_attention_backend_is_the_cause_of_its_own_rounding() -> None:
 def test_rounding_that_nothing_closes_says_so_with_its_size_in_floors() -> None:
     reference, candidate = attention(), attention()
     weight = candidate.o.weight
-    candidate.o.forward = lambda x: x[..., :8] @ weight.T[:8] + x[..., 8:] @ weight.T[8:]  # type: ignore[method-assign]
+    candidate.o.forward = lambda x: x[..., :8] @ weight.T[:8] + x[..., 8:] @ weight.T[8:]  # type: ignore
     comparison = compare_models(reference, candidate, hidden())
     assert comparison.verdict.kind == "rounding"
     explanation = comparison.explain()

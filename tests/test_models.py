@@ -98,6 +98,53 @@ def test_fused_projections_are_rounding_also_across_dtypes() -> None:
     assert {"q", "qkv"} <= comparison.native.unaligned.keys()
 
 
+class Autocast(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.model(**inputs)
+
+
+def test_autocast_inside_the_model_is_rounding() -> None:
+    comparison = compare_models(llama(), Autocast(llama()), padded_left())
+    assert comparison.verdict.kind == "rounding", comparison
+
+
+class Rounding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden.to(torch.bfloat16).to(hidden.dtype))
+
+
+class Exact(Rounding):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden)
+
+
+def test_code_of_one_side_that_rounds_to_bfloat16_is_semantic() -> None:
+    torch.manual_seed(0)
+    candidate, reference = Rounding().eval(), Exact().eval()
+    reference.load_state_dict(candidate.state_dict())
+    inputs = {"hidden": torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(2))}
+    comparison = compare_models(reference, candidate, inputs)
+    assert comparison.verdict.kind == "semantic"
+    assert "Exact -> Rounding" in comparison.explain().cause
+
+
+def test_a_parameter_rounded_in_a_dtype_that_did_not_change_is_policy() -> None:
+    candidate = attention()
+    candidate.k.weight.data = candidate.k.weight.data.to(torch.float16).float()
+    comparison = compare_models(attention(), candidate, hidden())
+    assert comparison.verdict.kind == "policy"
+    assert "parameter k.weight: rounded to float16" in comparison.explain().cause
+
+
 def test_assert_same_function_says_what_is_wrong() -> None:
     candidate = attention()
     candidate.scale = 0.26
@@ -171,8 +218,9 @@ def test_running_statistics_are_not_written() -> None:
     comparison = compare_models(reference, candidate, {"x": torch.randn(5, 4)})
     assert comparison.verdict.kind == "semantic"
     assert "eval()" in comparison.explain().cause
-    assert torch.equal(model[1].running_mean, torch.zeros(4))
-    assert int(model[1].num_batches_tracked) == 0
+    state = model.state_dict()
+    assert torch.equal(state["1.running_mean"], torch.zeros(4))
+    assert int(state["1.num_batches_tracked"]) == 0
 
 
 def test_other_tokens_are_refused() -> None:
