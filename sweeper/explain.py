@@ -23,7 +23,8 @@ from sweeper.counterfactuals.switches import (
     training_counterfactuals,
     upcast_counterfactuals,
 )
-from sweeper.divergence import FirstDivergence, first_divergence, outputs_rel_l2, record, trace
+from sweeper.divergence import FirstDivergence, first_divergence, outputs_rel_l2, trace
+from sweeper.recording import record
 from sweeper.replay import replayed
 from sweeper.side import Outputs, Side, run, text_lengths
 from sweeper.verdict import Kind

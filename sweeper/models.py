@@ -14,11 +14,9 @@ from torch import nn
 from sweeper.counterfactuals.state import asked_undone, put_back
 from sweeper.divergence import (
     FirstDivergence,
-    Recording,
     Trace,
     first_divergence,
     outputs_rel_l2,
-    record,
     rel_l2,
     same,
     trace,
@@ -26,6 +24,7 @@ from sweeper.divergence import (
 from sweeper.metrics.pair import measure
 from sweeper.noise import Floor, measure_floor, output_floor
 from sweeper.provenance import Change, Provenance, provenance
+from sweeper.recording import Recording, record
 from sweeper.replay import Precision, attention, attention_implementation, replayed
 from sweeper.selections import flipped, run_with_selections
 from sweeper.side import Inputs, Outputs, Side, run, sides, text_lengths
@@ -140,6 +139,25 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
     if _identical(base, native):
         measured = Measured(identical=True, native=0.0)
         return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
+    figures, floor = _native_figures(reference, candidate, base, native, found)
+    replay_trace = None
+    try:
+        figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
+        above = figures["native"] > FLOOR_MULTIPLE * floor.level
+        if above and figures["replay"].asked <= figures["replay"].bound:
+            figures["kernel"] = _kernel(candidate, native.outputs, truth)
+    except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
+        figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    measured = Measured(**figures)
+    verdict = judge(measured)
+    first = _first(verdict, native, replay_trace, measured, lengths)
+    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+
+
+def _native_figures(
+    reference: Side, candidate: Side, base: Recording, native: Trace, found: Provenance
+) -> tuple[dict[str, Any], Floor]:
+    """What is known without a replay: fields of `Measured`."""
     native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
     floor = _noisier_floor(reference, candidate, base, native_rel_l2)
     base_chosen = run_with_selections(reference)[1]
@@ -161,17 +179,7 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
         "missing": found.missing,
         "flips": flipped(base_chosen, chosen),
     }
-    replay_trace = None
-    try:
-        figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
-        if native_rel_l2 > FLOOR_MULTIPLE * floor.level and figures["replay"].asked <= figures["replay"].bound:
-            figures["kernel"] = _kernel(candidate, native.outputs, truth)
-    except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
-        figures["replay_error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    measured = Measured(**figures)
-    verdict = judge(measured)
-    first = _first(verdict, native, replay_trace, measured, lengths)
-    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+    return figures, floor
 
 
 def _identical(base: Recording, native: Trace) -> bool:

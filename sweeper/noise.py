@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.divergence import Recording, outputs_rel_l2, record, rel_l2
+from sweeper.divergence import outputs_rel_l2, rel_l2
+from sweeper.recording import Recording, record
 from sweeper.side import Call, Outputs, Side, run
 
 
