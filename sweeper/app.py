@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, Status
+from sweeper.sinks.html import HtmlSink
+from sweeper.sinks.reported import ReportedSink
 from sweeper.sinks.terminal import TerminalSink
 from sweeper.sinks.wandb import make_wandb_sink
 from sweeper.store import Store
+from sweeper.sweep import PlannedPair, SweepDescription
 
 if TYPE_CHECKING:
     from sweeper.grid import SweepRequest
@@ -26,9 +29,11 @@ def run(request: SweepRequest) -> int:
     wandb_sink = make_wandb_sink(request.settings.wandb)
     terminal = TerminalSink()
     store = Store(plan.folder)
-    store.open(_description(request, plan))
+    store.open(_description(request, plan).model_dump(mode="json"))
     records: list[CellRecord] = []
-    sinks: list[Sink] = [terminal] if wandb_sink is None else [terminal, wandb_sink]
+    sinks: list[Sink] = [HtmlSink(), terminal] if wandb_sink is None else [HtmlSink(), terminal, wandb_sink]
+    if request.reported is not None:
+        sinks.append(ReportedSink(request.reported))
     for sink in sinks:
         sink.sweep_started(plan)
     try:
@@ -60,7 +65,10 @@ def _run_cells(
         os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
     from sweeper.runner import Runner  # torch and transformers: only once there is something to run
 
-    runner = Runner(plan.environment, latency_repeats=request.settings.latency_repeats, say=terminal.say)
+    settings = request.settings
+    runner = Runner(
+        plan.environment, latency_repeats=settings.latency_repeats, verdict=settings.verdict, say=terminal.say
+    )
     for planned in plan.cells:
         record = store.finished(planned.cell_id)
         if record is not None:
@@ -74,12 +82,6 @@ def _run_cells(
         records.append(record)
 
 
-def _description(request: SweepRequest, plan: Plan) -> dict[str, object]:
-    """`sweep.json`: what was asked for, and which cells that is, in the order they run."""
-    return {
-        "schema_version": 1,
-        "grid": plan.grid,
-        "sweep": plan.sweep,
-        "config": request.config,
-        "cells": [{"cell_id": cell.cell_id, "reference_id": cell.reference_id} for cell in plan.cells],
-    }
+def _description(request: SweepRequest, plan: Plan) -> SweepDescription:
+    pairs = (PlannedPair(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells)
+    return SweepDescription(grid=plan.grid, sweep=plan.sweep, config=request.config, cells=tuple(pairs))

@@ -254,6 +254,7 @@ class Settings(_Frozen):
         output_dir: where `<grid>/<sweep>/` is made.
         sweep: name of the folder; None derives it from the plan, so that the same command finds its folder again.
         dry_run: print the plan and stop.
+        verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some twenty runs of two texts each.
         latency_repeats: bare forwards that are timed a cell, for the median; None is 5 on a GPU and 1 on a CPU.
         wandb: see `WandbSettings`.
     """
@@ -261,6 +262,7 @@ class Settings(_Frozen):
     output_dir: str = "outputs"
     sweep: str | None = None
     dry_run: bool = False
+    verdict: bool = True
     latency_repeats: int | None = Field(default=None, ge=1)
     wandb: WandbSettings = WandbSettings()
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.plan import Plan, PlannedCell
-from sweeper.sinks.terminal import PIPE_WIDTH, varying_axes
+from sweeper.sinks.terminal import PIPE_WIDTH
+from sweeper.sweep import varying_axes
 
 ROWS = 200  # more than anyone reads
 

@@ -275,3 +275,9 @@ def _proof(comparison: Comparison, closing: Tried) -> str:
     if math.isnan(closing.replay) or replay is None:
         return native
     return f"{native}; in the float64 replay {replay.asked:.2g} becomes {closing.replay:.2g}"
+
+
+if __name__ == "__main__":
+    from sweeper.explain_cell import main
+
+    main()

@@ -39,7 +39,8 @@ def report(asked: Namespace) -> int:
 
         _write(asked.markdown, markdown(sweep))
     if asked.html is not None:
-        from sweeper.sinks.html import PAGE_FILE, page
+        from sweeper.sinks.html import page
+        from sweeper.store import PAGE_FILE
 
         _write(asked.html or sweep.folder / PAGE_FILE, page(sweep))
     if asked.cell is not None or (asked.markdown is None and asked.html is None):

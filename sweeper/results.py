@@ -6,6 +6,7 @@ Every number here was measured in the run that wrote it. Not-a-number and infini
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -108,8 +109,8 @@ class LanguageFigures(_Record):
     Attributes:
         kl_mean, kl_max: KL(reference || candidate) of the next-token distribution, in nats a token.
         top1_agreement: share of tokens whose most likely next token is the same (ties: the lowest id).
-        log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN where
-            no text has two tokens.
+        log_likelihood_change_mean: mean of log p_candidate - log p_reference of the token that follows, in nats; NaN
+            where no text has two tokens.
         log_likelihood_change_max_abs: the largest absolute value of the same.
         nonfinite_tokens: tokens left out, because a logit is NaN or infinite on either side.
     """
@@ -227,6 +228,34 @@ class Sample(_Record):
     padded_rows: tuple[Corner, ...]
 
 
+class EvidenceRecord(_Record):
+    """One figure that a verdict rests on: its name, its value, and what it means."""
+
+    name: str
+    value: float | str
+    meaning: str
+
+
+class VerdictRecord(_Record):
+    """What the difference means; `docs/verdict.md` defines the kinds.
+
+    Attributes:
+        kind: identical, rounding, policy, semantic or inconclusive.
+        reason: one clause.
+        decides: which run would settle an inconclusive one.
+        evidence: the figures that it rests on.
+        first_divergence: where it starts, and whether the module introduced or inherited it.
+        texts: indices of the texts that it was judged on.
+    """
+
+    kind: str
+    reason: str
+    decides: str | None = None
+    evidence: tuple[EvidenceRecord, ...] = ()
+    first_divergence: str | None = None
+    texts: tuple[int, ...]
+
+
 class Cost(_Record):
     """What the cell cost. `load_time_s` is None when the weights were in memory already (shared with another cell).
 
@@ -252,14 +281,14 @@ class CellRecord(_Record):
         attempt: random id of this attempt; a failed cell that is run again gets a new one.
         started_at: UTC, ISO 8601.
         axes: a short label an axis. choices: all settings of the cell, validated.
-        reference_id, reference_axes: the cell it was compared with.
+        reference_id, reference_axes, reference_choices: the cell it was compared with.
         environment: versions, device, driver, host-independent.
         checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
         attention_kernels: operators or kernels that ran in the attention, as the profiler saw them.
         numerics_without_effect: flag -> why it means nothing here.
         unaligned: module outputs that could not be mapped to tokens, and why.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
-        output_kind, output, language, texts, state, cost: the figures; None where the cell did not get that far.
+        output_kind, output, language, texts, state, cost, verdict: the figures; None where it did not get that far.
         sample, reference_sample: of the cell and of its reference.
     """
 
@@ -274,6 +303,7 @@ class CellRecord(_Record):
     choices: dict[str, Any]
     reference_id: str
     reference_axes: dict[str, str | bool]
+    reference_choices: dict[str, Any] = {}
     environment: dict[str, Any]
     checkpoint_revision: str | None = None
     attention_kernels: tuple[str, ...] = ()
@@ -286,5 +316,59 @@ class CellRecord(_Record):
     texts: tuple[TextFigures, ...] = ()
     state: StateFigures | None = None
     cost: Cost | None = None
+    verdict: VerdictRecord | None = None
     sample: Sample | None = None
     reference_sample: Sample | None = None
+
+
+class TriedRecord(_Record):
+    """One thing that was put back, and what a new run gave.
+
+    Attributes:
+        name, fix, group: what differs, what to type to put it back, what kind of thing it is.
+        native: rel_l2 of the outputs with it put back; NaN where the model does not run so.
+        native_closed: share of the difference that it takes away.
+        bitwise: the outputs have the same bits.
+        replay, collapsed: rel_l2 in the float64 replay, and whether it lies within the replay's noise.
+        error: why it could not be run.
+    """
+
+    name: str
+    fix: str
+    group: str
+    native: float
+    native_closed: float
+    bitwise: bool
+    replay: float
+    collapsed: bool
+    error: str | None
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.name}: {self.error}"
+        closed = "closed bitwise" if self.bitwise else f"{self.native_closed:.0%} closed"
+        return f"{self.name}: {closed}" + ("" if math.isnan(self.replay) else f", {self.replay:.2g} left in float64")
+
+
+class ExplanationRecord(_Record):
+    """`explain/<cell_id>.json`: why a cell differs from its reference.
+
+    Attributes:
+        cell_id, environment: which cell, and where it was run again.
+        kind, reason: the verdict of that run.
+        cause: a sentence: what differs, since when, by how much, put back by what, and the proof.
+        closed_bitwise, put_back: whether what was put back closes it bitwise, and what to type; None if nothing does.
+        since: the module and token where it starts.
+        tried: everything that was run, best first.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    cell_id: str
+    kind: str
+    reason: str
+    cause: str
+    closed_bitwise: bool
+    put_back: str | None
+    since: str | None
+    tried: tuple[TriedRecord, ...]
+    environment: dict[str, Any]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper.results import CellRecord, ModuleRecord, PairMeasures, Status
+from sweeper.results import CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
 
 if TYPE_CHECKING:
     import pandas
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CELL_FILE = "cell.json"
 MODULES_FILE = "modules.parquet"
 SWEEP_FILE = "sweep.json"
+EXPLAIN_FOLDER = "explain"
+PAGE_FILE = "index.html"
 
 
 class Store:
@@ -68,6 +70,15 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
         temporary.rename(final)
         return final
+
+    def write_explanation(self, explanation: ExplanationRecord) -> Path:
+        """Writes `explain/<cell_id>.json`, whole or not at all; a newer one takes the place of an older."""
+        path = self.folder / EXPLAIN_FOLDER / f"{explanation.cell_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        _write_durably(temporary, explanation.model_dump_json(indent=2).encode() + b"\n")
+        temporary.replace(path)
+        return path
 
     def records(self) -> list[CellRecord]:
         """Every cell that lies here, in the order of the cells' ids."""

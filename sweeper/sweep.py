@@ -11,14 +11,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweeper.errors import ConfigError
-from sweeper.results import CellRecord, ModuleRecord, PairMeasures
+from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
 from sweeper.store import MODULES_FILE, SWEEP_FILE, Store
 
 _ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
 
 
 class PlannedPair(BaseModel):
-    """One cell of the plan, by the ids of the cell and of its reference."""
+    """One cell of the plan.
+
+    Attributes:
+        cell_id, reference_id: hashes; folders in `cells/` carry the first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,7 +41,7 @@ class SweepDescription(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int
+    schema_version: int = SCHEMA_VERSION
     grid: str
     sweep: str
     config: dict[str, Any]

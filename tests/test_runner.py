@@ -31,7 +31,7 @@ def plan_of(tmp_path: Path, *arguments: str) -> Plan:
 
 
 def runner(plan: Plan) -> Runner:
-    return Runner(plan.environment, latency_repeats=1, say=print)
+    return Runner(plan.environment, latency_repeats=1, verdict=False, say=print)
 
 
 def run(plan: Plan) -> list[tuple[CellRecord, tuple[ModuleRecord, ...]]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sweeper.results import CellRecord, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures
+from sweeper.results import CellRecord, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures, VerdictRecord
 from sweeper.sinks.figures import cosine, fraction, is_reference, number
 from sweeper.sinks.origin import EqualLayers, layer_outputs, module_differs, origin, steps
 
@@ -56,6 +56,7 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
         found.append(Section("Traceback", preformatted=record.traceback.rstrip()))
     if record.output is not None:
         found += [
+            *([_verdict(record.verdict)] if record.verdict else []),
             _origin(record, modules),
             *([_state(record.state)] if record.state else []),
             _output(record, record.output),
@@ -66,6 +67,20 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
     if record.status is not Status.UNSUPPORTED:
         found.append(_environment(record))
     return found
+
+
+def _verdict(verdict: VerdictRecord) -> Section:
+    """What the difference means, and the figures that say so."""
+    notes = [f"{verdict.kind}: {verdict.reason}"]
+    if verdict.first_divergence:
+        notes.append(f"first divergence: {verdict.first_divergence}")
+    if verdict.decides:
+        notes.append(f"would decide: {verdict.decides}")
+    notes.append(f"judged on text {', '.join(map(str, verdict.texts))}")
+    rows = tuple(
+        (e.name, e.value if isinstance(e.value, str) else number(e.value), e.meaning) for e in verdict.evidence
+    )
+    return Section("Verdict", tuple(notes), ("evidence", "value", "meaning") if rows else (), rows, text_columns=3)
 
 
 def _choices(record: CellRecord) -> Section:

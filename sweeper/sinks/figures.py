@@ -23,6 +23,7 @@ LEGEND = {
     "top-1": "share of tokens with the same most likely next one",
     "state": "parameters and buffers that differ",
     "starts at": "first module whose output differs",
+    "verdict": "what the difference means, see docs/verdict.md",
 }
 
 
@@ -90,7 +91,7 @@ def cells_table(records: Sequence[CellRecord]) -> CellsTable:
         (ids[record.cell_id], *(str(record.axes[axis]) for axis in varying), *_figures(record), status(record))
         for record in records
     ]
-    headings = ("cell", *varying, *FIGURE_HEADINGS, "state", "starts at", "status")
+    headings = ("cell", *varying, *FIGURE_HEADINGS, "state", "starts at", "verdict", "status")
     empty = [name for i, name in enumerate(headings) if name in LEGEND and not any(row[i] for row in rows)]
     constant = [_constant_axes(records, varying)]
     if {row[headings.index("state")] for row in rows} - {""} == {"same"}:
@@ -128,8 +129,10 @@ def summary(records: Sequence[CellRecord], planned: int) -> str:
     measured = [record for record in records if record.output is not None]
     equal = sum(not differs(record) for record in measured)
     ended = Counter(record.status for record in records)
+    verdicts = Counter(record.verdict.kind for record in records if record.verdict)
     parts = [f"{equal} equal to their reference in every module's output", f"{len(measured) - equal} not"]
     parts += [f"{ended[kind]} {kind.value}" for kind in (Status.UNSUPPORTED, Status.FAILED) if ended[kind]]
+    parts += [f"verdicts: {', '.join(f'{n} {kind}' for kind, n in verdicts.most_common())}"] * bool(verdicts)
     parts += [f"{planned - len(records)} not run yet"] * (planned > len(records))
     return f"{planned} cell{'s' * (planned != 1)}: " + ", ".join(parts)
 
@@ -213,7 +216,7 @@ def cosine(value: float) -> str:
 def _figures(record: CellRecord) -> list[str]:
     output, language = record.output, record.language
     if output is None:
-        return [""] * (len(FIGURE_HEADINGS) + 2)
+        return [""] * (len(FIGURE_HEADINGS) + 3)
     nan = f" NaN×{output.candidate_nan}" if output.candidate_nan else ""
     return [
         number(output.max_abs) + nan,
@@ -224,6 +227,7 @@ def _figures(record: CellRecord) -> list[str]:
         fraction(language.top1_agreement) if language else "",
         state_summary(record.state),
         _short_module(record.first_divergence) if record.first_divergence else "nowhere",
+        record.verdict.kind if record.verdict else "",
     ]
 
 

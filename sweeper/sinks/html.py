@@ -14,6 +14,7 @@ from sweeper.sinks.cell import Section, sections
 from sweeper.sinks.figures import FIGURE_HEADINGS, cells_table, made_on, output_name, reasons, summary
 from sweeper.sinks.origin import layer_outputs, module_differs, origins
 from sweeper.sinks.page.chart import COLOURS, Curve, chart
+from sweeper.store import PAGE_FILE
 from sweeper.sweep import Sweep, short_ids, short_label, varying_axes
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from sweeper.plan import Plan
 
-PAGE_FILE = "index.html"
 MOST_CURVES = 2 * COLOURS  # that colours and dashes can tell apart
 HIGHLIGHTED = 6  # of more curves than that
 LABEL_LETTERS = 38  # right of a chart

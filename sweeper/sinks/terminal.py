@@ -18,6 +18,7 @@ from sweeper.results import CellRecord, ModuleRecord, Status
 from sweeper.sinks.cell import Section, sections
 from sweeper.sinks.figures import FIGURE_HEADINGS, LEGEND, CellsTable, cells_table, output_name, reasons, summary
 from sweeper.sinks.origin import origins
+from sweeper.store import PAGE_FILE
 from sweeper.sweep import Sweep, short_ids, short_label, varying_axes
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
         out.print(Text(f"  {label}: {where}"))
     _say(out, f"\n{summary(sweep.records, len(sweep.description.cells))}")
     _say(out, f"results: {sweep.folder}")
+    if (page := sweep.folder / PAGE_FILE).exists():
+        _say(out, f"page: {page}")
     _say(out, f"one cell in full: python -m sweeper.report {sweep.folder} --cell {_most_telling(sweep.records)}", "dim")
 
 

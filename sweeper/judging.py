@@ -1,0 +1,85 @@
+"""The verdict of a cell: its two sides with all that the cells ask for, judged on the texts that tell the most."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from sweeper.compare import Figures
+from sweeper.config import Attention, Cell, LoadStrategy
+from sweeper.forwards import arguments, conditions, lay_out_texts
+from sweeper.results import EvidenceRecord, VerdictRecord
+from sweeper.side import Call, Side
+from sweeper.verdict import Kind
+
+if TYPE_CHECKING:
+    from sweeper.models import Comparison
+
+_PINNED = (Attention.SDPA_MATH, Attention.SDPA_FLASH, Attention.SDPA_EFFICIENT, Attention.SDPA_CUDNN)
+
+
+def telling_texts(figures: Figures) -> tuple[int, ...]:
+    """The first text, and the one whose output moved most: twenty runs on all texts would cost more than they tell."""
+    worst = max(range(len(figures.texts)), key=lambda text: figures.texts[text].output_max_abs)
+    return tuple(sorted({0, worst}))
+
+
+def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
+    """The cell as one side of a comparison."""
+    forwards = lay_out_texts(cell, token_ids, texts, model)
+    calls = tuple(Call(arguments(cell, forward), forward) for forward in forwards)
+    return Side(model, calls, conditions=lambda: conditions(cell), label=_label(cell))
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A model for the reference where both sides share the weights: its attention backend is then its own."""
+    return copy.deepcopy(model)
+
+
+def nothing_differs(figures: Figures) -> bool:
+    """Every compared tensor has the same numbers: no run is needed to judge that."""
+    return figures.output.equal_fraction == 1 and figures.first_divergence is None
+
+
+def identical_record(texts: int) -> VerdictRecord:
+    """The verdict of a cell in which nothing differs."""
+    return VerdictRecord(
+        kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=tuple(range(texts))
+    )
+
+
+def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecord:
+    """What goes into `cell.json`."""
+    verdict = comparison.verdict
+    first = comparison.first_divergence
+    return VerdictRecord(
+        kind=verdict.kind,
+        reason=verdict.reason,
+        decides=verdict.decides,
+        evidence=tuple(EvidenceRecord(name=e.name, value=e.value, meaning=e.meaning) for e in verdict.evidence),
+        first_divergence=None if first is None else str(first),
+        texts=tuple(texts),
+    )
+
+
+def unjudged_record(error: Exception, texts: Sequence[int]) -> VerdictRecord:
+    """The verdict where judging itself failed: the figures stand, the cell is not lost."""
+    return VerdictRecord(
+        kind=Kind.INCONCLUSIVE,
+        reason=f"could not be judged: {type(error).__name__}: {error}".splitlines()[0],
+        decides="python -m sweeper.explain on a machine with more memory",
+        texts=tuple(texts),
+    )
+
+
+def _label(cell: Cell) -> str:
+    """What `conditions` adds to the model, in words that a user can type."""
+    words = [] if cell.numerics.name == "default" else [f"numerics={cell.numerics.name}"]
+    if cell.attention in _PINNED:
+        words.append(f"attention={cell.attention}")
+    if cell.load_strategy is LoadStrategy.AUTOCAST:
+        words.append(f"autocast to {cell.dtype}")
+    return " ".join(words)
