@@ -23,11 +23,13 @@ from sweeper.config import AXES, Cell, Settings, parse
 from sweeper.errors import ConfigError
 from sweeper.groups import GROUPS, Groups, plain_data, without_hydra
 from sweeper.inputs import validate_inputs
+from sweeper.reported import Report
 
 DEFAULT_REFERENCE: dict[str, Any] = {"dtype": "float32", "load_strategy": "dtype_at_load", "attention": "eager"}
 """Stands for `reference: null`. Not written out in conf/config.yaml: Hydra would merge a grid's `reference` into it."""
 
 SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
+NOT_AXES: tuple[str, ...] = (*SETTINGS, "reference", "reported")
 
 _ALIASES = {
     "fp32": "float32",
@@ -51,6 +53,7 @@ class SweepRequest:
         cells: the candidates, without duplicates; at least one.
         reference: axis -> validated value. Every other axis of a reference takes the candidate's own value.
         excluded: labels of each excluded combination, and the rule that excluded it.
+        reported: published figures that the measured ones are put beside; None without any.
         config: the composed config as plain data, with `overrides`, `params` and `exclude`; kept beside the results.
     """
 
@@ -59,6 +62,7 @@ class SweepRequest:
     cells: tuple[Cell, ...]
     reference: dict[str, Any]
     excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    reported: Report | None = None
     config: dict[str, Any]
 
     @property
@@ -99,6 +103,7 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         cells=cells,
         reference=_reference(overrides, composed, groups),
         excluded=excluded,
+        reported=None if composed.get("reported") is None else parse(Report, composed["reported"], "reported"),
         config={**composed, "overrides": list(arguments), "params": params, "exclude": rules},
     )
 
@@ -108,7 +113,7 @@ def unknown_key(key: str) -> ConfigError:
     root, _, rest = key.partition(".")
     if root == "reference":
         return ConfigError(f"{key}: write the whole reference, e.g. 'reference={{dtype:float64,attention:eager}}'")
-    allowed = [*AXES, "reference", *SETTINGS]
+    allowed = [*AXES, *NOT_AXES]
     if root == "wandb" and rest:
         allowed = [f"wandb.{field}" for field in config.WandbSettings.model_fields]
     close = difflib.get_close_matches(key, allowed, n=1)
@@ -130,14 +135,14 @@ def _check_overrides(overrides: Iterable[Override]) -> None:
         if key == "grid":
             first = next(override.sweep_string_iterator())
             raise ConfigError(f"{override.input_line}: one grid at a time: type +grid={first}")
-        if key.partition(".")[0] in (*SETTINGS, "reference"):
+        if key.partition(".")[0] in NOT_AXES:
             raise ConfigError(_not_an_axis(key))
         raise unknown_key(key)
 
 
 def _check_keys(composed: dict[str, Any]) -> None:
     for key in composed:
-        if key not in (*AXES, *SETTINGS, "reference"):
+        if key not in (*AXES, *NOT_AXES):
             raise unknown_key(key)
 
 
@@ -150,7 +155,7 @@ def _params(loader: ConfigLoader, params: dict[str, Any]) -> dict[str, list[Any]
                 f"hydra.sweeper.params.{key}: a list is one value; write it as a comma string: {key}: {text}"
             )
         if not _is_axis(key):
-            raise ConfigError(_not_an_axis(key)) if key.partition(".")[0] in SETTINGS else unknown_key(key)
+            raise ConfigError(_not_an_axis(key)) if key.partition(".")[0] in NOT_AXES else unknown_key(key)
     parser = OverridesParser.create(config_loader=loader)
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     return {override.key_or_group: _values(override) for override in parsed}

@@ -26,6 +26,9 @@ Axes that are config files, here and in --config-dir; their settings are changed
 Grids:
 {grids}
 
+Published figures, which measured ones are put beside:
+{reported}
+
 Reference: what each cell is compared with; an axis that it does not name is the cell's own. The default:
   'reference={{dtype:float32,load_strategy:dtype_at_load,attention:eager}}'
 
@@ -62,6 +65,7 @@ def help_text(config_folders: Sequence[Path]) -> str:
         axes="\n".join(_entry(axis, values) for axis, values in axes.items()),
         groups="\n".join(_entry(group, options) for group, options in groups.items()),
         grids=_entry("+grid", _options(config_folders, "grid")),
+        reported=_entry("reported", _options(config_folders, "reported")),
         settings=_entry("", [*settings, *wandb]),
     )
 

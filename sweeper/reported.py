@@ -218,12 +218,14 @@ class Report(_Frozen):
         title: of the report.
         sources: who published what, and the set-up; a report of one author has the one source `report`.
         cell: the axes that all its figures share.
+        inputs: the names in `conf/inputs` of what its model read; empty where that is not among them.
         figures: the figures, in the order of the text.
     """
 
     title: str
     sources: dict[str, Source]
     cell: Axes = {}
+    inputs: tuple[str, ...] = ()
     figures: tuple[Figure, ...]
 
     @model_validator(mode="after")

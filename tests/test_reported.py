@@ -249,8 +249,9 @@ def test_a_table_names_its_numbers() -> None:
 def test_cells_of_a_figure() -> None:
     one = report("logit_divergence_bf16")
     figures = {figure.id: figure for figure in one.figures}
-    assert one.cell_of(figures["layer_mean_abs"]) == {"dtype": "bfloat16", "load_strategy": "cast_after_load"}
-    assert one.reference_of(figures["layer_mean_abs"]) == {"dtype": "bfloat16", "load_strategy": "dtype_at_load"}
+    shared = {"dtype": "bfloat16", "use_cache": True}
+    assert one.cell_of(figures["layer_mean_abs"]) == {**shared, "load_strategy": "cast_after_load"}
+    assert one.reference_of(figures["layer_mean_abs"]) == {**shared, "load_strategy": "dtype_at_load"}
     assert one.reference_of(figures["logits_dtype_at_load"]) is None
     assert one.source_of(figures["layer_mean_abs"]).author == "Vishal Bakshi"
 
