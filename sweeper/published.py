@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from sweeper import quantities
-from sweeper.reported import INPUTS, RAW_VALUES, Agreement, Axes, Figure, Index, Number, Quantity, Report, agreement
+from sweeper.reported import (
+    INPUTS,
+    RAW_VALUES,
+    SAME_ORDER_FACTOR,
+    SHARES,
+    TRUTHS,
+    Agreement,
+    Axes,
+    Figure,
+    Index,
+    Number,
+    Quantity,
+    Report,
+    agreement,
+)
 from sweeper.results import CellRecord, Sample, Status
 from sweeper.sweep import Sweep
 
@@ -28,7 +43,7 @@ class Comparison(BaseModel):
         inputs: the name in `conf/inputs` of what that cell read.
         checkpoint: what it was measured on, or would have been.
         same_checkpoint: whether that is the published one.
-        why: of what is not comparable.
+        why: of what is not reproduced, or not comparable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -112,6 +127,8 @@ class _Lookup:
         status = agreement(number, measured, same_checkpoint=same)
         if measured is not None and status is Agreement.NOT_COMPARABLE:
             why = "single elements of an output mean nothing with other weights"
+        elif measured is not None and status is Agreement.NOT_REPRODUCED:
+            why = _apart(number, measured) + ("" if same else ", on another checkpoint")
         return Comparison(
             figure=figure.id,
             index=number.index,
@@ -166,7 +183,7 @@ class _Lookup:
 
     def _sample(self, figure: Figure, record: CellRecord) -> Sample:
         cell, _ = _asked_axes(self._report, figure)
-        sample = record.sample if _has(record.axes, cell) else record.reference_sample
+        sample = record.sample if has(record.axes, cell) else record.reference_sample
         if sample is None:
             raise _Missing("the cell has no sample of its inputs and output")
         return sample
@@ -182,12 +199,25 @@ def _asked_axes(report: Report, figure: Figure) -> tuple[Axes, Axes | None]:
 
 def _fits(record: CellRecord, cell: Axes, reference: Axes | None) -> bool:
     if reference is None:
-        return _has(record.axes, cell) or _has(record.reference_axes, cell)
-    return _has(record.axes, cell) and _has(record.reference_axes, reference)
+        return has(record.axes, cell) or has(record.reference_axes, cell)
+    return has(record.axes, cell) and has(record.reference_axes, reference)
 
 
-def _has(axes: Axes, asked: Axes) -> bool:
+def has(axes: Axes, asked: Axes) -> bool:
+    """Whether a cell's axes are as asked; those that are not asked for may be anything."""
     return all(axes.get(axis) == value for axis, value in asked.items())
+
+
+def _apart(number: Number, measured: float) -> str:
+    """Which line of the rule a number failed."""
+    if not math.isfinite(measured):
+        return "not finite"
+    if number.figure.quantity in INPUTS | TRUTHS:
+        return "another value"
+    if 0 in (number.value, measured):
+        return "zero equals only zero"
+    apart = f"more than {SAME_ORDER_FACTOR:g} times apart"
+    return f"{apart}, or so in what is left to 1" if number.figure.quantity in SHARES else apart
 
 
 def _axes(axes: Axes) -> str:

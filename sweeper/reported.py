@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -211,6 +211,32 @@ class Number:
         return Decimal(f"{number:.{self.decimals}{notation}}") == Decimal(self.printed)
 
 
+class Fixup(_Frozen):
+    """Something that a report proposes to change, or to look at instead.
+
+    Attributes:
+        id: names it in tables.
+        section, snippet: where the text proposes it; both empty for what it does not propose.
+        cell, reference: the axes that it changes on either side of the report's pair.
+        look_at: the whole output, or the pooled and normalised embeddings; the other two no cell shows: see
+            `sweeper.fixups`.
+    """
+
+    id: str
+    section: str = ""
+    snippet: str = ""
+    cell: Axes = {}
+    reference: Axes = {}
+    look_at: Literal["output", "embeddings", "eval_mode", "aligned_slices"] = "output"
+
+
+class Pair(_Frozen):
+    """The two cells that a report compares, on top of what all its figures share."""
+
+    cell: Axes
+    reference: Axes
+
+
 class Report(_Frozen):
     """One file of `conf/reported`.
 
@@ -220,6 +246,8 @@ class Report(_Frozen):
         cell: the axes that all its figures share.
         inputs: the names in `conf/inputs` of what its model read; empty where that is not among them.
         figures: the figures, in the order of the text.
+        pair: the two cells whose difference its fix-ups are meant to close; None without fix-ups.
+        fixups: what it proposes, in the order of the text, then what it does not.
     """
 
     title: str
@@ -227,9 +255,13 @@ class Report(_Frozen):
     cell: Axes = {}
     inputs: tuple[str, ...] = ()
     figures: tuple[Figure, ...]
+    pair: Pair | None = None
+    fixups: tuple[Fixup, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Report:
+        if self.fixups and self.pair is None:
+            raise ValueError("fixups change a pair: give `pair` too")
         ids = [figure.id for figure in self.figures]
         if repeated := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"the same id twice: {', '.join(sorted(repeated))}")

@@ -105,6 +105,8 @@ def test_quotations_and_snippets_stand_in_the_whole_text(name: str) -> None:
         assert block.rstrip("\n") in text, ids
     for figure in report(name).figures:
         assert text.count(figure.snippet) == 1, figure.id
+    for fixup in report(name).fixups:
+        assert (text.count(fixup.snippet) == 1) == bool(fixup.section), fixup.id
 
 
 @needs_whole_texts

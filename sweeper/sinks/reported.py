@@ -68,16 +68,16 @@ def print_compared(compared: Compared, out: Console) -> None:
         cells = (
             figure.id,
             figure.section,
-            _ends([one.published for one in numbers]),
-            _ends([measured(one) for one in numbers]),
+            ends([one.published for one in numbers]),
+            ends([measured(one) for one in numbers]),
             statuses(numbers),
             measured_on(numbers[0]),
         )
         worst = max((one.status for one in numbers), key=list(Agreement).index)
         table.add_row(*map(Text, cells), style=STYLES[worst])
     out.print(table)
-    for reason, count in reasons(compared):
-        out.print(Text(f"not comparable (×{count}): {reason}", style="dim"), soft_wrap=True)
+    for (status, why), count in reasons(compared):
+        out.print(Text(f"{status.value} (×{count}): {why}", style="dim"), soft_wrap=True)
 
 
 def measured(one: Comparison) -> str:
@@ -104,10 +104,11 @@ def measured_on(one: Comparison) -> str:
     return one.checkpoint if one.same_checkpoint else f"{one.checkpoint} (another)"
 
 
-def reasons(compared: Compared) -> list[tuple[str, int]]:
-    """Why numbers are not comparable, each reason once, with how many numbers it concerns."""
-    return list(Counter(one.why for one in compared.numbers if one.why is not None).items())
+def reasons(compared: Compared) -> list[tuple[tuple[Agreement, str], int]]:
+    """Why numbers are not reproduced or not comparable: each reason once, with how many numbers it concerns."""
+    return list(Counter((one.status, one.why) for one in compared.numbers if one.why is not None).items())
 
 
-def _ends(texts: Sequence[str]) -> str:
+def ends(texts: Sequence[str]) -> str:
+    """The first and the last of a table's numbers."""
     return texts[0] if len(set(texts)) == 1 else f"{texts[0]} … {texts[-1]}"
