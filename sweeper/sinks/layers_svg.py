@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib import resources
 
 from sweeper.published import Compared
@@ -33,9 +32,9 @@ def _is_a_curve(figure: Figure) -> bool:
 def _curves(compared: Compared, figure: Figure, style: int) -> list[Curve]:
     numbers = compared.of(figure)
     published = tuple(number.value for number in figure.numbers())
-    measured = tuple(math.nan if one.measured is None else one.measured for one in numbers)
+    measured = tuple(one.measured for one in numbers if one.measured is not None)  # a smaller model has fewer layers
     name = _NAMES[figure.quantity]
-    return [
-        Curve(f"{name}, published", f"{name}, published", published, style),
-        Curve(f"{name}, {numbers[0].checkpoint}", f"{name}, measured", measured, style + 1),
-    ]
+    curves = [Curve(f"{name}, published", f"{name}, published", published, style)]
+    if measured:
+        curves.append(Curve(f"{name}, {numbers[0].checkpoint}", f"{name}, measured", measured, style + 1))
+    return curves

@@ -106,9 +106,10 @@ def _pair(compared: Compared, sweeps: Sequence[Sweep]) -> Iterator[str]:
     if compared.report.pair is None:
         return
     yield from ("## What each fix-up changed", "")
-    yield "Each alone, on the whole output over real tokens; `none` is the report's own pair. Every cell runs in eval"
-    yield "mode and compares aligned tokens: the rows `without` them were measured by `python -m sweeper.fixups`. What no"
-    yield from ("section proposes is ours. Cosine: the least of a text's, or of all tokens where it says so.", "")
+    yield "Each alone, on the whole output over real tokens; `none` is the report's own pair. What no section"
+    yield "proposes is ours. Every cell runs in eval mode and compares aligned tokens: the rows `without` them were"
+    yield "measured by `python -m sweeper.fixups`. Cosine: the least of a text's, or of all tokens where it says so."
+    yield ""
     yield from table(FIXUP_HEADINGS, fixup_rows(compared.report, sweeps))
     yield from ("## The second text, padded against packed", "", "max |Δ| / equal / cosine of its output.", "")
     yield from table(TEXT_HEADINGS, text_rows(sweeps))
