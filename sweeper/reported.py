@@ -86,6 +86,7 @@ class Source(_Frozen):
         model, revision, dtype, attention, hardware, libraries: the set-up.
         published_checkpoint: the checkpoint of `conf/checkpoint` that is the published model; None: there is none.
         runs_here: whether a sweep can measure these figures; `why_not` says why it cannot.
+        instead: a command that measures the same kind of difference on a checkpoint that is here; None: there is none.
     """
 
     author: str
@@ -100,6 +101,7 @@ class Source(_Frozen):
     published_checkpoint: str | None
     runs_here: bool = True
     why_not: str | None = None
+    instead: str | None = None
 
     @model_validator(mode="after")
     def _reason(self) -> Source:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from sweeper.published import Comparison
 from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
 from sweeper.store import modules_schema
 from sweeper.sweep import SweepDescription
@@ -25,6 +26,8 @@ outputs/<grid>/<sweep>/
   sweep.json                          what was asked for
   cells/<cell_id>/cell.json           one finished cell
   cells/<cell_id>/modules.parquet     its modules, a row each
+  reported.json                       published figures beside the measured ones, with reported=NAME
+  fixups.json                         what `python -m sweeper.fixups` measured
   index.html                          the page, made from the above
   wandb/                              made from the above, unless wandb.mode=disabled
 ```
@@ -43,7 +46,8 @@ def schema_markdown() -> str:
     parts += ["## modules.parquet\n", _modules(), "## sweep.json\n", _record(SweepDescription)]
     for kind in _records_in(SweepDescription):
         parts += [f"### {kind.__name__}\n", _record(kind)]
-    return "\n".join(parts)
+    parts += ["## reported.json\n", "The report, as in `conf/reported`, and under `numbers` a list of these.\n"]
+    return "\n".join([*parts, _record(Comparison)])
 
 
 def _records_in(kind: type[BaseModel]) -> list[type[BaseModel]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from sweeper.checkpoints import prepare
 from sweeper.environment import environment
 from sweeper.layout import pad_id
 from sweeper.plan import make_plan
-from sweeper.published import REPORTED_FILE, Compared, Comparison, compare_with_published
+from sweeper.published import REPORTED_FILE, Compared, Comparison, compare_with_published, has
 from sweeper.reported import Agreement, Report
 from sweeper.sinks.reported import print_compared
 from sweeper.sweep import Sweep
@@ -245,3 +248,57 @@ def test_the_sweep_writes_every_number_and_prints_the_checkpoint_on_every_row(
     rows = [line for line in printed.splitlines() if any(line.strip().startswith(f.id) for f in written.report.figures)]
     assert len(rows) == len(written.report.figures)
     assert all("tiny_llama (another)" in row for row in rows)
+
+
+def planned(*arguments: str) -> tuple[Report, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The report that the command line names, and the axes of every cell of the grid with those of its reference."""
+    request = request_of(*arguments)
+    assert request.reported is not None
+    cells = make_plan(request, environment("cpu")).cells
+    return request.reported, [(cell.cell.axes(), cell.reference.axes()) for cell in cells]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("+grid=load_strategy", "reported=logit_divergence_bf16"),
+        ("+grid=padding_vs_packing", "reported=packing_flash_attention_bf16"),
+    ],
+)
+def test_the_grid_of_a_report_has_the_cells_of_all_its_figures(arguments: tuple[str, ...]) -> None:
+    report, cells = planned(*arguments)
+    for figure in report.figures:
+        reference = report.reference_of(figure) or {}
+        fitting = [pair for pair in cells if has(pair[0], report.cell_of(figure)) and has(pair[1], reference)]
+        assert fitting, figure.id
+    assert {pair[0]["inputs"] for pair in cells} <= set(report.inputs)
+
+
+def test_every_fixup_of_report_2_is_a_cell_of_its_grids_or_measured_apart() -> None:
+    report, cells = planned("+grid=report_2_fixups", "reported=packing_flash_attention_bf16")
+    cells += planned("+grid=padding_vs_packing", "reported=packing_flash_attention_bf16")[1]
+    assert report.pair is not None
+    for fixup in report.fixups:
+        cell = report.cell | {"numerics": "default"} | report.pair.cell | fixup.cell
+        reference = report.cell | report.pair.reference | fixup.reference
+        assert any(has(pair[0], cell) and has(pair[1], reference) for pair in cells), fixup.id
+
+
+def test_without_the_hub_the_published_checkpoint_gives_one_line_that_names_another(tmp_path: Path) -> None:
+    words = "+grid=load_strategy", "load_strategy=cast_after_load", "reported=logit_divergence_bf16", "-m"
+    cell = "checkpoint=smollm2_135m", "device=cpu", "wandb.mode=disabled"
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_ETAG_TIMEOUT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeper", *words, *cell],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "cannot be reached" in line]
+    assert "checkpoint=smollm2_135m_instruct needs no hub" in line
+    assert "not comparable (×116): failed: the Hugging Face hub cannot be reached" in done.stdout

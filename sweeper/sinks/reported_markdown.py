@@ -62,7 +62,8 @@ def _sources(compared: Compared) -> Iterator[str]:
         stated = "; ".join(f"{field}: {getattr(source, field)}" for field in fields)
         name = "" if len(compared.report.sources) == 1 else f"{key}: "
         why_not = f" It cannot run here: {source.why_not}." if source.why_not else ""
-        yield f"- {escaped(name + stated)}.{escaped(why_not)}"
+        instead = f" The same kind of difference, here: `{source.instead}`" if source.instead else ""
+        yield f"- {escaped(name + stated)}.{escaped(why_not)}{instead}"
     yield ""
 
 
