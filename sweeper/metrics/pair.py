@@ -5,7 +5,11 @@ Shapes: N tokens, F features, A accumulators, P planes (reference, candidate, di
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from sweeper.metrics.precision import INT64_MIN, Tolerance, coarser_dtype, default_tolerance, max_ulp_distance
 from sweeper.metrics.state import Count, Real, State, empty_state, merge
+from sweeper.metrics.tables import Tables
 from sweeper.results import PairMeasures
 
 # Elements in a chunk. On the CPU a chunk (3 MiB for the three float64 planes) stays in the caches of a few cores; on a
@@ -62,7 +67,7 @@ class PairAccumulator:
 
     @torch.no_grad()
     def update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
-        """Adds N rows. Does not synchronise with the device.
+        """Adds N rows. Does not synchronise with the device. Several at once are faster on a GPU: `update_all`.
 
         Args:
             reference_NF, candidate_NF: same shape and device, in the dtypes given at the start; need not be contiguous.
@@ -71,12 +76,18 @@ class PairAccumulator:
             ValueError: the shapes differ or are not two-dimensional.
             TypeError: the dtypes are not those given at the start.
         """
+        update_all([Update(self, reference_NF, candidate_NF)])
+
+    def _check(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
         if reference_NF.shape != candidate_NF.shape or reference_NF.dim() != 2:
             shapes = f"{tuple(reference_NF.shape)} and {tuple(candidate_NF.shape)}"
             raise ValueError(f"cannot compare tensors of shapes {shapes}: give tokens x features, twice the same")
         if (reference_NF.dtype, candidate_NF.dtype) != self.dtypes:
             dtypes = f"{reference_NF.dtype} and {candidate_NF.dtype}"
             raise TypeError(f"cannot add tensors of {dtypes} to a comparison of {self.dtypes[0]} and {self.dtypes[1]}")
+
+    def _update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
+        """In plain torch: the definition."""
         if reference_NF.numel() == 0:
             counts = self.state.counts.clone()
             counts[Count.ROWS] += len(reference_NF)
@@ -89,6 +100,42 @@ class PairAccumulator:
         chunks = zip(reference_NF.split(rows), candidate_NF.split(rows), strict=True)
         parts = [_part(reference, candidate, work) for reference, candidate in chunks]
         self.state = merge(self.state, _joined(parts, reference_NF, candidate_NF))
+
+
+class Update(NamedTuple):
+    """Rows that an accumulator is to take."""
+
+    accumulator: PairAccumulator
+    reference_NF: Tensor
+    candidate_NF: Tensor
+
+
+@torch.no_grad()
+def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
+    """`PairAccumulator.update` for each; those that the fused kernels know take few launches together.
+
+    Args:
+        updates: on one device.
+        tables: the launches' addresses, kept from batch to batch.
+    """
+    fused = _fused_kernels()
+    pairs = []
+    for accumulator, reference_NF, candidate_NF in updates:
+        accumulator._check(reference_NF, candidate_NF)
+        known = fused is not None and reference_NF.is_cuda and torch.float64 not in accumulator.dtypes
+        if fused is not None and known and reference_NF.numel():
+            pairs.append(fused.Pair(accumulator.state, reference_NF, candidate_NF))
+        else:
+            accumulator._update(reference_NF, candidate_NF)
+    if fused is not None and pairs:
+        fused.update(pairs, tables)
+
+
+@functools.cache
+def _fused_kernels() -> ModuleType | None:
+    """None where there is no GPU or no Triton."""
+    usable = torch.cuda.is_available() and torch.version.cuda and importlib.util.find_spec("triton")
+    return importlib.import_module("sweeper.metrics.fused") if usable else None
 
 
 def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:

@@ -1,0 +1,228 @@
+"""What comparing costs over the bare forwards, on one GPU.
+
+Qwen3-0.6B's geometry with random weights in bfloat16; the candidate has the rounded rotary table of `.to(bfloat16)`.
+For every batch x length, medians over repeated batches, of wall time around work that ends in a synchronisation:
+
+- bare: both forwards, no hooks
+- naive: both forwards with hooks that keep every output, then `torch.allclose`, max and mean of |d| for each module
+- eager: `SideBySide`, all measures
+- graph: the same in one CUDA graph, and both forwards alone in one
+
+Prints one JSON line a shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from sweeper.capture import tensors_of
+from sweeper.checkpoints.seeded import initialise, model_config
+from sweeper.config import Layout, Positions, SeededCheckpoint
+from sweeper.in_step import SideBySide
+from sweeper.layout import Forward, lay_out
+from sweeper.metrics.pair import PairAccumulator, Update, update_all
+from sweeper.metrics.state import State, empty_state
+
+GEOMETRY = Path(__file__).parent.parent / "conf" / "checkpoint" / "qwen3_0_6b_geometry.yaml"
+
+
+def the_models() -> tuple[nn.Module, nn.Module]:
+    checkpoint = SeededCheckpoint(**yaml.safe_load(GEOMETRY.read_text()))
+    reference: Any = initialise(checkpoint, model_config(checkpoint), "cuda").eval()
+    candidate = copy.deepcopy(reference)
+    reference.rotary_emb = type(reference.rotary_emb)(reference.config).to("cuda")  # not rounded, unlike the other one
+    return reference, candidate
+
+
+def a_batch(texts: int, length: int, device: str) -> Forward:
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(1000, (texts, length), generator=generator).tolist()
+    layout, positions = Layout.PADDED_RIGHT, Positions.IMPLICIT
+    forward = lay_out(token_ids, range(texts), layout=layout, positions=positions, pad_id=0, device=device)[0]
+    if device == "cuda":  # no pads, so no mask: transformers would build one in a CUDA graph and none outside of it
+        no_mask: dict[str, Any] = {**forward.inputs, "attention_mask": {"full_attention": None}}
+        forward = dataclasses.replace(forward, inputs=no_mask)
+    return forward
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Median; the first two calls warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[2:])
+
+
+def peak_gib(work: Callable[[], object]) -> float:
+    """Beyond what is allocated before, which is the models."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def naive(models: tuple[nn.Module, nn.Module], batch: Forward) -> list[tuple[bool, float, float]]:
+    """Report 1's loop over every module."""
+    captures: list[dict[str, Tensor]] = [{}, {}]
+    handles = []
+    for model, outputs in zip(models, captures, strict=True):
+        for name, module in model.named_modules():
+
+            def keep(
+                _m: nn.Module, _i: Any, output: Any, name: str = name, outputs: dict[str, Tensor] = outputs
+            ) -> None:
+                outputs[name] = tensors_of(output)[0]
+
+            handles.append(module.register_forward_hook(keep))
+    forwards(models, batch)
+    for handle in handles:
+        handle.remove()
+    figures = []
+    for name, reference in captures[0].items():
+        candidate = captures[1][name].to(reference.dtype)
+        difference = (reference - candidate).abs()
+        figures.append((torch.allclose(reference, candidate), difference.max().item(), difference.mean().item()))
+    return figures
+
+
+def forwards(models: tuple[nn.Module, nn.Module], batch: Forward) -> None:
+    for model in models:
+        model(**batch.inputs, use_cache=False)
+
+
+def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def clear(together: SideBySide) -> None:
+    """The states of no rows, where the graph expects them."""
+    fresh = empty_state("cuda")
+    for accumulator in together.accumulators.values():
+        accumulator.state.reals.copy_(fresh.reals)
+        accumulator.state.counts.copy_(fresh.counts)
+
+
+def states(together: SideBySide) -> State:
+    both = [accumulator.state for accumulator in together.accumulators.values()]
+    return State(torch.stack([state.reals for state in both]), torch.stack([state.counts for state in both]))
+
+
+def same_bits(first: State, second: State) -> bool:
+    reals = torch.equal(first.reals.view(torch.int64), second.reals.view(torch.int64))
+    return reals and torch.equal(first.counts, second.counts)
+
+
+def bench(
+    models: tuple[nn.Module, nn.Module], texts: int, length: int, repeats: int, with_graph: bool
+) -> dict[str, Any]:
+    batch = a_batch(texts, length, "cuda")
+    result: dict[str, Any] = {
+        "shape": f"{texts}x{length}",
+        "bare_ms": milliseconds(lambda: forwards(models, batch), repeats),
+    }
+    result["bare_peak_gib"] = peak_gib(lambda: forwards(models, batch))
+    with SideBySide(*models) as together:
+        run = lambda: together.run(batch, batch, use_cache=False)  # noqa: E731
+        result["eager_ms"] = milliseconds(run, repeats)
+        result["eager_peak_gib"] = peak_gib(run)
+        clear(together)
+        run()
+        eager = states(together)
+        clear(together)
+        run()
+        result["eager_repeats_bitwise"] = same_bits(eager, states(together))
+        result["outputs"] = len(together.accumulators)
+        if with_graph:
+            graph = captured(run)
+            together.tables.upload()
+            clear(together)
+            graph.replay()
+            result["graph_equals_eager_bitwise"] = same_bits(eager, states(together))
+            result["graph_ms"] = milliseconds(graph.replay, repeats)
+            del graph
+    if with_graph:
+        graph = captured(lambda: forwards(models, batch))
+        result["bare_graph_ms"] = milliseconds(graph.replay, repeats)
+        del graph
+    torch.cuda.empty_cache()
+    result["naive_ms"] = milliseconds(lambda: naive(models, batch), max(2, repeats // 4))
+    result["naive_peak_gib"] = peak_gib(lambda: naive(models, batch))
+    result["bare_again_ms"] = milliseconds(lambda: forwards(models, batch), repeats)
+    bare = statistics.mean((result["bare_ms"], result["bare_again_ms"]))
+    for kind in ("naive", "eager", "graph"):
+        if f"{kind}_ms" in result:
+            result[f"{kind}_over_bare"] = round(result[f"{kind}_ms"] / bare, 3)
+    return result
+
+
+def ceilings() -> dict[str, float]:
+    """TB/s of a device-to-device copy (read and written) and of the kernels alone (read), and what launches cost."""
+    pairs = [torch.randn(2, 16384, 3072, device="cuda", dtype=torch.bfloat16).unbind() for _ in range(8)]
+    accumulators = [PairAccumulator(torch.bfloat16, torch.bfloat16, "cuda") for _ in pairs]
+    updates = [Update(a, *pair) for a, pair in zip(accumulators, pairs, strict=True)]
+    nbytes = sum(tensor.nbytes for pair in pairs for tensor in pair)
+    source = torch.empty(2**30, dtype=torch.int32, device="cuda").random_()
+    target = torch.empty_like(source)
+    small = [Update(a, r[:3], c[:3]) for a, (r, c) in zip(accumulators, pairs, strict=True)]
+    one = small[:1]
+    return {
+        "copy_tb_s": 2 * source.nbytes / _event_ms(lambda: target.copy_(source)) / 1e9,
+        "kernels_tb_s": nbytes / _event_ms(lambda: update_all(updates)) / 1e9,
+        "launch_of_one_pair_host_us": 1e3 * milliseconds(lambda: [update_all(one) for _ in range(100)], 3) / 100,
+        "launch_of_eight_pairs_host_us": 1e3 * milliseconds(lambda: [update_all(small) for _ in range(100)], 3) / 100,
+        "empty_kernel_host_us": 1e3 * milliseconds(lambda: [source[:1].zero_() for _ in range(1000)], 3) / 1000,
+    }
+
+
+def _event_ms(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["1x3", "8x512", "32x512"], help="texts x tokens a text")
+    parser.add_argument(
+        "--graph-up-to", type=int, default=4096, help="tokens a batch up to which a CUDA graph is tried"
+    )
+    parser.add_argument("--repeats", type=int, default=12)
+    arguments = parser.parse_args()
+    with torch.inference_mode():
+        print(json.dumps({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **ceilings()}), flush=True)
+        torch.cuda.empty_cache()
+        models = the_models()
+        for shape in arguments.shapes:
+            texts, length = (int(number) for number in shape.split("x"))
+            with_graph = texts * length <= arguments.graph_up_to
+            print(json.dumps(bench(models, texts, length, arguments.repeats, with_graph)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

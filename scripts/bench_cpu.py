@@ -1,0 +1,72 @@
+"""What comparing costs over the bare forwards on the CPU: the default checkpoint, 8 x 128 tokens.
+
+As `bench_compare.py`, for a pair in bfloat16 and for float32 against bfloat16; one JSON line each. Rounds
+of all modes alternate, and the medians of the ratios are printed, because a shared machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml  # type: ignore[import-untyped]
+from torch import nn
+
+from scripts.bench_compare import a_batch, forwards, naive
+from sweeper.checkpoints import prepare
+from sweeper.config import WheelCheckpoint
+from sweeper.in_step import SideBySide
+
+CHECKPOINT = Path(__file__).parent.parent / "conf" / "checkpoint" / "smollm2_135m_instruct.yaml"
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
+
+
+def bench(models: tuple[nn.Module, nn.Module], rounds: int) -> dict[str, Any]:
+    batch = a_batch(8, 128, "cpu")
+    with SideBySide(*models) as together:
+        together.run(batch, batch, use_cache=False)
+    times: dict[str, list[float]] = {"bare": [], "naive": [], "ours": []}
+    for _ in range(rounds):
+        times["bare"].append(milliseconds(lambda: forwards(models, batch)))
+        times["naive"].append(milliseconds(lambda: naive(models, batch)))
+        with together:  # hooks on, and learned already what is overwritten
+            times["ours"].append(milliseconds(lambda: together.run(batch, batch, use_cache=False)))
+    result: dict[str, Any] = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
+    for name in ("naive", "ours"):
+        ratios = [mine / bare for mine, bare in zip(times[name], times["bare"], strict=True)]
+        result[f"{name}_over_bare"] = round(statistics.median(ratios), 3)
+    return {"outputs": len(together.accumulators), **result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    local = prepare(WheelCheckpoint(**yaml.safe_load(CHECKPOINT.read_text())), device="cpu", say=print)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}))
+    with torch.inference_mode():
+        for first, second in (("bfloat16", "bfloat16"), ("float32", "bfloat16")):
+            reference = load(local.folder, dtype=getattr(torch, first)).eval()
+            candidate = load(local.folder, dtype=getattr(torch, second)).eval()
+            if first == second:  # the cast of report 1: the rotary table is rounded
+                candidate.to(getattr(torch, second))
+            figures = bench((reference, candidate), arguments.rounds)
+            print(json.dumps({"reference": first, "candidate": second, **figures}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

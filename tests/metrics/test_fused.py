@@ -1,0 +1,138 @@
+"""The fused kernels against their twin in plain torch; on a GPU, or in Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from sweeper.metrics.pair import PairAccumulator
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from sweeper.metrics import fused
+from sweeper.metrics.state import Count, Real, State
+from sweeper.metrics.tables import Tables
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(1, 1), (5, 24), (3, 257), (37, 8)]
+if DEVICE == "cuda":
+    SHAPES += [(700, 1024), (3, 151_669), (16_384, 128), (513, 3072)]
+
+
+def a_pair(
+    shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(shape[1])
+    values_NF, noise_NF = torch.randn(2, *shape, generator=generator).unbind()
+    reference_NF = (values_NF * scale).to(reference)
+    candidate_NF = (reference_NF.float() * (1 + 0.01 * noise_NF)).to(candidate)
+    return reference_NF.to(DEVICE), candidate_NF.to(DEVICE)
+
+
+def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
+    accumulator = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, "cpu")
+    for reference_NF, candidate_NF in pairs:
+        accumulator.update(reference_NF.cpu(), candidate_NF.cpu())
+    return accumulator.state
+
+
+def by_the_kernels(pairs: list[tuple[Tensor, Tensor]]) -> State:
+    state = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, DEVICE).state
+    fused.update([fused.Pair(state, *pair) for pair in pairs])
+    return State(state.reals.cpu(), state.counts.cpu())
+
+
+def assert_same(ours: State, twin: State) -> None:
+    assert dict(zip(Count, ours.counts.tolist(), strict=True)) == dict(zip(Count, twin.counts.tolist(), strict=True))
+    exact = [Real.MAX_ABS, Real.WORST_REFERENCE, Real.WORST_CANDIDATE]
+    torch.testing.assert_close(ours.reals[exact], twin.reals[exact], rtol=0, atol=0, equal_nan=True)
+    # The products can cancel; their error is that of the squares.
+    scale = float(twin.reals[[Real.REFERENCE_SQUARES, Real.CANDIDATE_SQUARES]].amax())
+    assert abs(float(ours.reals[Real.PRODUCTS] - twin.reals[Real.PRODUCTS])) <= 1e-12 * scale
+    rest = [real for real in Real if real not in exact and real != Real.PRODUCTS]
+    torch.testing.assert_close(ours.reals[rest], twin.reals[rest], rtol=1e-12, atol=1e-15, equal_nan=True)
+
+
+@pytest.mark.parametrize("candidate", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("reference", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_twin(shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype) -> None:
+    pair = a_pair(shape, reference, candidate)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    reference_NF, candidate_NF = a_pair(shape, dtype, dtype)
+    reference_NF[0, 0] = math.nan
+    candidate_NF[-1, -1] = math.inf
+    reference_NF[-1, shape[1] // 2] = candidate_NF[-1, shape[1] // 2] = -math.inf
+    reference_NF[shape[0] // 2] = math.nan
+    candidate_NF[shape[0] // 2] = math.nan
+    pair = reference_NF, candidate_NF
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-38, 6e-8, 3e4, 1e38])
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_tiny_and_huge(dtype: torch.dtype, scale: float) -> None:
+    pair = a_pair((5, 24), dtype, dtype, scale)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_signs_and_zeros_have_the_twins_ulp_distance(dtype: torch.dtype) -> None:
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, largest, -largest, smallest, -smallest], dtype=dtype, device=DEVICE)
+    for reference, candidate in torch.cartesian_prod(torch.arange(8), torch.arange(8)).tolist():
+        pair = values[reference].reshape(1, 1), values[candidate].reshape(1, 1)
+        assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_views(dtype: torch.dtype) -> None:
+    """Rows apart, columns apart, transposed, and starting at an odd address."""
+    reference_NF, candidate_NF = a_pair((37, 48), dtype, dtype)
+    views: list[tuple[Tensor, Tensor]] = [
+        (reference_NF[:, 8:24], candidate_NF[:, 8:24]),
+        (reference_NF[1:, 1:17], candidate_NF[1:, 3:19]),
+        (reference_NF[::2, ::3], candidate_NF[::2, ::3]),
+        (reference_NF.T, candidate_NF.T.contiguous()),
+        (reference_NF[:1].expand(5, 48), candidate_NF[:5]),
+    ]
+    for pair in views:
+        assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+def test_the_first_of_equal_worst_elements_counts() -> None:
+    reference_NF = torch.zeros(40, 72, dtype=torch.bfloat16, device=DEVICE)
+    candidate_NF = reference_NF.clone()
+    candidate_NF[7, 65] = candidate_NF[7, 66] = candidate_NF[8, 0] = candidate_NF[39, 1] = 1.0
+    state = by_the_kernels([(reference_NF, candidate_NF), (reference_NF, candidate_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [7, 65]
+
+
+def test_batches_are_merged_in_order() -> None:
+    pairs = [a_pair(shape, torch.bfloat16, torch.float32) for shape in [(3, 24), (5, 24), (4, 24)]]
+    assert_same(by_the_kernels(pairs), by_the_twin(pairs))
+
+
+def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
+    pairs = [a_pair((rows, 24), torch.bfloat16, torch.bfloat16) for rows in (1, 5, 37)]
+    pairs.append(pairs[0])  # the same memory, another state
+    together = [PairAccumulator(torch.bfloat16, torch.bfloat16, DEVICE).state for _ in pairs]
+    tables = Tables()
+    for _ in range(2):
+        tables.rewind()
+        fused.update([fused.Pair(state, *pair) for state, pair in zip(together, pairs, strict=True)], tables)
+    for state, pair in zip(together, pairs, strict=True):
+        alone = by_the_kernels([pair, pair])
+        assert torch.equal(alone.reals, state.reals.cpu())
+        assert torch.equal(alone.counts, state.counts.cpu())
