@@ -129,7 +129,6 @@ def _causes(sweeps: Sequence[Sweep]) -> list[str]:
             if path.is_file():
                 found = ExplanationRecord.model_validate_json(path.read_text(encoding="utf-8"))
                 label = short_label(record.axes, varying) or record.cell_id
-                bitwise = " Closed bitwise." if found.closed_bitwise else ""
-                lines += [f"- {escaped(label)}: {escaped(found.cause)}{bitwise}"]
+                lines += [f"- {escaped(label)}: {escaped(found.cause)}"]
     heading = ["## What closes the difference", "", "By `python -m sweeper.explain SWEEP CELL`:", ""]
     return [*heading, *lines, ""] if lines else []
