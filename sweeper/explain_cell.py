@@ -49,6 +49,7 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
 def _explain(record: CellRecord) -> ExplanationRecord:
     from sweeper.environment import environment
+    from sweeper.judging import telling_texts
     from sweeper.runner import Runner  # torch and transformers: not for a wrong id
 
     planned = PlannedCell(
@@ -59,8 +60,8 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         unsupported=None,
     )
     runner = Runner(environment(planned.cell.device), say=lambda line: print(line, file=sys.stderr))
-    worst = max(record.texts, key=lambda text: text.output_max_abs).text
-    comparison = runner.comparison(planned, sorted({0, worst}))
+    texts = record.verdict.texts if record.verdict else telling_texts(record.texts, planned.cell.inputs.batch_size)[0]
+    comparison = runner.comparison(planned, texts)
     found = comparison.explain()
     return ExplanationRecord(
         cell_id=record.cell_id,

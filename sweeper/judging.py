@@ -11,7 +11,7 @@ from torch import nn
 from sweeper.compare import Figures
 from sweeper.config import Attention, Cell, LoadStrategy
 from sweeper.forwards import arguments, conditions, lay_out_texts
-from sweeper.results import EvidenceRecord, VerdictRecord
+from sweeper.results import EvidenceRecord, TextFigures, VerdictRecord
 from sweeper.side import Call, Side
 from sweeper.verdict import Kind
 
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 _PINNED = (Attention.SDPA_MATH, Attention.SDPA_FLASH, Attention.SDPA_EFFICIENT, Attention.SDPA_CUDNN)
 
 
-def telling_texts(figures: Figures) -> tuple[int, ...]:
-    """The first text, and the one whose output moved most: twenty runs on all texts would cost more than they tell."""
-    worst = max(range(len(figures.texts)), key=lambda text: figures.texts[text].output_max_abs)
-    return tuple(sorted({0, worst}))
+def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[int, ...]]:
+    """What to judge on: the first text and the other one that moved most; then, if those agree, the first batch.
+
+    Twenty runs of all texts would cost more than they tell. But a difference can need the shape of the whole batch.
+    """
+    others = sorted(texts[1:], key=lambda figures: figures.output_max_abs, reverse=True)
+    few = (0, *(figures.text for figures in others[:1]))
+    batch = tuple(range(min(batch_size, len(texts))))
+    return [few] if set(few) == set(batch) else [few, batch]
 
 
 def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
@@ -55,6 +60,13 @@ def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecor
     """What goes into `cell.json`."""
     verdict = comparison.verdict
     first = comparison.first_divergence
+    if verdict.kind is Kind.IDENTICAL:  # only cells that differ somewhere are judged
+        return VerdictRecord(
+            kind=Kind.INCONCLUSIVE,
+            reason="the texts that were judged agree bit for bit",
+            decides="more of the texts in one comparison: sweeper.compare_models",
+            texts=tuple(texts),
+        )
     return VerdictRecord(
         kind=verdict.kind,
         reason=verdict.reason,

@@ -29,6 +29,7 @@ from sweeper.models import Comparison, compare_sides
 from sweeper.plan import PlannedCell
 from sweeper.results import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
 from sweeper.state import StateEntry, compare_state, state_of
+from sweeper.verdict import Kind
 
 
 @dataclass
@@ -142,9 +143,13 @@ class Runner:
             return None
         if judging.nothing_differs(figures):
             return judging.identical_record(len(figures.texts))
-        texts = judging.telling_texts(figures)
+        texts: tuple[int, ...] = ()
         try:
-            return judging.verdict_record(self.comparison(planned, texts), texts)
+            for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):
+                comparison = self.comparison(planned, texts)
+                if comparison.verdict.kind is not Kind.IDENTICAL:
+                    break
+            return judging.verdict_record(comparison, texts)
         except Exception as error:  # the figures are measured: they are worth keeping without a verdict
             return judging.unjudged_record(error, texts)
 
