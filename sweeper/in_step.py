@@ -31,7 +31,7 @@ from sweeper.results import PairMeasures
 # Bytes of the reference's outputs that wait for the candidate, and of both sides that wait for a launch: the fewer
 # turns and launches, the less the host costs. A layer of Qwen3-0.6B gives 0.8 GB a side at 32 x 512 tokens.
 _WAITING = 3 * 2**28
-_LAUNCH = 2**28
+_LAUNCH = 2**29
 
 
 class _Output(NamedTuple):

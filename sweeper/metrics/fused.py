@@ -9,6 +9,7 @@ The kernels are in `kernels.py`. Shapes: N tokens, F features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Elements that one warp measures: enough that its partial costs nothing, few enough that a layer fills the device.
 _ELEMENTS_A_WARP = 2**15
+# A warp a program, so that no barrier is needed; no more registers than 20 warps a multiprocessor have.
+_OPTIONS = {"num_warps": 1, "maxnreg": 96}
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -36,12 +39,25 @@ class Pair(NamedTuple):
     candidate_NF: Tensor
 
 
-class _Layout(NamedTuple):
-    """What one launch is compiled for."""
+class _Kind(NamedTuple):
+    """What one launch is compiled for. Aligned: every lane's eight elements are whole 16-byte words."""
 
     reference: torch.dtype
     candidate: torch.dtype
     aligned: bool
+
+
+class _Place(NamedTuple):
+    """Where the two tensors are: the first columns of the pairs' table."""
+
+    reference: int
+    candidate: int
+    N: int
+    F: int
+    reference_row: int
+    reference_column: int
+    candidate_row: int
+    candidate_column: int
 
 
 def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
@@ -50,63 +66,61 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
     Pairs that are the same memory on both sides (a block that returns its last module's output) are read once.
     """
     tables = tables or Tables()
-    waiting = list(pairs)
-    while waiting:
-        layout = _layout(waiting[0])
-        group: dict[int, Pair] = {}
-        later: list[Pair] = []
-        for pair in waiting:
-            address = pair.state.reals.data_ptr()
-            if not later and address not in group and _layout(pair) == layout:
-                group[address] = pair
-            else:
-                later.append(pair)
-        _launch(list(group.values()), layout, tables)
-        waiting = later
+    launches: dict[tuple[int, _Kind], list[tuple[Pair, _Place]]] = {}
+    turns: Counter[int] = Counter()  # a state takes part once a launch
+    for pair in pairs:
+        state, reference, candidate = pair
+        place = _Place(
+            reference.data_ptr(),
+            candidate.data_ptr(),
+            *reference.shape,
+            *reference.stride(),
+            *candidate.stride(),
+        )
+        address = state.reals.data_ptr()
+        kind = _Kind(reference.dtype, candidate.dtype, _is_aligned(place))
+        launches.setdefault((turns[address], kind), []).append((pair, place))
+        turns[address] += 1
+    for (_, kind), group in sorted(launches.items(), key=lambda launch: launch[0][0]):
+        _launch(group, kind, tables)
 
 
-def _layout(pair: Pair) -> _Layout:
-    _, reference, candidate = pair
-    aligned = _is_aligned(reference) and _is_aligned(candidate)
-    return _Layout(reference.dtype, candidate.dtype, aligned)
+def _is_aligned(place: _Place) -> bool:
+    return (
+        place.reference_column == place.candidate_column == 1
+        and (place.F | place.reference_row | place.candidate_row) % 8 == 0
+        and (place.reference | place.candidate) % 16 == 0
+    )
 
 
-def _is_aligned(tensor_NF: Tensor) -> bool:
-    """Every lane's eight elements are whole 16-byte words."""
-    row, column = tensor_NF.stride()
-    return column == 1 and tensor_NF.shape[1] % 8 == 0 and row % 8 == 0 and tensor_NF.data_ptr() % 16 == 0
-
-
-def _launch(pairs: Sequence[Pair], layout: _Layout, tables: Tables) -> None:
-    rows_of: dict[tuple[int, ...], int] = {}
+def _launch(group: Sequence[tuple[Pair, _Place]], kind: _Kind, tables: Tables) -> None:
+    indices: dict[_Place, int] = {}
     pair_table: list[int] = []
     target_table: list[int] = []
     partials = most_warps = 0
-    for state, reference, candidate in pairs:
-        N, F = reference.shape
-        key = (reference.data_ptr(), candidate.data_ptr(), N, F, *reference.stride(), *candidate.stride())
-        index = rows_of.get(key)
-        if index is None:
-            index = rows_of[key] = len(rows_of)
-            rows = max(1, _ELEMENTS_A_WARP // (kernels.ROWS_A_TILE.value * F)) * kernels.ROWS_A_TILE.value
-            pair_table += (*key, rows, partials)
-            warps = -(-N // rows)
+    for (state, _, _), place in group:
+        index = indices.setdefault(place, len(indices))
+        if index * kernels.PAIR_COLUMNS.value == len(pair_table):
+            tile = kernels.ROWS_A_TILE.value
+            rows = max(1, _ELEMENTS_A_WARP // (tile * place.F)) * tile
+            pair_table += (*place, rows, partials)
+            warps = -(-place.N // rows)
             partials += warps
             most_warps = max(most_warps, warps)
         target_table += (index, state.reals.data_ptr(), state.counts.data_ptr())
-    device = pairs[0].reference_NF.device
+    device = group[0][0].reference_NF.device
     table = tables.place(pair_table + target_table, device)
     reals = torch.empty(kernels.PARTIAL_REALS.value * partials, dtype=torch.float64, device=device)
     counts = torch.empty(kernels.PARTIAL_COUNTS.value * partials, dtype=torch.int64, device=device)
-    coarser = coarser_dtype(layout.reference, layout.candidate)
-    meta: dict[str, Any] = {"REFERENCE": _TRITON[layout.reference], "CANDIDATE": _TRITON[layout.candidate]}
+    coarser = coarser_dtype(kind.reference, kind.candidate)
+    meta: dict[str, Any] = {"REFERENCE": _TRITON[kind.reference], "CANDIDATE": _TRITON[kind.candidate]}
     with torch.cuda.device_of(table):
-        kernels.measure[(most_warps, len(rows_of))](
+        kernels.measure[(most_warps, len(indices))](
             *(table, reals, counts, partials),
             **meta,
             COARSER=_TRITON[coarser],
             RTOL=default_tolerance(coarser).rtol,
-            ALIGNED=layout.aligned,
-            num_warps=1,
+            ALIGNED=kind.aligned,
+            **_OPTIONS,
         )
-        kernels.join[(len(pairs),)](table, table[len(pair_table) :], reals, counts, partials, **meta, num_warps=4)
+        kernels.join[(len(group),)](table, table[len(pair_table) :], reals, counts, partials, **meta, num_warps=4)

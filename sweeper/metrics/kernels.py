@@ -19,7 +19,7 @@ _R, _L, _E = ROWS_A_TILE, tl.constexpr(8), tl.constexpr(8)
 PARTIAL_REALS = tl.constexpr(8)  # the first eight of `state.Real`
 PARTIAL_COUNTS = tl.constexpr(9)  # of `state.Count` those from FINITE to MAX_ULP, then the worst row
 # Columns of the tables, all int64.
-_PAIR = tl.constexpr(10)  # 2 addresses, N, F, 2 x (row stride, column stride), rows a warp, first partial
+PAIR_COLUMNS = tl.constexpr(10)  # 2 addresses, N, F, 2 x (row stride, column stride), rows a warp, first partial
 _TARGET = tl.constexpr(3)  # pair, addresses of reals and counts
 _FAR = tl.constexpr(2**31 - 1)
 
@@ -27,6 +27,16 @@ _FAR = tl.constexpr(2**31 - 1)
 @triton.jit
 def _larger(a, b):
     return tl.where(b > a, b, a)
+
+
+@triton.jit
+def _tile(row_R, start, F, step, here_R, ALIGNED: tl.constexpr):
+    """[R, C] from column `start` on, 0 outside of the rows."""
+    column_C = start + tl.arange(0, _L * _E)
+    inside_RC = (column_C < F)[None, :] & here_R[:, None]
+    if ALIGNED:
+        return tl.load(row_R[:, None] + column_C[None, :], inside_RC, other=0.0)
+    return tl.load(row_R[:, None] + column_C[None, :] * step, inside_RC, other=0.0)
 
 
 @triton.jit
@@ -112,8 +122,8 @@ def _measure_rows(
     candidate = tl.load(pair + 1).to(tl.pointer_type(CANDIDATE))
     F = tl.load(pair + 3).to(tl.int32)
     reference_row, candidate_row = tl.load(pair + 4), tl.load(pair + 6)
+    reference_step, candidate_step = tl.load(pair + 5), tl.load(pair + 7)
     row_R = tl.arange(0, _R)
-    column_1C = tl.arange(0, _L * _E)[None, :]
     if ALIGNED:
         reference, candidate = tl.multiple_of(reference, 16), tl.multiple_of(candidate, 16)
         F = tl.multiple_of(F, 8)
@@ -146,21 +156,18 @@ def _measure_rows(
         dd_RL = tl.zeros((_R, _L), tl.float64)
         rc_RL = tl.zeros((_R, _L), tl.float64)
         max_RL = tl.full((_R, _L), -1.0, tl.float64)
+        next_r = _tile(reference_R, 0, F, reference_step, rows_R < stop, ALIGNED)
+        next_c = _tile(candidate_R, 0, F, candidate_step, rows_R < stop, ALIGNED)
         for start in range(0, F, _L * _E):
-            inside = ((start + column_1C) < F) & (rows_R < stop)[:, None]
-            if ALIGNED:
-                reference_RC = reference_R[:, None] + (start + column_1C)
-                candidate_RC = candidate_R[:, None] + (start + column_1C)
-            else:
-                reference_RC = reference_R[:, None] + (start + column_1C) * tl.load(pair + 5)
-                candidate_RC = candidate_R[:, None] + (start + column_1C) * tl.load(pair + 7)
-            r = tl.load(reference_RC, inside, other=0.0)
-            c = tl.load(candidate_RC, inside, other=0.0)
+            r, c = next_r, next_c
+            next_r = _tile(reference_R, start + _L * _E, F, reference_step, rows_R < stop, ALIGNED)
+            next_c = _tile(candidate_R, start + _L * _E, F, candidate_step, rows_R < stop, ALIGNED)
             if MASKED:
                 r32, c32 = _float32(r), _float32(c)
                 finite = _is_finite(r32) & _is_finite(c32)
                 same = (r32 == c32) | ((r32 != r32) & (c32 != c32))
                 mismatch_RL += _sum((~(finite | same)).to(tl.int32), ALIGNED)
+                inside = ((start + tl.arange(0, _L * _E))[None, :] < F) & (rows_R < stop)[:, None]
                 present = finite & inside
                 finite_RL += _sum(present.to(tl.int32), ALIGNED)
                 reference_nan_RL += _sum((r32 != r32).to(tl.int32), ALIGNED)
@@ -228,7 +235,7 @@ def measure(
     REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, COARSER: tl.constexpr, RTOL: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    pair = table + tl.program_id(1) * _PAIR
+    pair = table + tl.program_id(1) * PAIR_COLUMNS
     N, rows = tl.load(pair + 2), tl.load(pair + 8)
     first = tl.program_id(0) * rows
     if first < N:
@@ -252,7 +259,7 @@ def join(
 ):
     """The state of one pair from its partials, merged into the accumulator's as `state.merge` does."""
     target = targets + tl.program_id(0) * _TARGET
-    pair = table + tl.load(target) * _PAIR
+    pair = table + tl.load(target) * PAIR_COLUMNS
     N, F, rows = tl.load(pair + 2), tl.load(pair + 3), tl.load(pair + 8)
     first, number = tl.load(pair + 9), tl.cdiv(N, rows)
     state_reals = tl.load(target + 1).to(tl.pointer_type(tl.float64))

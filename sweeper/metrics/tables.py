@@ -16,6 +16,7 @@ class Tables:
     def __init__(self) -> None:
         self._sent: list[tuple[list[int], Tensor]] = []
         self._late: list[tuple[Tensor, list[int]]] = []
+        self._captured: list[tuple[Tensor, list[int]]] = []  # graphs read these as long as they live
         self._slot = 0
 
     def rewind(self) -> None:
@@ -28,18 +29,26 @@ class Tables:
         if slot < len(self._sent) and self._sent[slot][0] == numbers:
             return self._sent[slot][1]
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            table = torch.empty(len(numbers), dtype=torch.int64, device=device)
+            table = self._known(slot, len(numbers))
             self._late.append((table, numbers))
         else:
             table = _sent(numbers, device)
         self._sent[slot : slot + 1] = [(numbers, table)]
         return table
 
+    def _known(self, slot: int, size: int) -> Tensor:
+        """The slot's memory of the time before. Memory of the graph's own would be overwritten in every replay, by what
+        used it earlier in the capture."""
+        if slot >= len(self._sent) or len(self._sent[slot][1]) != size:
+            raise RuntimeError("a batch of the same shape has to run before it is captured in a CUDA graph")
+        return self._sent[slot][1]
+
     def upload(self) -> None:
         """Sends what a capture held back."""
         for table, numbers in self._late:
             table.copy_(torch.tensor(numbers))
-        self._late.clear()
+        self._captured += self._late
+        self._late = []
 
 
 def _sent(numbers: list[int], device: torch.device) -> Tensor:
