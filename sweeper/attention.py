@@ -82,7 +82,7 @@ def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
     operators: set[str] = set()
     gpu_kernels: set[str] = set()
     for event in results.events():
-        (gpu_kernels if event.device_type() is DeviceType.CUDA else operators).add(event.name())
+        (gpu_kernels if event.device_type() == DeviceType.CUDA else operators).add(event.name())
     found = {name for name in operators if OPERATOR.search(name)}
     found |= {short for name in gpu_kernels if (short := short_kernel_name(name))}
     if not found and any(name.startswith(COMPILED) for name in operators):
