@@ -239,6 +239,7 @@ def cell_summary(record: CellRecord) -> dict[str, Any]:
         "status": record.status.value,
         "reason": record.reason,
         "first_divergence": record.first_divergence,
+        "verdict": record.verdict.kind if record.verdict else None,
     }
     for name in ("output", "language", "cost"):
         figures = getattr(record, name)
