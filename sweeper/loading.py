@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sweeper.attention import implementation
+from sweeper.checkpoints.folder import no_progress_bars
 from sweeper.config import Cell, Checkpoint, Dtype, Head, LoadStrategy
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -67,7 +68,8 @@ def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         )
         return model
 
-    return _STRATEGIES[key.load_strategy](from_pretrained, TORCH_DTYPES[key.dtype], key.device).eval()
+    with no_progress_bars():
+        return _STRATEGIES[key.load_strategy](from_pretrained, TORCH_DTYPES[key.dtype], key.device).eval()
 
 
 def _dtype_at_load(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
@@ -139,6 +141,11 @@ class ModelPool:
         loaded = LoadedModel(model, key, time.perf_counter() - start)
         self._models[key] = loaded
         return loaded, True
+
+    def keep(self, cell: Cell) -> None:
+        """Makes the cell's model, if it is here, the last to go."""
+        if (key := WeightsKey.of(cell)) in self._models:
+            self._models.move_to_end(key)
 
     def drop(self, cell: Cell) -> None:
         """Forgets the cell's model, so that nothing of a failed cell stays in memory."""

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-import transformers
 
 from sweeper import judging
 from sweeper.checkpoints import LocalCheckpoint, prepare
@@ -62,7 +61,6 @@ class Runner:
         verdict: bool = True,
         say: Callable[[str], None],
     ) -> None:
-        transformers.utils.logging.disable_progress_bar()  # a bar a load would tear the sweep's own
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._verdict = verdict
@@ -168,6 +166,8 @@ class Runner:
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
         if self._reference is not None and self._reference.cell_id == planned.reference_id:
+            # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
+            self._pool.keep(planned.reference)
             return self._reference
         self._reference = None  # frees its outputs before the next ones are made
         cell = planned.reference
