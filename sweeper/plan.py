@@ -14,12 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sweeper.config import AXES, Cell, LoadStrategy
+from sweeper.config import AXES, Cell, FolderCheckpoint, LoadStrategy
 from sweeper.environment import identity
 from sweeper.grid import SweepRequest
 from sweeper.support import unsupported_reason
 
 MODELS_IN_MEMORY = 2  # a reference's and a candidate's: the capacity of loading.ModelPool
+_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,32 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
 
 
 def cell_id(cell: Cell, environment_identity: dict[str, Any]) -> str:
-    """12 hex digits of a hash of all choices of the cell and of the environment that can change its result."""
+    """12 hex digits of a hash of all choices, the files they name, and the environment that can change a result."""
     choices = ",".join(f'"{axis}":{_canonical_axis(axis, getattr(cell, axis))}' for axis in AXES)
-    return _sha256(f"{{{choices}}}{_canonical(environment_identity)}")[:12]
+    files = _files(cell)
+    return _sha256(f"{{{choices}}}{_canonical(environment_identity)}{_canonical(files) if files else ''}")[:12]
+
+
+def _files(cell: Cell) -> dict[str, Any]:
+    """What lies behind the paths that a cell names: an edited file under the same path makes another cell.
+
+    Texts count by content; the files of a checkpoint's folder, which can be large, by size and time of change.
+    """
+    files: dict[str, Any] = {}
+    if cell.inputs.file is not None:
+        path = Path(cell.inputs.file)
+        files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+    if isinstance(cell.checkpoint, FolderCheckpoint):
+        folder = Path(cell.checkpoint.path).expanduser()
+        found = sorted(path for path in folder.glob("*") if path.suffix in _CHECKPOINT_SUFFIXES)
+        files["checkpoint"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return files
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
+    """Read once, not once a cell; time and size are there so that a changed file is read again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) -> list[PlannedCell]:
@@ -137,11 +161,9 @@ def _weights(cell: Cell) -> tuple[Hashable, ...]:
 def _weight_loads(cells: Sequence[PlannedCell]) -> int:
     """Loads when the cells run in this order, the least recently used model making room."""
     in_memory: OrderedDict[tuple[Hashable, ...], None] = OrderedDict()
-    loads, reference_id = 0, None
+    loads = 0
     for planned in cells:
-        needed = [planned.cell] if planned.reference_id == reference_id else [planned.reference, planned.cell]
-        reference_id = planned.reference_id
-        for weights in map(_weights, needed):
+        for weights in map(_weights, (planned.reference, planned.cell)):
             if weights not in in_memory:
                 loads += 1
                 if len(in_memory) == MODELS_IN_MEMORY:

@@ -10,7 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sweeper.config import Attention, Cell, Dtype, Layout, LoadStrategy, Positions, SeededCheckpoint, Settings, parse
+from sweeper.config import (
+    Attention,
+    Cell,
+    Dtype,
+    FolderCheckpoint,
+    Head,
+    Inputs,
+    Layout,
+    LoadStrategy,
+    Pooling,
+    Positions,
+    SeededCheckpoint,
+    Settings,
+    parse,
+)
 from sweeper.dry_run import print_plan
 from sweeper.environment import environment
 from sweeper.grid import SweepRequest
@@ -193,3 +207,24 @@ def test_a_large_plan_is_cut_after_its_first_rows() -> None:
 def test_a_cell_that_is_its_own_reference_is_planned_like_any_other(reference: dict[str, Any]) -> None:
     planned = plan_of((CELL,), reference).cells[0]
     assert planned.cell_id == planned.reference_id
+
+
+def test_an_edited_file_of_texts_is_another_cell_under_the_same_path(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    cell = CELL.model_copy(update={"inputs": Inputs(name="mine", file=str(path))})
+    ids = []
+    for text in ("one", "two three"):
+        path.write_text(text)
+        ids.append(cell_id(cell, {}))
+    assert ids[0] != ids[1] == cell_id(cell, {})
+
+
+def test_other_weights_in_the_same_folder_are_another_cell(tmp_path: Path) -> None:
+    source = FolderCheckpoint(source="folder", name="mine", head=Head.BASE, pooling=Pooling.MEAN, path=str(tmp_path))
+    cell = CELL.model_copy(update={"checkpoint": source})
+    ids = []
+    for weights in (b"old", b"newer"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        ids.append(cell_id(cell, {}))
+    (tmp_path / "notes.md").write_text("not read by any cell")
+    assert ids[0] != ids[1] == cell_id(cell, {})

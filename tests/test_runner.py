@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sweeper import loading
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, ModuleRecord, Status
@@ -201,3 +202,20 @@ def test_batches_give_what_one_batch_gives(tmp_path: Path) -> None:
         assert one.measures.max_abs == other.measures.max_abs
         assert (one.worst_text, one.worst_position) == (other.worst_text, other.worst_position)
         assert one.measures.mean_abs == pytest.approx(other.measures.mean_abs, rel=1e-12)
+
+
+def test_the_reference_stays_loaded_while_its_candidates_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    original = loading.load
+
+    def load(folder: Path, key: loading.WeightsKey, attention: str) -> nn.Module:
+        loads.append(key)
+        return original(folder, key, attention)
+
+    monkeypatch.setattr(loading, "load", load)
+    plan = plan_of(tmp_path, "dtype=bfloat16", "load_strategy=dtype_at_load,cast_after_load")
+    judging = Runner(plan.environment, latency_repeats=1, verdict=True, say=print)
+    assert [judging.run(planned)[0].status for planned in plan.cells] == [Status.OK] * 2
+    assert len(loads) == len(set(loads)) == plan.weight_loads == 3
