@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.environment import environment
+from sweeper.errors import ConfigError
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, Status
 from sweeper.sinks.html import HtmlSink
@@ -29,6 +30,7 @@ def run(request: SweepRequest) -> int:
     wandb_sink = make_wandb_sink(request.settings.wandb)
     terminal = TerminalSink()
     store = Store(plan.folder)
+    _check_references(plan, store)
     store.open(_description(request, plan).model_dump(mode="json"))
     records: list[CellRecord] = []
     sinks: list[Sink] = [HtmlSink(), terminal] if wandb_sink is None else [HtmlSink(), terminal, wandb_sink]
@@ -50,6 +52,21 @@ def run(request: SweepRequest) -> int:
     return 1 if any(record.status is Status.FAILED for record in records) else 0
 
 
+def _check_references(plan: Plan, store: Store) -> None:
+    """A folder's cells are found by their ids, which do not tell what they were compared with.
+
+    Raises:
+        ConfigError: a folder that was given a name holds cells of another reference.
+    """
+    for planned in plan.cells:
+        record = store.finished(planned.cell_id)
+        if record is not None and record.reference_id != planned.reference_id:
+            raise ConfigError(
+                f"sweep={plan.sweep}: {plan.folder} holds cells that were compared with another reference; "
+                "type another name: sweep=NAME"
+            )
+
+
 def _run_cells(
     request: SweepRequest,
     plan: Plan,
@@ -58,7 +75,8 @@ def _run_cells(
     terminal: TerminalSink,
     records: list[CellRecord],
 ) -> None:
-    if any(planned.cell.numerics.deterministic and planned.cell.device == "cuda" for planned in plan.cells):
+    cells = (cell for planned in plan.cells for cell in (planned.cell, planned.reference))
+    if any(cell.numerics.deterministic and cell.device == "cuda" for cell in cells):
         # torch reads it once, at the first matrix product of the process, which may be another cell's
         from sweeper.numerics import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
 
@@ -70,7 +88,7 @@ def _run_cells(
         plan.environment, latency_repeats=settings.latency_repeats, verdict=settings.verdict, say=terminal.say
     )
     for planned in plan.cells:
-        record = store.finished(planned.cell_id)
+        record = store.finished(planned.cell_id, judged=settings.verdict)
         if record is not None:
             terminal.cell_skipped(record)
         else:

@@ -40,29 +40,36 @@ class Store:
         temporary.write_text(json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8")
         temporary.replace(self.folder / SWEEP_FILE)
 
-    def finished(self, cell_id: str) -> CellRecord | None:
-        """The record of a cell that need not run again, or None. A failed cell runs again."""
+    def finished(self, cell_id: str, *, judged: bool = False) -> CellRecord | None:
+        """The record of a cell that need not run again, or None. A failed cell runs again.
+
+        Args:
+            cell_id: which cell.
+            judged: a cell that was measured without a verdict runs again too.
+        """
         record = self.read(cell_id)
-        return record if record is not None and record.status is not Status.FAILED else None
+        if record is None or record.status is Status.FAILED:
+            return None
+        return None if judged and record.status is Status.OK and record.verdict is None else record
 
     def read(self, cell_id: str) -> CellRecord | None:
         path = self.cells_folder / cell_id / CELL_FILE
         return CellRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> Path:
-        """Writes a cell in a folder beside its place, then renames it. A failed attempt that was there makes way."""
+        """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way."""
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
         try:
             temporary.chmod(0o755)
             _write_durably(temporary / CELL_FILE, record.model_dump_json(indent=2).encode() + b"\n")
             _write_modules(temporary / MODULES_FILE, modules)
-            return self._put_in_place(temporary, record.cell_id)
+            return self._put_in_place(temporary, record)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _put_in_place(self, temporary: Path, cell_id: str) -> Path:
-        final = self.cells_folder / cell_id
-        if self.finished(cell_id) is not None:
+    def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
+        final = self.cells_folder / record.cell_id
+        if self.finished(record.cell_id, judged=record.verdict is not None) is not None:
             return final  # another process was first; its cell has the same choices and environment
         if final.exists():
             aside = temporary.with_name(f"{temporary.name}-replaced")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sweeper import app
+from sweeper.errors import ConfigError
 from sweeper.results import Status
 from sweeper.runner import Runner
 from sweeper.store import Store
@@ -91,3 +92,21 @@ def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monk
 def test_unsupported_cells_are_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path, "attention=eager,flash_attention_2") == 0
     assert "unsupported" in capsys.readouterr().out
+
+
+def test_a_cell_without_a_verdict_runs_again_where_one_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = count_runs(monkeypatch)
+    for verdict in ("false", "true", "false", "true"):
+        assert sweep(tmp_path, "dtype=bfloat16", f"verdict={verdict}") == 0
+    assert len(ran) == 2
+    assert [record.verdict is not None for record in store(tmp_path).records()] == [True]
+
+
+def test_a_folder_keeps_to_one_reference(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "dtype=bfloat16", "verdict=false") == 0
+    before = (store(tmp_path).folder / "sweep.json").read_bytes()
+    with pytest.raises(ConfigError, match="another reference; type another name: sweep=NAME"):
+        sweep(tmp_path, "dtype=bfloat16", "verdict=false", "reference={dtype:float64}")
+    assert (store(tmp_path).folder / "sweep.json").read_bytes() == before
