@@ -54,7 +54,7 @@ def batches(token_ids: list[list[int]], batch_size: int) -> list[range]:
 def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[list[int]]:
     from transformers import AutoTokenizer  # seconds to import; not needed to validate
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return tokenizer(texts, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
 
 

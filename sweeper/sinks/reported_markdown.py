@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from html import escape
 
 from sweeper.published import Compared, Comparison
 from sweeper.reported import Agreement, Figure
@@ -91,7 +92,7 @@ def _every_number(compared: Compared) -> Iterator[str]:
         numbers = compared.of(figure)
         if len(numbers) == 1:
             continue
-        yield from (f"<details><summary>{figure.id}: all {len(numbers)} numbers</summary>", "")
+        yield from (f"<details><summary>{escape(figure.id)}: all {len(numbers)} numbers</summary>", "")
         headings = (*numbers[0].index, "published", "measured", "status", "checkpoint")
         yield from table(
             headings,

@@ -42,7 +42,7 @@ class TerminalSink:
         self._out = out or output_console()
         self._err = err or Console(stderr=True, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

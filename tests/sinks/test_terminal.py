@@ -133,3 +133,12 @@ def test_a_run_shows_progress_then_the_stored_table(tmp_path: Path) -> None:
     sink.sweep_finished(sweep.records)
     assert "[4/4] device_map: ok" in err.file.getvalue()  # type: ignore[attr-defined]
     assert f"results: {tmp_path}" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_brackets_in_a_label_are_no_markup_for_the_bar() -> None:
+    err = Console(file=io.StringIO(), width=120, force_terminal=True)
+    sink = TerminalSink(err=err)
+    sink._progress.update(sink._task, description="inputs=a[/b]")
+    with err.capture() as shown:
+        err.print(sink._progress.get_renderable())
+    assert "inputs=a[/b]" in shown.get()
