@@ -31,7 +31,12 @@ def run(request: SweepRequest) -> int:
     terminal = TerminalSink()
     store = Store(plan.folder)
     _check_references(plan, store)
-    store.open(_description(request, plan).model_dump(mode="json"))
+    try:
+        store.open(_description(request, plan).model_dump(mode="json"))
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
+        ) from None
     records: list[CellRecord] = []
     sinks: list[Sink] = [HtmlSink(), terminal] if wandb_sink is None else [HtmlSink(), terminal, wandb_sink]
     if request.reported is not None:

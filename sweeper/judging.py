@@ -45,12 +45,20 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def nothing_differs(figures: Figures) -> bool:
-    """Every compared tensor has the same numbers: no run is needed to judge that."""
+    """Every compared tensor has the same numbers: no run is needed to judge that. Embeddings are no such tensor."""
     return figures.output.equal_fraction == 1 and figures.first_divergence is None
 
 
-def identical_record(texts: int) -> VerdictRecord:
-    """The verdict of a cell in which nothing differs."""
+def identical_record(figures: Figures) -> VerdictRecord:
+    """The verdict of a cell in which nothing differs; of one in which only the pooled embeddings do."""
+    texts = len(figures.texts)
+    if any(text.embedding_max_abs > 0 for text in figures.texts):
+        return VerdictRecord(
+            kind=Kind.INCONCLUSIVE,
+            reason="every compared tensor has the same values, but the pooled embeddings differ",
+            decides="checkpoint.pooling of both sides, and what the layouts put beside a text: nothing else is between",
+            texts=tuple(range(texts)),
+        )
     return VerdictRecord(
         kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=tuple(range(texts))
     )

@@ -140,7 +140,7 @@ class Runner:
         if not self._verdict:
             return None
         if judging.nothing_differs(figures):
-            return judging.identical_record(len(figures.texts))
+            return judging.identical_record(figures)
         texts: tuple[int, ...] = ()
         try:
             for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):

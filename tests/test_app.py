@@ -110,3 +110,9 @@ def test_a_folder_keeps_to_one_reference(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another reference; type another name: sweep=NAME"):
         sweep(tmp_path, "dtype=bfloat16", "verdict=false", "reference={dtype:float64}")
     assert (store(tmp_path).folder / "sweep.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: cannot write to .*; type output_dir=FOLDER"):
+        sweep(tmp_path, f"output_dir={tmp_path / 'file'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from sweeper import loading
+from sweeper.config import Pooling
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, ModuleRecord, Status
@@ -219,3 +221,16 @@ def test_the_reference_stays_loaded_while_its_candidates_come_and_go(
     judging = Runner(plan.environment, latency_repeats=1, verdict=True, say=print)
     assert [judging.run(planned)[0].status for planned in plan.cells] == [Status.OK] * 2
     assert len(loads) == len(set(loads)) == plan.weight_loads == 3
+
+
+def test_a_cell_that_differs_in_its_pooling_alone_is_not_identical(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "layout=single", "reference={dtype:float32}")
+    (planned,) = plan.cells
+    source = planned.cell.checkpoint.model_copy(update={"pooling": Pooling.MEAN})
+    reference = planned.cell.model_copy(update={"checkpoint": source})
+    pooled = replace(planned, reference=reference, reference_id="another")
+    record, _ = Runner(plan.environment, latency_repeats=1, verdict=True, say=print).run(pooled)
+    assert record.first_divergence is None
+    assert record.verdict is not None
+    assert (record.verdict.kind, record.texts[0].embedding_max_abs > 0) == ("inconclusive", True)
+    assert "pooled embeddings differ" in record.verdict.reason
