@@ -33,8 +33,9 @@ outputs/<grid>/<sweep>/
 ```
 
 A cell's folder appears by rename, whole or not at all. `cell_id` is 12 hex digits of a SHA-256 of all choices of the
-cell and of the environment that can change its result. In JSON, not-a-number and infinity are the strings `"NaN"`,
-`"Infinity"` and `"-Infinity"`; in Parquet they are floats. Shapes: N tokens, F features.
+cell, of the files they name, and of the environment that can change its result. A hub's `revision` counts as it was
+written: pin a commit where `main` moves. In JSON, not-a-number and infinity are the strings `"NaN"`, `"Infinity"` and
+`"-Infinity"`; in Parquet they are floats. Shapes: N tokens, F features.
 """
 
 
