@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,15 @@ def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[i
 
     Twenty runs of all texts would cost more than they tell. But a difference can need the shape of the whole batch.
     """
-    others = sorted(texts[1:], key=lambda figures: figures.output_max_abs, reverse=True)
+    others = sorted(texts[1:], key=_moved, reverse=True)
     few = (0, *(figures.text for figures in others[:1]))
     batch = tuple(range(min(batch_size, len(texts))))
     return [few] if set(few) == set(batch) else [few, batch]
+
+
+def _moved(figures: TextFigures) -> float:
+    """How far a text's output moved; nothing tells more than one that is NaN."""
+    return math.inf if math.isnan(figures.output_max_abs) else figures.output_max_abs
 
 
 def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:

@@ -149,7 +149,10 @@ class Runner:
                     break
             return judging.verdict_record(comparison, texts)
         except Exception as error:  # the figures are measured: they are worth keeping without a verdict
-            return judging.unjudged_record(error, texts)
+            traceback.clear_frames(error.__traceback__)
+            unjudged = judging.unjudged_record(error, texts)
+        self._forget(planned)
+        return unjudged
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""

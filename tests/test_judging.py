@@ -39,6 +39,7 @@ def figures(*moved: float) -> list[TextFigures]:
         ((3.0, 1.0), 8, [(0, 1)]),
         ((3.0, 1.0, 2.0), 8, [(0, 2), (0, 1, 2)]),
         ((0.0, 1.0, 2.0, 9.0), 2, [(0, 3), (0, 1)]),
+        ((0.0, 1.0, float("nan"), 9.0), 2, [(0, 2), (0, 1)]),
     ],
 )
 def test_two_texts_first_then_the_batch(
