@@ -147,10 +147,6 @@ class ModelPool:
         if (key := WeightsKey.of(cell)) in self._models:
             self._models.move_to_end(key)
 
-    def drop(self, cell: Cell) -> None:
-        """Forgets the cell's model, so that nothing of a failed cell stays in memory."""
-        self._models.pop(WeightsKey.of(cell), None)
-
     def clear(self) -> None:
         self._models.clear()
 
