@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -324,11 +324,6 @@ def agreement(number: Number, measured: float | None, *, same_checkpoint: bool) 
     if same_checkpoint or quantity in INPUTS or found is Agreement.NOT_REPRODUCED:
         return found
     return Agreement.SAME_ORDER
-
-
-def weakest(agreements: Iterable[Agreement]) -> Agreement:
-    """The status of a whole table: that of its worst number."""
-    return max(agreements, key=list(Agreement).index)
 
 
 def round_to(value: float, dtype: Dtype) -> float:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from sweeper.config import Dtype, parse
 from sweeper.errors import ConfigError
-from sweeper.reported import Agreement, Figure, Number, Quantity, Report, agreement, load, round_to, weakest
+from sweeper.reported import Agreement, Figure, Number, Quantity, Report, agreement, load, round_to
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -232,11 +232,6 @@ def test_rule_on_another_checkpoint(published: Number, measured: float, expected
 @pytest.mark.parametrize("same_checkpoint", [True, False])
 def test_a_missing_figure_is_not_comparable(same_checkpoint: bool) -> None:
     assert agreement(number("0.5"), None, same_checkpoint=same_checkpoint) is Agreement.NOT_COMPARABLE
-
-
-def test_a_table_is_as_good_as_its_worst_number() -> None:
-    assert weakest([BITWISE, NOT, ORDER]) is NOT
-    assert weakest([BITWISE, DIGITS]) is DIGITS
 
 
 def test_a_table_names_its_numbers() -> None:
