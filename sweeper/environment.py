@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +63,8 @@ def _gpu() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "cublas": _cublas_version(torch.version.cuda or ""),
+        # NVIDIA's libraries obey it whatever torch's own flags say
+        "nvidia_tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
     }
 
 

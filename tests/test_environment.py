@@ -65,3 +65,11 @@ def test_a_gpu_is_described() -> None:
     assert seen["cuda"] == torch.version.cuda
     assert seen["driver"]
     assert seen["cublas"].split(".")[0] == torch.version.cuda.split(".")[0]
+
+
+@needs_gpu
+def test_nvidias_own_tf32_switch_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    before = identity(environment("cuda"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert identity(environment("cuda")) != before
