@@ -1,4 +1,7 @@
-"""Parameters and buffers of two models, side by side. Non-persistent buffers count: `state_dict()` hides them."""
+"""Parameters and buffers of two models, side by side. Non-persistent buffers count: `state_dict()` hides them.
+
+Of a streamed model (`streaming.py`) one parameter at a time is read from its file.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sweeper.errors import AlignmentError
@@ -15,22 +19,43 @@ from sweeper.results import StateDifference, StateFigures
 Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
 
 
+# Elements whose difference in float64 is held at once: three such tensors of an embedding can be more than a model.
+_CHUNK = 2**22
+
+
 @dataclass(frozen=True)
 class StateEntry:
+    """A parameter or buffer.
+
+    Attributes:
+        held: the model's own tensor; without values where the model is streamed.
+        owner, leaf: the module it belongs to, and its name there.
+    """
+
     kind: Kind
-    tensor: Tensor
+    held: Tensor
+    owner: nn.Module
+    leaf: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """Shared with the model; of a streamed one, read from its file now."""
+        if not self.held.is_meta:
+            return self.held
+        with align_module_device(self.owner):
+            return self.owner.get_parameter(self.leaf).detach()
 
 
 def state_of(model: nn.Module) -> dict[str, StateEntry]:
     """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied."""
-    entries = {
-        name: StateEntry("parameter", parameter.detach())
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
+    entries = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        entries[name] = StateEntry("parameter", parameter.detach(), model.get_submodule(owner), leaf)
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             kind: Kind = "non_persistent_buffer" if name in module._non_persistent_buffers_set else "buffer"
-            entries[f"{prefix}.{name}" if prefix else name] = StateEntry(kind, buffer.detach())
+            entries[f"{prefix}.{name}" if prefix else name] = StateEntry(kind, buffer.detach(), module, name)
     return entries
 
 
@@ -84,7 +109,8 @@ def _max_abs(left: Tensor, right: Tensor) -> float:
         return 0.0
     if left.dtype == right.dtype and torch.equal(left, right):
         return 0.0
-    return float((left.double() - right.double()).abs().max())
+    chunks = zip(left.flatten().split(_CHUNK), right.flatten().split(_CHUNK), strict=True)
+    return float(torch.stack([(mine.double() - other.double()).abs().max() for mine, other in chunks]).max())
 
 
 def _dtype_name(tensor: Tensor) -> str:

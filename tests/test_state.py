@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,21 @@ def test_nan_is_a_difference() -> None:
     candidate.kept = torch.tensor([float("nan")])
     figures = compare_state(state_of(reference), state_of(candidate))
     assert figures.buffers_equal == 1
+
+
+def test_a_large_tensor_is_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeper.state._CHUNK", 3)
+    reference, candidate = nn.Linear(5, 2), nn.Linear(5, 2)
+    candidate.load_state_dict(reference.state_dict())
+    with torch.no_grad():
+        candidate.weight[1, 3] += 2
+        candidate.weight[0, 0] -= 1
+    (difference,) = compare_state(state_of(reference), state_of(candidate)).differing
+    assert difference.max_abs == pytest.approx(2)
+    with torch.no_grad():
+        candidate.weight[0, 1] = float("nan")
+    (difference,) = compare_state(state_of(reference), state_of(candidate)).differing
+    assert math.isnan(difference.max_abs)
 
 
 def test_names_and_shapes_of_both_sides_must_agree() -> None:
