@@ -38,7 +38,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     say(
         f"{len(plan.cells) - unsupported.total()} cells to run, {unsupported.total()} unsupported, "
         f"{len(plan.excluded)} excluded; {plan.reference_count} references, each run once; "
-        f"{plan.weight_loads} loads of weights"
+        f"weights read {plan.weight_reads} times"
     )
     say(f"folder: {plan.folder}")
 

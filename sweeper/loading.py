@@ -1,11 +1,11 @@
-"""From a folder of safetensors to a model: a function a load strategy, a pool so that no weight is loaded twice."""
+"""From a folder of safetensors to a model, and a pool so that no weight is loaded twice."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from torch import nn
 
 from sweeper.attention import implementation
 from sweeper.checkpoints.folder import no_progress_bars
-from sweeper.config import Cell, Checkpoint, Dtype, Head, LoadStrategy
+from sweeper.config import Cell, Dtype, Head, LoadStrategy
+from sweeper.weights import Read
+from sweeper.weights import WeightsKey as WeightsKey
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     Dtype.FLOAT32: torch.float32,
@@ -24,81 +26,46 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     Dtype.FLOAT64: torch.float64,
 }
 
-FromPretrained = Callable[..., nn.Module]
-
-
-@dataclass(frozen=True)
-class WeightsKey:
-    """What decides the weights in memory. Attention, flags and layout are switched on a loaded model."""
-
-    checkpoint: Checkpoint
-    load_strategy: LoadStrategy
-    dtype: Dtype
-    device: str
-
-    @classmethod
-    def of(cls, cell: Cell) -> WeightsKey:
-        # autocast keeps float32 weights: the same call, hence the same model, as dtype_at_load in float32
-        if cell.load_strategy is LoadStrategy.AUTOCAST:
-            return cls(cell.checkpoint, LoadStrategy.DTYPE_AT_LOAD, Dtype.FLOAT32, cell.device)
-        return cls(cell.checkpoint, cell.load_strategy, cell.dtype, cell.device)
-
 
 def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
-    """Loads a model in `eval()` mode, as a user of this load strategy would.
+    """Loads a model in `eval()` mode with the calls that a user of its load strategy would make.
 
     Args:
         folder: `config.json` and safetensors weights.
-        key: load strategy, dtype and device.
+        key: what is read, and the cast behind it.
         attention: transformers' name of the attention implementation.
     """
+    model = _read(folder, key.read, attention)
+    return model if key.cast is None else model.to(TORCH_DTYPES[key.cast])
+
+
+def _read(folder: Path, read: Read, attention: str) -> nn.Module:
     from transformers import AutoModel, AutoModelForCausalLM
 
-    auto_class = AutoModelForCausalLM if key.checkpoint.head is Head.CAUSAL_LM else AutoModel
-
-    def from_pretrained(dtype: torch.dtype | str, **options: Any) -> nn.Module:
+    auto_class = AutoModelForCausalLM if read.checkpoint.head is Head.CAUSAL_LM else AutoModel
+    with no_progress_bars():
         model: nn.Module = auto_class.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype="auto" if read.dtype is None else TORCH_DTYPES[read.dtype],
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            **options,
+            **({"device_map": read.device} if read.device_map else {}),
         )
-        return model
-
-    with no_progress_bars():
-        return _STRATEGIES[key.load_strategy](from_pretrained, TORCH_DTYPES[key.dtype], key.device).eval()
-
-
-def _dtype_at_load(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
-    return from_pretrained(dtype).to(device)
+    if read.cast_before_move is not None:
+        model = model.to(TORCH_DTYPES[read.cast_before_move])
+    return (model if read.device_map else model.to(read.device)).eval()
 
 
-def _cast_after_load(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
-    return from_pretrained(torch.float32).to(device).to(dtype)
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What `model.to(dtype)` makes of the model, which stays as it is. Tensors that are of that dtype are shared.
 
-
-def _cast_before_move(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
-    return from_pretrained(torch.float32).to(dtype).to(device)
-
-
-def _auto_then_cast(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
-    return from_pretrained("auto").to(device).to(dtype)
-
-
-def _device_map(from_pretrained: FromPretrained, dtype: torch.dtype, device: str) -> nn.Module:
-    return from_pretrained(dtype, device_map=device)
-
-
-_STRATEGIES: dict[LoadStrategy, Callable[[FromPretrained, torch.dtype, str], nn.Module]] = {
-    LoadStrategy.DTYPE_AT_LOAD: _dtype_at_load,
-    LoadStrategy.CAST_AFTER_LOAD: _cast_after_load,
-    LoadStrategy.CAST_BEFORE_MOVE: _cast_before_move,
-    LoadStrategy.AUTO_THEN_CAST: _auto_then_cast,
-    LoadStrategy.DEVICE_MAP: _device_map,
-}
+    Each side has parameter and buffer objects of its own, so that `.data` can be exchanged on one of them.
+    """
+    own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, own).to(dtype)
 
 
 def autocast(cell: Cell) -> contextlib.AbstractContextManager[Any]:
@@ -118,29 +85,50 @@ class LoadedModel:
 
 
 class ModelPool:
-    """The models in memory: by default two, a reference's and a candidate's; the least recently used one goes first."""
+    """The models in memory: as many as half of the memory that is not taken otherwise holds, at least two.
 
-    def __init__(self, capacity: int = 2) -> None:
-        self._capacity = capacity
+    A reference's and a candidate's are always there; the least recently used one goes first. What differs in the last
+    cast alone is read once.
+    """
+
+    def __init__(self) -> None:
         self._models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict()
 
     def get(self, cell: Cell, folder: Path) -> tuple[LoadedModel, bool]:
-        """The cell's model with the cell's attention backend, and whether it had to be loaded."""
+        """The cell's model with the cell's attention backend, and whether its weights had to be read."""
         key = WeightsKey.of(cell)
         attention = implementation(cell.attention)
-        loaded = self._models.get(key)
-        if loaded is not None:
-            self._models.move_to_end(key)
-            loaded.model.set_attn_implementation(attention)  # type: ignore[operator]
-            return loaded, False
-        while len(self._models) >= self._capacity:
+        was_read = key not in self._models and WeightsKey(key.read) not in self._models
+        if key not in self._models:
+            start = time.perf_counter()
+            model = self._load(folder, key, attention)
+            synchronize(cell.device)
+            self._models[key] = LoadedModel(model, key, time.perf_counter() - start)
+        self._models.move_to_end(key)
+        model = self._models[key].model
+        model.set_attn_implementation(attention)  # type: ignore[operator]
+        return self._models[key], was_read
+
+    def _load(self, folder: Path, key: WeightsKey, attention: str) -> nn.Module:
+        read = WeightsKey(key.read)
+        wanted = _estimated_bytes(folder, key)
+        self._make_room(key.read.device, wanted)
+        if key.cast is None:
+            return load(folder, key, attention)
+        if read not in self._models:
+            if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read)):
+                return load(folder, key, attention)
+            self._models[read] = LoadedModel(load(folder, read, attention), read, 0)
+            self._models.move_to_end(read, last=False)  # nobody's model: the first to go
+        return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast])
+
+    def _make_room(self, device: str, wanted: int) -> None:
+        while len(self._models) > 1 and not self._has_room(device, wanted):
             self._models.popitem(last=False)
-        start = time.perf_counter()
-        model = load(folder, key, attention)
-        synchronize(cell.device)
-        loaded = LoadedModel(model, key, time.perf_counter() - start)
-        self._models[key] = loaded
-        return loaded, True
+
+    def _has_room(self, device: str, wanted: int) -> bool:
+        held = sum(model_bytes(loaded.model) for loaded in self._models.values())
+        return held + wanted <= (held + _free_bytes(device)) / 2
 
     def keep(self, cell: Cell) -> None:
         """Makes the cell's model, if it is here, the last to go."""
@@ -149,6 +137,28 @@ class ModelPool:
 
     def clear(self) -> None:
         self._models.clear()
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers, tied ones once."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def _estimated_bytes(folder: Path, key: WeightsKey) -> int:
+    """Of the model in memory, as if the file had 16 bits a number: what has 32 is overestimated."""
+    in_file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    dtype = key.cast or key.read.cast_before_move or key.read.dtype
+    return in_file if dtype is None else in_file * TORCH_DTYPES[dtype].itemsize // 2
+
+
+def _free_bytes(device: str) -> int:
+    """What a model may still take; on a GPU with what torch's allocator holds without using it."""
+    if device == "cuda":
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unused
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def synchronize(device: str) -> None:

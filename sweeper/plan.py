@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -14,12 +13,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sweeper.config import AXES, Cell, FolderCheckpoint, LoadStrategy
+from sweeper.config import AXES, Cell, FolderCheckpoint
 from sweeper.environment import identity
 from sweeper.grid import SweepRequest
 from sweeper.support import unsupported_reason
+from sweeper.weights import WeightsKey
 
-MODELS_IN_MEMORY = 2  # a reference's and a candidate's: the capacity of loading.ModelPool
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
 
 
@@ -44,7 +43,7 @@ class Plan:
         cells: in the order in which they run.
         excluded: labels of each excluded combination, and its rule.
         reference_count: references that will run, each once.
-        weight_loads: how often weights are loaded, with two models in memory.
+        weight_reads: how often a checkpoint is read, where the models fit in memory.
     """
 
     grid: str
@@ -54,7 +53,7 @@ class Plan:
     cells: tuple[PlannedCell, ...]
     excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
     reference_count: int
-    weight_loads: int
+    weight_reads: int
 
 
 def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
@@ -75,7 +74,7 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
         cells=tuple(cells),
         excluded=request.excluded,
         reference_count=len({planned.reference_id for planned in runnable}),
-        weight_loads=_weight_loads(runnable),
+        weight_reads=len({WeightsKey.of(side).read for p in runnable for side in (p.cell, p.reference)}),
     )
 
 
@@ -133,44 +132,23 @@ def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) 
 
 
 def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
-    """By checkpoint, then reference, then weights, each in the order of first appearance; otherwise as they were."""
-    checkpoints = _ranks(planned.cell.checkpoint for planned in cells)
-    references = _ranks(planned.reference_id for planned in cells)
-    weights = _ranks(_weights(planned.cell) for planned in cells)
-    return sorted(
-        cells,
-        key=lambda planned: (
-            checkpoints[planned.cell.checkpoint],
-            references[planned.reference_id],
-            weights[_weights(planned.cell)],
-        ),
+    """By checkpoint, reference, what is read and weights, in the order of first appearance; otherwise as they were."""
+    weights = [WeightsKey.of(planned.cell) for planned in cells]
+    columns = zip(
+        _ranks(planned.cell.checkpoint for planned in cells),
+        _ranks(planned.reference_id for planned in cells),
+        _ranks(key.read for key in weights),
+        _ranks(weights),
+        strict=True,
     )
+    ranked = sorted(zip(columns, cells, strict=True), key=lambda pair: pair[0])
+    return [planned for _, planned in ranked]
 
 
-def _ranks(values: Iterable[Hashable]) -> dict[Hashable, int]:
-    return {value: rank for rank, value in enumerate(dict.fromkeys(values))}
-
-
-def _weights(cell: Cell) -> tuple[Hashable, ...]:
-    """What decides the weights in memory (`loading.WeightsKey`, which needs torch): autocast keeps float32 weights."""
-    if cell.load_strategy is LoadStrategy.AUTOCAST:
-        return cell.checkpoint, cell.device, LoadStrategy.DTYPE_AT_LOAD, "float32"
-    return cell.checkpoint, cell.device, cell.load_strategy, cell.dtype
-
-
-def _weight_loads(cells: Sequence[PlannedCell]) -> int:
-    """Loads when the cells run in this order, the least recently used model making room."""
-    in_memory: OrderedDict[tuple[Hashable, ...], None] = OrderedDict()
-    loads = 0
-    for planned in cells:
-        for weights in map(_weights, (planned.reference, planned.cell)):
-            if weights not in in_memory:
-                loads += 1
-                if len(in_memory) == MODELS_IN_MEMORY:
-                    in_memory.popitem(last=False)
-            in_memory[weights] = None
-            in_memory.move_to_end(weights)
-    return loads
+def _ranks(values: Iterable[Hashable]) -> list[int]:
+    """Of each value, how many others appeared before it for the first time."""
+    seen: dict[Hashable, int] = {}
+    return [seen.setdefault(value, len(seen)) for value in values]
 
 
 def _sweep_name(cells: Sequence[PlannedCell]) -> str:

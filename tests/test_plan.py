@@ -29,6 +29,7 @@ from sweeper.dry_run import print_plan
 from sweeper.environment import environment
 from sweeper.grid import SweepRequest
 from sweeper.plan import Plan, cell_id, make_plan
+from sweeper.weights import WeightsKey
 
 ENVIRONMENT = environment("cpu")
 
@@ -145,18 +146,26 @@ def test_what_belongs_together_runs_together() -> None:
     assert runs([planned.cell.checkpoint.name for planned in plan.cells]) == 2
     assert runs([planned.reference_id for planned in plan.cells]) == plan.reference_count == 4
     assert runs([(planned.reference_id, planned.cell.load_strategy) for planned in plan.cells]) == 8
-    assert plan.weight_loads == 8
+    assert plan.weight_reads == 6  # bfloat16, float16, and float32 for what is cast
 
 
 def test_autocast_shares_the_weights_of_float32() -> None:
     cells = cells_of(load_strategy=[LoadStrategy.AUTOCAST], dtype=[Dtype.BFLOAT16])
-    assert plan_of(cells, {"dtype": Dtype.FLOAT32, "load_strategy": LoadStrategy.DTYPE_AT_LOAD}).weight_loads == 1
+    assert plan_of(cells, {"dtype": Dtype.FLOAT32, "load_strategy": LoadStrategy.DTYPE_AT_LOAD}).weight_reads == 1
 
 
-def test_two_models_stay_in_memory() -> None:
-    strategies = list(LoadStrategy)
-    plan = plan_of(cells_of(load_strategy=strategies), {"load_strategy": LoadStrategy.DTYPE_AT_LOAD})
-    assert plan.weight_loads == len(strategies)
+def test_strategies_that_differ_in_the_last_cast_share_what_is_read() -> None:
+    cells = cells_of(load_strategy=list(LoadStrategy), dtype=[Dtype.FLOAT32, Dtype.BFLOAT16])
+    plan = plan_of(cells, {"dtype": Dtype.FLOAT32, "load_strategy": LoadStrategy.DTYPE_AT_LOAD})
+    assert plan.weight_reads == 5  # float32, bfloat16, auto, and device_map in both dtypes
+
+
+def test_on_a_gpu_a_cast_before_the_move_is_read_for_itself() -> None:
+    before = [
+        CELL.model_copy(update={"load_strategy": LoadStrategy.CAST_BEFORE_MOVE, "device": "cuda", "dtype": d})
+        for d in (Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16)
+    ]
+    assert len({WeightsKey.of(cell).read for cell in before}) == 3
 
 
 def test_a_cell_that_cannot_run_says_why_and_so_does_one_whose_reference_cannot() -> None:
@@ -194,7 +203,7 @@ def test_the_printed_plan_shows_cells_references_and_what_is_left_out() -> None:
     assert "itself" in text
     assert "dtype=float32" in text
     assert "unsupported, 2 cells: " in text or text.count("unsupported, 1 cells: ") == 2
-    assert "2 cells to run, 2 unsupported, 0 excluded; 1 references, each run once; 2 loads of weights" in text
+    assert "2 cells to run, 2 unsupported, 0 excluded; 1 references, each run once; weights read 2 times" in text
 
 
 def test_a_large_plan_is_cut_after_its_first_rows() -> None:
