@@ -7,6 +7,8 @@ was introduced between modules: rotary embedding, mask, attention kernel or a re
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from sweeper.compare import layer_and_kind
 from sweeper.metrics.pair import measure
-from sweeper.recording import Event, Listener, Recorded, Recording, listening
+from sweeper.recording import Event, Listener, Recorded, Recording, keep_pooling, listening
 from sweeper.results import PairMeasures
 from sweeper.side import Call, Outputs, Side, run
 
@@ -30,6 +32,7 @@ class ModuleDifference:
     Attributes:
         order: place in the candidate's order of execution.
         name, module_type, layer, kind: as in `sweeper.results.ModuleRecord`.
+        rows: tokens N; texts or batch rows where the output has no token dimension.
         output, input: the figures; `input` is None for what is no leaf module.
         own: rel_l2 of the candidate's module on the reference's input; None where it cannot be had.
     """
@@ -39,6 +42,7 @@ class ModuleDifference:
     module_type: str
     layer: int | None
     kind: str
+    rows: int
     output: PairMeasures
     input: PairMeasures | None
     own: float | None
@@ -80,11 +84,10 @@ def trace(reference: Recording, candidate: Side, *, own: bool = True) -> Trace:
     seen: dict[str, Recorded] = {}
     owns: dict[str, list[Tensor]] = {}
     current: list[Call] = []
+    inputs = {name: recorded.input() for name, recorded in reference.modules.items()} if own else {}
 
     def rerun(name: str) -> Tensor | None:
-        recorded = reference.modules.get(name)
-        given = recorded.input() if recorded and own else None
-        start = done[name]
+        given, start = inputs.get(name), done[name]
         return given[start : start + len(current[-1].forward.flat_N)] if given is not None else None
 
     def take(event: Event) -> None:
@@ -104,6 +107,7 @@ def trace(reference: Recording, candidate: Side, *, own: bool = True) -> Trace:
 
     with listening(candidate.model, listener):
         outputs = run(candidate, begin)
+    keep_pooling(seen, outputs)
     return _compared(reference, seen, owns, outputs)
 
 
@@ -131,6 +135,7 @@ def _compared(
                 module_type=recorded.module_type,
                 layer=layer,
                 kind=kind,
+                rows=len(left),
                 output=measure(left, right),
                 input=_measured(base.input(), recorded.input()),
                 own=_own(left, owns.get(name)),
@@ -178,7 +183,7 @@ class FirstDivergence:
         place: `output`, or `input`: every module before agrees, and what this one is given does not.
         origin: introduced here, or inherited.
         measures: of that output or input.
-        text, position: the token with the largest difference.
+        text, position: the token with the largest difference; no position where the output has no token dimension.
     """
 
     module: str
@@ -191,8 +196,9 @@ class FirstDivergence:
 
     def __str__(self) -> str:
         where = self.module if self.place == "output" else f"the input of {self.module} (all modules before it agree)"
-        token = f", most at text {self.text} token {self.position}" if self.text is not None else ""
-        return f"{self.origin} at {where}{token}: rel_l2 {self.measures.rel_l2:.2g}"
+        token = f" token {self.position}" if self.position is not None else ""
+        most = f", most at text {self.text}{token}" if self.text is not None else ""
+        return f"{self.origin} at {where}{most}: rel_l2 {self.measures.rel_l2:.2g}"
 
 
 def first_divergence(
@@ -208,7 +214,7 @@ def first_divergence(
         if not between and not differs(module.output):
             continue
         measures = module.input if between and module.input is not None else module.output
-        text, position = _locate(measures.worst_token, lengths)
+        text, position = _locate(measures.worst_token, module.rows, lengths)
         return FirstDivergence(
             module=module.name,
             layer=module.layer,
@@ -221,11 +227,12 @@ def first_divergence(
     return None
 
 
-def _locate(token: int | None, lengths: list[int]) -> tuple[int | None, int | None]:
-    if token is None or token >= sum(lengths):
+def _locate(row: int | None, rows: int, lengths: list[int]) -> tuple[int | None, int | None]:
+    """Text and token of a row: rows are tokens, or whole texts (pooled)."""
+    if row is None:
         return None, None
-    for text, length in enumerate(lengths):
-        if token < length:
-            return text, token
-        token -= length
-    return None, None
+    if rows == sum(lengths):
+        starts = list(itertools.accumulate(lengths, initial=0))
+        text = bisect.bisect_right(starts, row) - 1
+        return text, row - starts[text]
+    return (row, None) if rows == len(lengths) else (None, None)

@@ -18,8 +18,9 @@ from sweeper.counterfactuals.code import code_counterfactuals, differing_config
 from sweeper.counterfactuals.state import asked_undone, state_counterfactuals
 from sweeper.counterfactuals.switches import (
     attention_counterfactuals,
-    conditions_counterfactuals,
     dtype_counterfactuals,
+    pooling_counterfactuals,
+    switch_counterfactuals,
     training_counterfactuals,
     upcast_counterfactuals,
 )
@@ -147,11 +148,9 @@ class _Search:
         return first_divergence(traced.modules, lengths, self._bound)
 
     def pairs(self) -> Tried | None:
-        """The first pair of the most promising ones that closes it."""
-        if not self._decides_by_replay:
-            return None
-        promising = sorted(self._results, key=lambda result: _rank(result[1]))
-        promising = [(counterfactual, tried) for counterfactual, tried in promising if tried.error is None][:_PAIRED]
+        """The first pair of the most promising ones that closes it; a higher precision puts nothing back."""
+        ran = [result for result in self._results if result[1].error is None and result[0].group != "upcast"]
+        promising = sorted(ran, key=lambda result: _rank(result[1]))[:_PAIRED]
         for (first, _), (second, _) in itertools.combinations(promising, 2):
             tried = self._try(_both(first, second))
             if self._closes(tried):
@@ -163,11 +162,12 @@ class _Search:
         """Lazily: what comes late is not even listed when something early closes the difference."""
         comparison, pair = self._comparison, self._pair
         yield from training_counterfactuals(pair)
+        yield from pooling_counterfactuals(pair)
         yield from state_counterfactuals(comparison.provenance)
         yield from call_counterfactuals(pair)
         if self._decides_by_replay:
             yield from code_counterfactuals(pair, comparison.first_divergence)
-        yield from conditions_counterfactuals(pair)
+        yield from switch_counterfactuals(pair)
         yield from attention_counterfactuals(pair)
         yield from dtype_counterfactuals(pair)
         if not self._decides_by_replay:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from sweeper.attention import PINNED, kernel, refusals_as_unsupported
 from sweeper.compare import Figures
-from sweeper.config import Attention, Cell, LoadStrategy
-from sweeper.forwards import arguments, conditions, lay_out_texts
+from sweeper.config import Attention, Cell, LoadStrategy, Numerics, Pooling
+from sweeper.forwards import arguments, lay_out_texts
+from sweeper.loading import autocast
+from sweeper.numerics import SETTERS, chosen, no_effect, numerics
 from sweeper.results import EvidenceRecord, TextFigures, VerdictRecord
-from sweeper.side import Call, Side
+from sweeper.side import Call, Side, Switch
 from sweeper.verdict import Kind
 
 if TYPE_CHECKING:
     from sweeper.models import Comparison
-
-_PINNED = (Attention.SDPA_MATH, Attention.SDPA_FLASH, Attention.SDPA_EFFICIENT, Attention.SDPA_CUDNN)
 
 
 def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[int, ...]]:
     """What to judge on: the first text and the other one that moved most; then, if those agree, the first batch.
 
     Twenty runs of all texts would cost more than they tell. But a difference can need the shape of the whole batch.
+    Two texts of one length have no pads between them, so that layouts and poolings agree: the other has another length,
+    where there is one.
     """
-    others = sorted(texts[1:], key=_moved, reverse=True)
+    rest = [text for text in texts[1:] if text.tokens != texts[0].tokens or math.isinf(_moved(text))] or texts[1:]
+    others = sorted(rest, key=_moved, reverse=True)
     few = (0, *(figures.text for figures in others[:1]))
     batch = tuple(range(min(batch_size, len(texts))))
     return [few] if set(few) == set(batch) else [few, batch]
@@ -42,7 +47,52 @@ def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequen
     """The cell as one side of a comparison."""
     forwards = lay_out_texts(cell, token_ids, texts, model)
     calls = tuple(Call(arguments(cell, forward), forward) for forward in forwards)
-    return Side(model, calls, conditions=lambda: conditions(cell), label=_label(cell))
+    return Side(model, calls, switches(cell), _pooling(cell, calls))
+
+
+def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
+    """What the cell's pooling comes to: without a mask there is nothing to count, and the last token is taken."""
+    counts = any("attention_mask" in call.kwargs for call in calls)
+    by_count = cell.checkpoint.pooling is Pooling.LAST_TOKEN_BY_COUNT
+    return Pooling.LAST_TOKEN if by_count and not counts else cell.checkpoint.pooling
+
+
+def switches(cell: Cell) -> dict[str, Switch]:
+    """Everything global that a cell asks for, one thing each, so that one alone can be put back."""
+    flags = {f"numerics.{flag}": _flag(cell, flag) for flag in SETTERS}
+    return {**flags, "SDPA kernel": _kernel(cell.attention), "autocast": _autocast(cell)}
+
+
+def _flag(cell: Cell, flag: str) -> Switch:
+    """A flag that means nothing on this device is not set, whatever the cell says."""
+    value = chosen(cell.numerics).get(flag)
+    if value is None or no_effect(flag, value, cell.device):
+        default = Numerics.model_fields[flag].default
+        return Switch("default", f"numerics.{flag}={_typed(default)}", contextlib.nullcontext)
+    alone = Numerics.model_validate({"name": flag, flag: value})
+    return Switch(_typed(value), f"numerics.{flag}={_typed(value)}", lambda: numerics(alone, cell.device))
+
+
+def _typed(value: bool | str | None) -> str:
+    """As YAML and the command line have it."""
+    return "null" if value is None else str(value).lower()
+
+
+def _kernel(attention: Attention) -> Switch:
+    @contextlib.contextmanager
+    def pinned() -> Iterator[None]:
+        with kernel(attention), refusals_as_unsupported(attention):
+            yield
+
+    if attention in PINNED:
+        return Switch(attention.removeprefix("sdpa_"), f"attention={attention}", pinned)
+    return Switch("not pinned", "attention=sdpa", pinned)
+
+
+def _autocast(cell: Cell) -> Switch:
+    if cell.load_strategy is LoadStrategy.AUTOCAST:
+        return Switch(cell.dtype, f"load_strategy=autocast dtype={cell.dtype}", lambda: autocast(cell))
+    return Switch("off", "load_strategy=dtype_at_load dtype=float32", contextlib.nullcontext)  # autocast's own weights
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -51,23 +101,15 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def nothing_differs(figures: Figures) -> bool:
-    """Every compared tensor has the same numbers: no run is needed to judge that. Embeddings are no such tensor."""
-    return figures.output.equal_fraction == 1 and figures.first_divergence is None
+    """Every compared tensor has the same numbers, and every text the same embedding: no run is needed to judge that."""
+    same_embeddings = all(text.embedding_max_abs == 0 for text in figures.texts)
+    return figures.output.equal_fraction == 1 and figures.first_divergence is None and same_embeddings
 
 
 def identical_record(figures: Figures) -> VerdictRecord:
-    """The verdict of a cell in which nothing differs; of one in which only the pooled embeddings do."""
-    texts = len(figures.texts)
-    if any(text.embedding_max_abs > 0 for text in figures.texts):
-        return VerdictRecord(
-            kind=Kind.INCONCLUSIVE,
-            reason="every compared tensor has the same values, but the pooled embeddings differ",
-            decides="checkpoint.pooling of both sides, and what the layouts put beside a text: nothing else is between",
-            texts=tuple(range(texts)),
-        )
-    return VerdictRecord(
-        kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=tuple(range(texts))
-    )
+    """The verdict of a cell in which nothing differs."""
+    texts = tuple(range(len(figures.texts)))
+    return VerdictRecord(kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=texts)
 
 
 def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecord:
@@ -99,13 +141,3 @@ def unjudged_record(error: Exception, texts: Sequence[int]) -> VerdictRecord:
         decides="python -m sweeper.explain on a machine with more memory",
         texts=tuple(texts),
     )
-
-
-def _label(cell: Cell) -> str:
-    """What `conditions` adds to the model, in words that a user can type."""
-    words = [] if cell.numerics.name == "default" else [f"numerics={cell.numerics.name}"]
-    if cell.attention in _PINNED:
-        words.append(f"attention={cell.attention}")
-    if cell.load_strategy is LoadStrategy.AUTOCAST:
-        words.append(f"autocast to {cell.dtype}")
-    return " ".join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -226,7 +226,6 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
     policy = None
     if found.rounded:
         policy = _replay_candidate(base, candidate, found, found.rounded.values())[0]
-    texts, first_position, later = _signatures(base.outputs, asked_trace.outputs, lengths)
     replay = Replayed(
         precision=str(left if left.lower else right),
         eps=_replay_eps(left, right),
@@ -234,11 +233,8 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
         asked=asked,
         policy=policy,
         noise=noise,
-        texts=texts,
-        first_position=first_position,
-        later_positions=later,
     )
-    return replay, asked_trace, base.outputs
+    return _signed(replay, base.outputs, asked_trace.outputs, lengths), asked_trace, base.outputs
 
 
 def _replay_candidate(
@@ -261,17 +257,23 @@ def _replay_eps(left: Precision, right: Precision) -> float:
     return max(min(left.eps, right.eps), min(either, torch.finfo(torch.float32).eps))
 
 
-def _signatures(reference: Outputs, candidate: Outputs, lengths: list[int]) -> tuple[tuple[float, ...], float, float]:
-    """rel_l2 of the first shared output text by text, and at position 0 and behind it."""
-    name = next(name for name in reference if name in candidate)
+def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
+    """With the first shared output that differs (else the first) text by text, and at position 0 and behind it."""
+    shared = [name for name in reference if name in candidate]
+    differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
+    name = next(differing, shared[0])
     left, right = reference[name], candidate[name]
-    if len(left) != sum(lengths):
-        return (), math.nan, math.nan
-    texts = tuple(rel_l2(*pair) for pair in zip(left.split(lengths), right.split(lengths), strict=True))
+    of_texts = len(left) == len(lengths) < sum(lengths)  # pooled: a row a text
+    rows = [1] * len(lengths) if of_texts else lengths
+    if len(left) != sum(rows):
+        return replay
+    texts = tuple(rel_l2(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True))
+    if of_texts:
+        return replace(replay, texts=texts)
     position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
     first_N = position_N == 0
     later = rel_l2(left[~first_N], right[~first_N]) if not first_N.all() else math.nan
-    return texts, rel_l2(left[first_N], right[first_N]), later
+    return replace(replay, texts=texts, first_position=rel_l2(left[first_N], right[first_N]), later_positions=later)
 
 
 def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:

@@ -145,14 +145,16 @@ def _rows_of(call: Call, group: list[int]) -> Call:
     place_B[index] = torch.arange(len(group), device=index.device)
     row_N, column_N = place_B[forward.row_N[token]], forward.column_N[token]
     kwargs = {key: value[index] if isinstance(value, Tensor) else value for key, value in call.kwargs.items()}
+    text_N = forward.text_N[token.cpu()]
     moved = replace(
         forward,
         inputs={"input_ids": forward.inputs["input_ids"][index]},
         row_N=row_N,
         column_N=column_N,
         flat_N=row_N * T + column_N,
-        text_N=forward.text_N[token.cpu()],
+        text_N=text_N,
         position_N=forward.position_N[token.cpu()],
+        lengths=tuple(torch.unique_consecutive(text_N, return_counts=True)[1].tolist()),
     )
     return Call(kwargs, moved)
 

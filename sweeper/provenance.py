@@ -63,7 +63,7 @@ def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
     A dtype asked for rounds what a file holds: parameters and persistent buffers. A table that the model computes for
     itself (`persistent=False`, such as `inv_freq`) is not covered by it: loading in that dtype leaves it alone.
     """
-    left, right = state_of(reference), state_of(candidate)
+    left, right = aligned_states(reference, candidate)
     found = Provenance(
         missing=tuple(sorted(left.keys() ^ right.keys())),
         reference_dtype=_main_dtype(left),
@@ -81,6 +81,23 @@ def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
         else:
             found.rounded[name] = change
     return found
+
+
+def aligned_states(reference: nn.Module, candidate: nn.Module) -> tuple[dict[str, StateEntry], dict[str, StateEntry]]:
+    """Parameters and buffers of both, by the candidate's names where one side is the other's model in a wrapper.
+
+    A wrapper (`module.` of DataParallel, `_orig_mod.` of torch.compile) puts one prefix before every name. Where a
+    single name does not fit that, all stay.
+    """
+    left, right = state_of(reference), state_of(candidate)
+    if not left or not right:
+        return left, right
+    ours, theirs = next(iter(left)), next(iter(right))
+    if ours.endswith(f".{theirs}"):
+        renamed = {name.removeprefix(ours.removesuffix(theirs)): entry for name, entry in left.items()}
+    else:
+        renamed = {theirs.removesuffix(ours) + name: entry for name, entry in left.items()}
+    return (renamed if renamed.keys() == right.keys() else left), right
 
 
 def _of_main_dtypes(change: Change, found: Provenance) -> bool:

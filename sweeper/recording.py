@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.capture import tensors_of
-from sweeper.side import Call, Outputs, Side, rows, run
+from sweeper.side import POOLING, Call, Outputs, Side, rows, run
 
 
 class Event(NamedTuple):
@@ -162,4 +162,11 @@ def record(side: Side) -> Recording:
     listener = Listener(take, lambda _: None)
     with listening(side.model, listener):
         recording.outputs = run(side, listener.begin)
+    keep_pooling(recording.modules, recording.outputs)
     return recording
+
+
+def keep_pooling(modules: dict[str, Recorded], outputs: Outputs) -> None:
+    """Counts pooling, which is code behind the model, as its last module."""
+    if POOLING in outputs:
+        modules[POOLING] = Recorded("pooling", [outputs[POOLING]])

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from sweeper.side import Call, Side
+from sweeper.side import Call, Side, Switch
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,7 +96,8 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
             precision.attention = "eager"
             if str(implementation).startswith("flash"):
                 calls = tuple(_without_cache(side.model, call) for call in calls)
-        yield replace(side, calls=calls, conditions=_conditions(precision)), precision
+        float64 = Switch("float64", "", _conditions(precision))  # in place of all that the side ran under
+        yield replace(side, calls=calls, switches={"replay": float64}), precision
 
 
 def _without_cache(model: nn.Module, call: Call) -> Call:

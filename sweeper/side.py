@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweeper.capture import tensors_of
+from sweeper.config import Pooling
 from sweeper.errors import AlignmentError, ConfigError
 from sweeper.layout import Forward, is_attention_map, to_tokens
+from sweeper.pooling import embeddings
+from sweeper.sample import kept_outputs
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+POOLING = "(pooling)"  # the name of the pooled embeddings among the outputs: no module can have it
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,43 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """One global setting around a side's calls: a flag, a pinned kernel, autocast.
+
+    Attributes:
+        value: as a sentence names it.
+        fix: what a user types to have it so.
+        context: makes the context that sets it.
+    """
+
+    value: str
+    fix: str
+    context: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
 class Side:
     """A model with its calls.
 
     Attributes:
         model: left as it was found, whatever is done with it.
         calls: one, or several whose tokens follow one another (each text alone).
-        conditions: makes the context in which the model runs (flags, autocast, a pinned kernel).
-        label: names the conditions in a sentence; empty where there are none.
+        switches: the global settings under which the model runs, by name; the same names on both sides.
+        pooling: also give the embedding of each text, made so from the last hidden states; None: the outputs alone.
     """
 
     model: nn.Module
     calls: tuple[Call, ...]
-    conditions: Callable[[], AbstractContextManager[Any]] = field(default=contextlib.nullcontext)
-    label: str = ""
+    switches: Mapping[str, Switch] = field(default_factory=dict)
+    pooling: Pooling | None = None
+
+    @contextlib.contextmanager
+    def conditions(self) -> Iterator[None]:
+        """All switches set."""
+        with contextlib.ExitStack() as stack:
+            for switch in self.switches.values():
+                stack.enter_context(switch.context())
+            yield
 
 
 def sides(
@@ -193,7 +220,7 @@ Outputs = dict[str, Tensor]
 
 @torch.no_grad()
 def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
-    """The model's output tensors over the rows of all calls, [N, F] each, by name or index.
+    """The model's output tensors over the rows of all calls, [N, F] each, by name or index; `POOLING` [S, D] last.
 
     Args:
         before: told each call before it is made.
@@ -202,7 +229,7 @@ def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
         AlignmentError: the model gave no floating-point tensor with a token or batch dimension.
     """
     pieces: dict[str, list[Tensor]] = {}
-    with side.conditions(), unchanged_buffers(side.model):
+    with side.conditions(), unchanged_buffers(side.model), _last_hidden(side) as hidden:
         for call in side.calls:
             if before is not None:
                 before(call)
@@ -210,11 +237,25 @@ def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
                 rows_NF = rows(tensor, call.forward)
                 if rows_NF is not None:
                     pieces.setdefault(name, []).append(rows_NF)
+    if side.pooling is not None:
+        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, side.calls, strict=True)]
     if not pieces:
         raise AlignmentError(
             f"{type(side.model).__name__} gave no floating-point tensor with a token or batch dimension"
         )
     return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+
+
+def _last_hidden(side: Side) -> AbstractContextManager[list[Tensor]]:
+    """Keeps what pooling reads; nothing where the side has none."""
+    base: Any = side.model.base_model if side.pooling is not None else None
+    return contextlib.nullcontext([]) if base is None else kept_outputs(base)
+
+
+def _pooled(hidden_BTD: Tensor, call: Call, pooling: Pooling) -> Tensor:
+    """The embeddings of a call's texts, [S, D] float64, by the mask that the model was called with."""
+    inputs = {name: value for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+    return embeddings([hidden_BTD], [replace(call.forward, inputs=inputs)], pooling)
 
 
 def _named_tensors(output: Any) -> list[tuple[str, Tensor]]:

@@ -235,7 +235,7 @@ def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
         texts = ", ".join(f"{value:.2g}" for value in replay.texts[:8])
         clean = replay.texts[0] <= replay.bound and max(replay.texts[1:]) > replay.bound
         meaning = (
-            "the first is untouched, later ones are not: a leak between texts, or pads attended"
+            "the first is untouched, later ones are not: a leak between texts, or pads that are read"
             if clean
             else "none stands out"
         )

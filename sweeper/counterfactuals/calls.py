@@ -28,6 +28,8 @@ def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
     if pair.reference.calls is pair.candidate.calls:
         return found
     arguments = _differing_arguments(pair)
+    if not arguments and _aligned(pair):
+        return found
     found += [_argument(name) for name in arguments]
     if "position_ids" not in arguments and _takes(pair.candidate.model, "position_ids") and not _same_positions(pair):
         found.append(
@@ -98,9 +100,15 @@ def _on_candidate(change: Change) -> Callable[[Pair], AbstractContextManager[Pai
     return apply
 
 
+def _aligned(pair: Pair) -> bool:
+    """Whether both sides make the same number of calls, in the same shapes."""
+    left, right = ([call.forward.inputs["input_ids"].shape for call in side.calls] for side in pair)
+    return left == right
+
+
 def _differing_arguments(pair: Pair) -> list[str]:
     """Names of arguments that differ between calls of the same layout."""
-    if _shapes(pair.reference) != _shapes(pair.candidate) or len(pair.reference.calls) != len(pair.candidate.calls):
+    if not _aligned(pair):
         return []
     names: dict[str, None] = {}
     for left, right in zip(pair.reference.calls, pair.candidate.calls, strict=True):

@@ -1,9 +1,9 @@
-"""Switches put back: training mode, the attention backend, the dtype, conditions; each kind of module upcast."""
+"""Switches put back: training mode, global flags, pooling, attention backend, dtype; each kind of module upcast."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.counterfactuals.base import Counterfactual, Pair
+from sweeper.provenance import aligned_states
 from sweeper.replay import Lift, Precision, attention, attention_implementation, doubled
 from sweeper.side import Call, Side
-from sweeper.state import state_of
 
 
 def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
@@ -60,22 +60,43 @@ def attention_counterfactuals(pair: Pair) -> list[Counterfactual]:
     ]
 
 
-def conditions_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """The conditions (flags, autocast, a kernel) of the reference for the candidate, where their labels differ."""
-    left, right = pair.reference.label or "none", pair.candidate.label or "none"
-    if left == right:
+def switch_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """Each global flag, the pinned kernel and autocast alone, where the sides differ in it; then all at once."""
+    left, right = (side.switches for side in pair)
+    differing = [name for name in left if name in right and left[name].value != right[name].value]
+    alone = [_switched(pair, [name]) for name in differing]
+    return [*alone, _switched(pair, differing)] if len(differing) > 1 else alone
+
+
+def _switched(pair: Pair, names: Sequence[str]) -> Counterfactual:
+    left, right = (side.switches for side in pair)
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        switches = {**pair.candidate.switches, **{name: left[name] for name in names}}
+        yield Pair(pair.reference, replace(pair.candidate, switches=switches))
+
+    title = "; ".join(f"{name}: {left[name].value} -> {right[name].value}" for name in names)
+    fix = " ".join(left[name].fix for name in names)
+    return Counterfactual(title, fix, "switch", apply, wide=len(names) > 1)
+
+
+def pooling_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """The reference's pooling for the candidate, where they differ."""
+    left, right = (side.pooling for side in pair)
+    if left is None or right is None or left is right:
         return []
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
-        yield Pair(pair.reference, replace(pair.candidate, conditions=pair.reference.conditions))
+        yield Pair(pair.reference, replace(pair.candidate, pooling=left))
 
-    return [Counterfactual(f"conditions: {left} -> {right}", f"run under the reference's: {left}", "conditions", apply)]
+    return [Counterfactual(f"pooling: {left} -> {right}", f"checkpoint.pooling={left}", "pooling", apply)]
 
 
 def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
     """The reference's dtype, with its values, for all state that a file holds."""
-    left, right = (state_of(side.model) for side in pair)
+    left, right = aligned_states(pair.reference.model, pair.candidate.model)
     names = [
         name
         for name in left
