@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sweeper.layout import Forward, is_attention_map, to_tokens
@@ -19,11 +20,23 @@ class ModuleOutput(NamedTuple):
         name: qualified name; `name[1]` for the second tensor of a tuple, `name#1` for the second call in one forward.
         module_type: class name of the module.
         tensor_NF: tokens by features; may be a view of the module's output.
+        original: the module's output.
     """
 
     name: str
     module_type: str
     tensor_NF: Tensor
+    original: Tensor
+
+    def lasting(self, steady: Container[str]) -> Tensor:
+        """`tensor_NF` as it is now, whatever the model does when it goes on.
+
+        Args:
+            steady: names of the outputs that no later module overwrites (`steady_in_call`); the others are copied.
+        """
+        if self.name in steady or self.tensor_NF.data_ptr() != self.original.data_ptr():
+            return self.tensor_NF
+        return self.tensor_NF.clone()
 
 
 class Capture:
@@ -56,7 +69,7 @@ class Capture:
             if tensor_NF is None:
                 self.unaligned[leaf] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
             else:
-                self._take(ModuleOutput(leaf, type(module).__name__, tensor_NF))
+                self._take(ModuleOutput(leaf, type(module).__name__, tensor_NF, tensor))
 
 
 @contextmanager
@@ -79,6 +92,32 @@ def _hook(running: Capture, name: str) -> Callable[[nn.Module, Any, Any], None]:
         running.hook(name, module, output)
 
     return hook
+
+
+@torch.no_grad()
+def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:
+    """Names of the outputs that nothing writes to once their module has given them, as far as one call tells.
+
+    Until the call ends, all outputs are kept, and copied: choose a small one. torch counts what its own operations
+    write, even where no value changes, but not under `torch.inference_mode`, hence never under it here. Values tell of
+    kernels that torch does not know.
+    """
+    seen: list[tuple[str, Tensor, int, Tensor]] = []
+
+    def take(output: ModuleOutput) -> None:
+        seen.append((output.name, output.original, _writes(output.original), output.original.clone()))
+
+    with torch.inference_mode(False), capture(model, take) as running:
+        running.begin(forward)
+        call()
+    return frozenset(
+        name for name, tensor, writes, copy in seen if _writes(tensor) == writes and torch.equal(tensor, copy)
+    )
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often torch has written to its memory; of a view of inference tensors it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def tensors_of(output: Any) -> list[Tensor]:

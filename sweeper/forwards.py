@@ -1,9 +1,9 @@
-"""A cell's forwards: the texts laid out, the conditions around them, and the runs with hooks and without."""
+"""A cell's forwards: texts laid out, the conditions around a forward, and batches run with hooks and without."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sweeper import attention, inputs, layout
-from sweeper.capture import Capture, capture, tensors_of
+from sweeper.capture import Capture, ModuleOutput, capture, steady_in_call, tensors_of
 from sweeper.checkpoints import LocalCheckpoint
-from sweeper.compare import Comparer, Recorder
+from sweeper.compare import BatchOutputs
 from sweeper.config import Cell
 from sweeper.loading import autocast
 from sweeper.numerics import numerics
@@ -21,20 +21,10 @@ from sweeper.pooling import embeddings
 from sweeper.results import Sample
 from sweeper.sample import Sampler, kept_outputs
 
-Listener = Recorder | Comparer
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """The inputs of a cell: token ids of every text, and for every batch the model's calls."""
-
-    token_ids: list[list[int]]
-    batches: list[list[layout.Forward]]
-
 
 @dataclass(frozen=True)
 class BatchesRun:
-    """What running all batches left behind, besides what the listener took.
+    """What running all batches left behind, besides what was compared.
 
     Attributes:
         first_output_NF: the first batch's output over its real tokens.
@@ -67,14 +57,6 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[lis
     )
 
 
-def lay_out(cell: Cell, token_ids: list[list[int]], model: nn.Module) -> LaidOut:
-    """The model's calls for each batch of the texts."""
-    batches = [
-        lay_out_texts(cell, token_ids, texts, model) for texts in inputs.batches(token_ids, cell.inputs.batch_size)
-    ]
-    return LaidOut(token_ids, batches)
-
-
 def lay_out_texts(
     cell: Cell, token_ids: list[list[int]], texts: Sequence[int], model: nn.Module
 ) -> list[layout.Forward]:
@@ -94,22 +76,59 @@ def arguments(cell: Cell, forward: layout.Forward) -> dict[str, Any]:
     return {**forward.inputs, "use_cache": cell.use_cache} if cell.checkpoint.causal else dict(forward.inputs)
 
 
-def run_batches(cell: Cell, model: nn.Module, laid_out: LaidOut, listener: Listener) -> BatchesRun:
-    """Runs every batch with hooks; the listener takes every module's output."""
+def steady_outputs(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
+    """`steady_in_call` of the cell's own call, on the beginnings of two texts."""
+    beginnings = [ids[:8] for ids in token_ids[:2]]
+    forward = lay_out_texts(cell, beginnings, range(len(beginnings)), model)[0]
+    with conditions(cell):
+        return steady_in_call(model, forward, lambda: model(**arguments(cell, forward)))
+
+
+class HookedModel:
+    """A cell's model with hooks on every module. It is run batch by batch."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        token_ids: list[list[int]],
+        running: Capture,
+        hidden: list[Tensor],
+        outputs: list[Tensor],
+    ) -> None:
+        self._cell = cell
+        self._model = model
+        self._token_ids = token_ids
+        self._running = running
+        self._hidden = hidden
+        self._outputs = outputs
+        self._first: tuple[Sampler, Tensor] | None = None
+
+    def run(self, texts: Sequence[int]) -> BatchOutputs:
+        """Runs one batch; its tensors are on the device only from here on, and only until it is compared."""
+        batch = lay_out_texts(self._cell, self._token_ids, texts, self._model)
+        output_NF = run_forwards(self._cell, self._model, batch, self._running)
+        embedding_SD = embeddings(self._hidden, batch, self._cell.checkpoint.pooling)
+        if self._first is None:
+            self._first = Sampler(batch, self._outputs, output_NF), output_NF
+        self._hidden.clear()
+        self._outputs.clear()
+        return BatchOutputs(output_NF, embedding_SD)
+
+    def result(self) -> BatchesRun:
+        assert self._first is not None, "inputs hold at least one text"
+        sampler, first_output_NF = self._first
+        return BatchesRun(first_output_NF, self._running.unaligned, sampler.sample())
+
+
+@contextlib.contextmanager
+def hooked(
+    cell: Cell, model: nn.Module, token_ids: list[list[int]], take: Callable[[ModuleOutput], None]
+) -> Iterator[HookedModel]:
+    """Hooks a cell's model; `take` gets every module's output the moment it exists."""
     base: Any = model.base_model  # gives the last hidden state; the model itself where there is no head
-    sampler: Sampler | None = None
-    first_output_NF = torch.empty(0)
-    with capture(model, listener.take) as running, kept_outputs(base) as hidden, kept_outputs(model) as outputs:
-        for batch in laid_out.batches:
-            listener.begin_batch()
-            output_NF = run_forwards(cell, model, batch, running)
-            listener.end_batch(output_NF, embeddings(hidden, batch, cell.checkpoint.pooling))
-            if sampler is None:
-                sampler, first_output_NF = Sampler(batch, outputs, output_NF), output_NF
-            hidden.clear()
-            outputs.clear()
-    assert sampler is not None, "inputs hold at least one text"
-    return BatchesRun(first_output_NF, running.unaligned, sampler.sample())
+    with capture(model, take) as running, kept_outputs(base) as hidden, kept_outputs(model) as outputs:
+        yield HookedModel(cell, model, token_ids, running, hidden, outputs)
 
 
 def run_forwards(
@@ -124,4 +143,4 @@ def run_forwards(
         output_NF = layout.to_tokens(output, forward)
         assert output_NF is not None, f"the model's output of shape {tuple(output.shape)} has no token dimension"
         outputs.append(output_NF)
-    return torch.cat(outputs)
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sweeper import config
@@ -46,9 +46,16 @@ def read_token_ids(inputs: config.Inputs, folder: Path, *, vocab_size: int, has_
     return token_ids
 
 
-def batches(token_ids: list[list[int]], batch_size: int) -> list[range]:
-    """Indices of the texts of each forward, `batch_size` at most, in the order of the texts."""
-    return [range(start, min(start + batch_size, len(token_ids))) for start in range(0, len(token_ids), batch_size)]
+def batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[tuple[int, ...]]:
+    """Indices of the texts of each forward, `batch_size` at most.
+
+    The first batch is the first texts, whatever their lengths: samples, costs and the verdict speak of it. In the
+    others texts of like length share a forward, so that pads are few; the longest first, for they need most memory.
+    """
+    texts = range(len(token_ids))
+    by_length = sorted(texts[batch_size:], key=lambda text: len(token_ids[text]), reverse=True)  # stable
+    starts = range(0, len(by_length), batch_size)
+    return [tuple(texts[:batch_size]), *(tuple(sorted(by_length[start : start + batch_size])) for start in starts)]
 
 
 def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[list[int]]:

@@ -7,6 +7,7 @@ a reference that several cells name is run once.
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 from sweeper import judging
 from sweeper.checkpoints import LocalCheckpoint, prepare
@@ -22,9 +24,12 @@ from sweeper.compare import Comparer, Figures, Recorder
 from sweeper.config import Cell, Checkpoint, Head
 from sweeper.cost import measure_cost
 from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
-from sweeper.forwards import conditions, lay_out, read_texts, run_batches
+from sweeper.forwards import conditions, lay_out_texts, read_texts, steady_outputs
+from sweeper.inputs import batches
 from sweeper.loading import LoadedModel, ModelPool, WeightsKey
 from sweeper.models import Comparison, compare_sides
+from sweeper.pairs import launch_bytes
+from sweeper.passes import compare_recorded, record_reference
 from sweeper.plan import PlannedCell
 from sweeper.results import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
 from sweeper.state import StateEntry, compare_state, state_of
@@ -51,6 +56,8 @@ class Runner:
         latency_repeats: bare forwards that are timed a cell; None is 5 on a GPU and 1 on a CPU.
         verdict: judge every cell that differs; some twenty runs of two texts each.
         say: takes one line of progress (fetching, dequantising).
+        progress: is told, after every batch, how many texts of how many have run: first for a reference that is
+            recorded, then for the cell.
     """
 
     def __init__(
@@ -60,11 +67,13 @@ class Runner:
         latency_repeats: int | None = None,
         verdict: bool = True,
         say: Callable[[str], None],
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._verdict = verdict
         self._say = say
+        self._progress = progress or (lambda _done, _texts: None)
         self._pool = ModelPool()
         self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
         self._reference: ReferenceRun | None = None
@@ -103,14 +112,13 @@ class Runner:
         token_ids = read_texts(cell, local, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
-        laid_out = lay_out(cell, token_ids, loaded.model)
+        comparer = self._comparer(cell, loaded.model, token_ids)
+        ran = compare_recorded(reference.outputs, cell, loaded.model, token_ids, comparer, self._progress)
         with conditions(cell) as without_effect, torch.inference_mode():
-            comparer = Comparer(reference.outputs, token_ids, is_logits=cell.checkpoint.head is Head.CAUSAL_LM)
-            ran = run_batches(cell, loaded.model, laid_out, comparer)
             cost, kernels = measure_cost(
                 cell,
                 loaded.model,
-                laid_out.batches[0],
+                lay_out_texts(cell, token_ids, batches(token_ids, cell.inputs.batch_size)[0], loaded.model),
                 ran.first_output_NF,
                 load_time_s=loaded.load_time_s if was_loaded else None,
                 repeats=self._latency_repeats,
@@ -177,14 +185,22 @@ class Runner:
         local = self._local(cell)
         loaded, _ = self._pool.get(cell, local.folder)
         token_ids = read_texts(cell, local, loaded.model)
-        laid_out = lay_out(cell, token_ids, loaded.model)
-        recorder = Recorder()
-        with conditions(cell), torch.inference_mode():
-            ran = run_batches(cell, loaded.model, laid_out, recorder)
+        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=sys.maxsize)
+        assert recorded is not None
+        recorder, ran = recorded
         self._reference = ReferenceRun(
             planned.reference_id, recorder, state_of(loaded.model), loaded.key, token_ids, ran.sample
         )
         return self._reference
+
+    def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
+        waiting = launch_bytes(cell.device)
+        return Comparer(
+            token_ids,
+            is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
+            steady=steady_outputs(cell, model, token_ids) if waiting else frozenset(),
+            launch_bytes=waiting,
+        )
 
     def _local(self, cell: Cell) -> LocalCheckpoint:
         key = (cell.checkpoint, cell.device)

@@ -79,7 +79,7 @@ def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monk
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.runner.run_batches", fail)
+        patch.setattr("sweeper.runner.compare_recorded", fail)
         assert sweep(tmp_path) == 1
     (failed,) = store(tmp_path).records()
     assert (failed.status, failed.reason) == (Status.FAILED, "RuntimeError: boom")

@@ -1,41 +1,40 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sweeper.capture import ModuleOutput, capture
-from sweeper.compare import Comparer, Recorder, layer_and_kind
+from sweeper.capture import ModuleOutput, capture, steady_in_call
+from sweeper.compare import BatchOutputs, Comparer, DoesNotFit, Recorder, layer_and_kind
 from sweeper.config import Layout, Positions
-from sweeper.errors import AlignmentError
 from sweeper.layout import lay_out
 
 TOKEN_IDS = [[5, 6, 7], [8, 9]]
 
 
-def recorded(modules: dict[str, Tensor], output_NF: Tensor) -> Recorder:
-    recorder = Recorder()
-    feed(recorder, modules, output_NF)
-    return recorder
+def comparer() -> Comparer:
+    return Comparer(TOKEN_IDS, is_logits=False)
 
 
-def feed(listener: Recorder | Comparer, modules: dict[str, Tensor], output_NF: Tensor) -> None:
-    listener.begin_batch()
-    for name, tensor_NF in modules.items():
-        listener.take(ModuleOutput(name, "Linear", tensor_NF))
-    listener.end_batch(output_NF, torch.stack([output_NF[2], output_NF[4]]).double())
+def module_output(name: str, tensor_NF: Tensor) -> ModuleOutput:
+    return ModuleOutput(name, "Linear", tensor_NF, tensor_NF)
 
 
-def comparer(reference: Recorder) -> Comparer:
-    return Comparer(reference, TOKEN_IDS, is_logits=False)
+def outputs(output_NF: Tensor) -> BatchOutputs:
+    return BatchOutputs(output_NF, output_NF[-1:].double())
 
 
 def test_the_worst_element_is_found_in_its_text_and_position() -> None:
     reference_NF = torch.zeros(5, 4)
     candidate_NF = reference_NF.clone()
     candidate_NF[4, 2] = 1.0  # the second token of the second text
-    running = comparer(recorded({"layers.0": reference_NF}, reference_NF))
-    feed(running, {"layers.0": candidate_NF}, candidate_NF)
+    running = comparer()
+    running.modules.give("layers.0", reference_NF)
+    running.modules.take(module_output("layers.0", candidate_NF))
+    embedding_SD = torch.ones(2, 4)
+    running.end_batch((0, 1), BatchOutputs(reference_NF, embedding_SD), BatchOutputs(candidate_NF, embedding_SD))
     figures = running.finish()
     (module,) = figures.modules
     assert (module.worst_text, module.worst_position) == (1, 1)
@@ -46,31 +45,61 @@ def test_the_worst_element_is_found_in_its_text_and_position() -> None:
     assert figures.first_divergence == "layers.0"
 
 
-def test_pieces_of_single_texts_meet_the_rows_of_a_whole_batch() -> None:
-    output_NF = torch.randn(5, 4)
-    running = comparer(recorded({"m": output_NF}, output_NF))
-    running.begin_batch()
-    for piece in output_NF.split([3, 2]):
-        running.take(ModuleOutput("m", "Linear", piece))
-    running.end_batch(output_NF, output_NF[[2, 4]].double())
+@pytest.mark.parametrize("worst_text", [0, 1])
+def test_batches_in_another_order_are_reported_in_the_order_of_the_texts(worst_text: int) -> None:
+    running = comparer()
+    for text in (1, 0):
+        reference_NF = torch.ones(len(TOKEN_IDS[text]), 4)
+        candidate_NF = reference_NF.clone()
+        candidate_NF[1, 3] += 0.5 if text == worst_text else 0.25
+        running.modules.give("m", reference_NF)
+        running.modules.take(module_output("m", candidate_NF))
+        running.end_batch((text,), outputs(reference_NF), outputs(candidate_NF))
     figures = running.finish()
-    assert figures.modules[0].measures.numel == 20
-    assert figures.first_divergence is None
+    token = {0: 1, 1: 4}[worst_text]
+    (module,) = figures.modules
+    assert (module.worst_text, module.worst_position) == (worst_text, 1)
+    assert (module.measures.worst_token, figures.output.worst_token) == (token, token)
+    assert [(text.text, text.tokens) for text in figures.texts] == [(0, 3), (1, 2)]
+    assert figures.texts[worst_text].output_max_abs == 0.5
+    assert figures.texts[1 - worst_text].output_max_abs == 0.25
 
 
-def test_a_module_that_only_one_side_has_names_both_sets() -> None:
-    output_NF = torch.randn(5, 4)
-    running = comparer(recorded({"common": output_NF, "q_norm": output_NF}, output_NF))
-    feed(running, {"common": output_NF, "adapter": output_NF}, output_NF)
-    with pytest.raises(AlignmentError, match="only in the reference: q_norm; only in the candidate: adapter"):
-        running.finish()
+def test_the_next_tokens_are_those_of_the_batch() -> None:
+    logits = {text: torch.randn(len(ids), 10, dtype=torch.float64) for text, ids in enumerate(TOKEN_IDS)}
+    running = Comparer(TOKEN_IDS, is_logits=True)
+    for text in (1, 0):
+        running.end_batch((text,), outputs(logits[text]), outputs(logits[text] * 2))
+    language = running.finish().language
+    assert language is not None
+    changes = [
+        (logits[text][position] * 2).log_softmax(0)[following] - logits[text][position].log_softmax(0)[following]
+        for text, ids in enumerate(TOKEN_IDS)
+        for position, following in enumerate(ids[1:])
+    ]
+    assert language.log_likelihood_change_mean == pytest.approx(float(sum(changes) / len(changes)), abs=1e-12)
 
 
-def test_modules_of_two_shapes_name_both_shapes() -> None:
-    output_NF = torch.randn(5, 4)
-    running = comparer(recorded({"m": torch.randn(5, 8)}, output_NF))
-    with pytest.raises(AlignmentError, match=r"m: \(5, 8\) .* in the reference, \(5, 4\) in the candidate"):
-        feed(running, {"m": output_NF}, output_NF)
+def test_a_recorder_keeps_copies() -> None:
+    recorder = Recorder(10_000, tokens=2)
+    tensor_NF = torch.ones(2, 4)
+    recorder.take(module_output("m", tensor_NF))
+    tensor_NF.zero_()
+    recorder.end_batch(outputs(tensor_NF))
+    ((name, kept_NF),) = recorder.batches[0].modules
+    assert (name, kept_NF.sum()) == ("m", 8)
+
+
+def test_a_recorder_gives_up_when_it_holds_too_much_and_when_it_will() -> None:
+    recorder = Recorder(100, tokens=2)
+    recorder.take(module_output("m", torch.ones(2, 12)))
+    with pytest.raises(DoesNotFit):
+        recorder.take(module_output("n", torch.ones(2, 1)))
+    for tokens, fits in ((2, True), (3, True), (4, False)):
+        recorder = Recorder(160, tokens=tokens)
+        recorder.take(module_output("m", torch.ones(2, 4)))
+        with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit):
+            recorder.end_batch(outputs(torch.ones(2, 4)))  # with the others 96 bytes: 48 a token
 
 
 @pytest.mark.parametrize(
@@ -138,3 +167,43 @@ def test_hooks_go_when_the_forward_raises() -> None:
     with pytest.raises(RuntimeError, match="boom"):
         run()
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Overwriting(nn.Module):
+    """Every way in which a later module can write to an earlier one's output, on a shared memory or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.untouched, self.added_to, self.clamped, self.unknown = (
+            nn.Embedding(10, 4),
+            *(nn.Linear(4, 4) for _ in range(4)),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        untouched = self.untouched(hidden)
+        added_to = self.added_to(hidden)
+        added_to += untouched
+        clamped = self.clamped(hidden)
+        clamped[..., :2].clamp_(-1e9, 1e9)  # writes, and changes nothing yet
+        unknown = self.unknown(hidden)
+        unknown.detach().numpy()[:] = 0  # torch does not know
+        return added_to + clamped + unknown
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_overwritten_is_found(inference: bool) -> None:
+    (forward,) = lay_out([[1, 2]], [0], layout=Layout.SINGLE, positions=Positions.IMPLICIT, pad_id=0, device="cpu")
+    model = Overwriting()
+    with torch.inference_mode(inference):
+        steady = steady_in_call(model, forward, lambda: model(forward.inputs["input_ids"]))
+    assert steady == {"embed", "untouched"}
+
+
+def test_only_what_is_overwritten_and_shares_memory_is_copied() -> None:
+    tensor = torch.ones(2, 4)
+    assert ModuleOutput("m", "Linear", tensor, tensor).lasting({"m"}) is tensor
+    assert ModuleOutput("m", "Linear", tensor, torch.ones(1, 3, 4)).lasting(()) is tensor
+    copied = ModuleOutput("m", "Linear", tensor.view(2, 4), tensor).lasting(())
+    assert copied.data_ptr() != tensor.data_ptr()
+    assert torch.equal(copied, tensor)

@@ -19,11 +19,11 @@ class EmbeddingFigures(NamedTuple):
 
 
 @torch.no_grad()
-def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> list[EmbeddingFigures]:
-    """Figures of each text, in float64, from pooled vectors that are not normalised yet.
+def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> Tensor:
+    """`EmbeddingFigures` of each text, [S, 3], in float64, from pooled vectors that are not normalised yet.
 
-    A vector of zeros stays one: its cosine with another is 0, with another of zeros 1. A text with a NaN or infinity on
-    either side has NaN figures.
+    Does not synchronise with the device. A vector of zeros stays one: its cosine with another is 0, with another of
+    zeros 1. A text with a NaN or infinity on either side has NaN figures.
     """
     reference_SD, candidate_SD = _normalised(reference_SD), _normalised(candidate_SD)
     difference_SD = candidate_SD - reference_SD
@@ -34,8 +34,7 @@ def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> list[Embedd
         torch.linalg.vecdot(reference_SD, candidate_SD),
     )
     abs_SD = difference_SD.abs()
-    figures_S3 = torch.stack([cosine_S, abs_SD.amax(1), abs_SD.mean(1)], dim=1)
-    return [EmbeddingFigures(*figures) for figures in figures_S3.tolist()]
+    return torch.stack([cosine_S, abs_SD.amax(1), abs_SD.mean(1)], dim=1)
 
 
 def _normalised(vectors_SD: Tensor) -> Tensor:

@@ -100,3 +100,17 @@ def merge(earlier: State, later: State) -> State:
             ]
         ),
     )
+
+
+def merge_rows(rows: State) -> State:
+    """`merge` of many states on the CPU, a row each ([S, K]), one after the other and bit for bit the same."""
+    reals, counts = rows
+    worst = reals[:, Real.MAX_ABS].argmax()  # the first of equal ones
+    place = counts[worst, _WORST_PLACE].clone()
+    if place[0] >= 0:
+        place[0] += counts[:worst, Count.ROWS].sum()
+    sums = reals[:, _SUMS].cumsum(0)[-1]  # in this order, unlike sum
+    return State(
+        torch.cat([sums, reals[:, _MAXIMA].amax(0), reals[:, _MINIMA].amin(0), reals[worst, _WORST_VALUES]]),
+        torch.cat([counts[:, _TOTALS].sum(0), counts[:, _ULP].amax(0), place]),
+    )

@@ -9,10 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.metrics.embedding import embedding_figures
+from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
 from tests.metrics import oracle
 
 _vectors = st.lists(st.floats(-1e4, 1e4, width=16), min_size=3, max_size=3)
+
+
+def figures_of(reference_SD: torch.Tensor, candidate_SD: torch.Tensor) -> list[EmbeddingFigures]:
+    return [EmbeddingFigures(*row) for row in embedding_figures(reference_SD, candidate_SD).tolist()]
 
 
 def normalised(vector: list[float]) -> list[float]:
@@ -25,7 +29,7 @@ def normalised(vector: list[float]) -> list[float]:
 def test_equals_the_definitions(texts: list[tuple[list[float], list[float]]], dtype: torch.dtype) -> None:
     reference_SD = torch.tensor([reference for reference, _ in texts], dtype=torch.float32)
     candidate_SD = torch.tensor([candidate for _, candidate in texts], dtype=dtype)
-    figures = embedding_figures(reference_SD, candidate_SD)
+    figures = figures_of(reference_SD, candidate_SD)
     for (reference, candidate), ours in zip(texts, figures, strict=True):
         pairs = list(zip(normalised(reference), normalised(candidate), strict=True))
         differences = [abs(c - r) for r, c in pairs]
@@ -36,12 +40,12 @@ def test_equals_the_definitions(texts: list[tuple[list[float], list[float]]], dt
 
 def test_scale_does_not_matter_and_equal_is_exactly_one() -> None:
     vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    assert [tuple(text) for text in embedding_figures(vectors, vectors * 4)] == [(1.0, 0.0, 0.0)] * 2
+    assert [tuple(text) for text in figures_of(vectors, vectors * 4)] == [(1.0, 0.0, 0.0)] * 2
 
 
 def test_zeros_and_nan() -> None:
     zeros, ones = torch.zeros(1, 2), torch.ones(1, 2)
-    assert embedding_figures(zeros, zeros)[0].cosine == 1.0
-    assert embedding_figures(zeros, ones)[0].cosine == 0.0
+    assert figures_of(zeros, zeros)[0].cosine == 1.0
+    assert figures_of(zeros, ones)[0].cosine == 0.0
     for bad in (math.nan, math.inf):
-        assert all(map(math.isnan, embedding_figures(ones, torch.tensor([[1.0, bad]]))[0]))
+        assert all(map(math.isnan, figures_of(ones, torch.tensor([[1.0, bad]]))[0]))

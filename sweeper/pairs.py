@@ -1,0 +1,151 @@
+"""The reference's rows meet the same rows of the candidate, output by output, and many pairs share a launch.
+
+Rows are matched by the output's name and by their order within a batch, so that the two sides may share a batch's texts
+out among calls as they like. Shapes: N tokens, F features.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sweeper.capture import ModuleOutput
+from sweeper.errors import AlignmentError
+from sweeper.metrics.pair import PairAccumulator, Update, update_all
+from sweeper.metrics.tables import Tables
+
+# Bytes of both sides that wait for a launch on a GPU: the fewer launches, the less the host costs. A CPU has no
+# launches, and what a module has just written is still in its caches.
+_LAUNCH_BYTES = {"cuda": 2**29, "cpu": 0}
+
+
+def launch_bytes(device: str) -> int:
+    """What may wait for a launch on this device; with nothing to wait for, every pair is measured at once."""
+    return _LAUNCH_BYTES[device]
+
+
+@dataclass(frozen=True)
+class ModulePair:
+    """One output on both sides."""
+
+    module_type: str
+    reference_dtype: str
+    candidate_dtype: str
+    accumulator: PairAccumulator
+
+
+class ModulePairs:
+    """Compares the outputs of modules while they come; no device synchronisation.
+
+    Args:
+        steady: outputs of the candidate that no later module overwrites; the others are copied where they wait.
+        launch_bytes: of both sides, that may wait for a launch.
+
+    Attributes:
+        modules: what has been compared, by name, in the candidate's order of execution.
+        tables: the launches' addresses.
+    """
+
+    def __init__(self, *, steady: Container[str] = frozenset(), launch_bytes: int = 0) -> None:
+        self.modules: dict[str, ModulePair] = {}
+        self.tables = Tables()
+        self._steady = steady
+        self._launch_bytes = launch_bytes
+        self._waiting: defaultdict[str, deque[Tensor]] = defaultdict(deque)
+        self._pending: list[Update] = []
+        self._pending_bytes = 0
+        self._only_candidate: set[str] = set()
+
+    def give(self, name: str, reference_NF: Tensor) -> None:
+        """Takes the reference's next rows of an output, which nobody may overwrite."""
+        self._waiting[name].append(reference_NF)
+
+    def has(self, output: ModuleOutput) -> bool:
+        """Whether the reference has given all rows that the candidate's output is to be compared with."""
+        waiting = self._waiting[output.name]
+        rows = output.tensor_NF.shape[0]
+        return bool(waiting) and (waiting[0].shape[0] >= rows or sum(piece.shape[0] for piece in waiting) >= rows)
+
+    def take(self, output: ModuleOutput) -> None:
+        """Compares the candidate's output with the reference's next rows; of a copy, where it has to wait.
+
+        Raises:
+            AlignmentError: the reference's has other features, or not as many rows are left of it.
+        """
+        reference_NF = self._next_rows(output.name, output.tensor_NF.shape[0])
+        if reference_NF is None:
+            self._only_candidate.add(output.name)  # an error, once all names of the batch are known
+            return
+        if reference_NF.shape != output.tensor_NF.shape:
+            raise AlignmentError(
+                f"{output.name}: {tuple(reference_NF.shape)} (tokens, features) in the reference, "
+                f"{tuple(output.tensor_NF.shape)} in the candidate"
+            )
+        pair = self.modules.get(output.name) or self._started(output, reference_NF)
+        candidate_NF = output.lasting(self._steady) if self._launch_bytes else output.tensor_NF
+        self._pending.append(Update(pair.accumulator, reference_NF.to(candidate_NF.device), candidate_NF))
+        self._pending_bytes += reference_NF.nbytes + candidate_NF.nbytes
+        if self._pending_bytes >= self._launch_bytes:
+            self.flush()
+
+    def _next_rows(self, name: str, rows: int) -> Tensor | None:
+        """So many rows, or what is left; None where there is nothing."""
+        waiting = self._waiting[name]
+        if waiting and waiting[0].shape[0] == rows:
+            return waiting.popleft()
+        pieces = []
+        while waiting and rows:
+            piece = waiting.popleft()
+            if piece.shape[0] > rows:
+                waiting.appendleft(piece[rows:])
+                piece = piece[:rows]
+            rows -= piece.shape[0]
+            pieces.append(piece)
+        return torch.cat(pieces) if len(pieces) > 1 else next(iter(pieces), None)
+
+    def _started(self, output: ModuleOutput, reference_NF: Tensor) -> ModulePair:
+        dtypes = reference_NF.dtype, output.tensor_NF.dtype
+        accumulator = PairAccumulator(*dtypes, output.tensor_NF.device)
+        reference_dtype, candidate_dtype = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        pair = ModulePair(output.module_type, reference_dtype, candidate_dtype, accumulator)
+        self.modules[output.name] = pair
+        return pair
+
+    def flush(self) -> None:
+        """Measures what waits for a launch."""
+        update_all(self._pending, self.tables)
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def end_batch(self) -> None:
+        """Measures what is left of the batch.
+
+        Raises:
+            AlignmentError: an output that only one side has; both sets are named.
+        """
+        self.flush()
+        self.tables.rewind()
+        only_reference = {name for name, waiting in self._waiting.items() if waiting}
+        if only_reference or self._only_candidate:
+            raise AlignmentError(
+                f"modules that ran only in the reference: {_some(only_reference)}; "
+                f"only in the candidate: {_some(self._only_candidate)}"
+            )
+
+    def abandon_batch(self) -> None:
+        """Forgets what waits of a batch that failed."""
+        self._waiting.clear()
+        self._only_candidate.clear()
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.tables.rewind()
+
+
+def _some(names: Iterable[str], limit: int = 10) -> str:
+    names = sorted(names)
+    shown = ", ".join(names[:limit]) or "none"
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
