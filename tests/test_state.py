@@ -64,7 +64,7 @@ def test_nan_is_a_difference() -> None:
 
 
 def test_a_large_tensor_is_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeper.state._CHUNK", 3)
+    monkeypatch.setattr("sweeper.state._CHUNK", {"cpu": 3})
     reference, candidate = nn.Linear(5, 2), nn.Linear(5, 2)
     candidate.load_state_dict(reference.state_dict())
     with torch.no_grad():

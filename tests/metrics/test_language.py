@@ -78,7 +78,7 @@ def test_equals_the_definitions_however_it_is_batched(
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_CHUNK", 50)
+    monkeypatch.setattr(language, "_CHUNK", {"cpu": 50})
     generator = torch.Generator().manual_seed(0)
     reference_NV = torch.randn(11, 20, generator=generator)
     candidate_NV = (reference_NV + 0.1 * torch.randn(11, 20, generator=generator)).bfloat16()
