@@ -90,7 +90,11 @@ def _run_cells(
 
     settings = request.settings
     runner = Runner(
-        plan.environment, latency_repeats=settings.latency_repeats, verdict=settings.verdict, say=terminal.say
+        plan.environment,
+        latency_repeats=settings.latency_repeats,
+        verdict=settings.verdict,
+        weights=settings.weights,
+        say=terminal.say,
     )
     for planned in plan.cells:
         record = store.finished(planned.cell_id, judged=settings.verdict)

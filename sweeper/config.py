@@ -247,6 +247,9 @@ class WandbSettings(_Frozen):
     tags: tuple[str, ...] = ()
 
 
+Weights = Literal["resident", "streamed"]
+
+
 class Settings(_Frozen):
     """What belongs to the sweep and not to a cell.
 
@@ -256,6 +259,8 @@ class Settings(_Frozen):
         dry_run: print the plan and stop.
         verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some twenty runs of two texts each.
         latency_repeats: bare forwards that are timed a cell, for the median; None is 5 on a GPU and 1 on a CPU.
+        weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
+            are larger than the device. It changes no figure but the cost's. Judging needs whole models.
         wandb: see `WandbSettings`.
     """
 
@@ -264,7 +269,14 @@ class Settings(_Frozen):
     dry_run: bool = False
     verdict: bool = True
     latency_repeats: int | None = Field(default=None, ge=1)
+    weights: Weights = "resident"
     wandb: WandbSettings = WandbSettings()
+
+    @model_validator(mode="after")
+    def _judges_whole_models(self) -> Settings:
+        if self.verdict and self.weights == "streamed":
+            raise ValueError("weights=streamed cannot be judged, which needs whole models; add verdict=false")
+        return self
 
 
 def _label(value: Any) -> str | bool:

@@ -17,6 +17,10 @@ from sweeper.loading import synchronize
 from sweeper.results import Cost
 
 
+MOST_REPEATS = 5
+ENOUGH_MS = 100  # of timed forwards, where it is not said how many
+
+
 def measure_cost(
     cell: Cell,
     model: nn.Module,
@@ -28,18 +32,22 @@ def measure_cost(
 ) -> tuple[Cost, tuple[str, ...]]:
     """Bare forwards of the first batch: time and memory, whether the bits repeat; and the attention kernels that ran.
 
+    One forward is profiled and its output compared; those that are timed are not, and tell the memory too.
+
     Args:
         captured_NF: the same batch's output with hooks.
-        repeats: how many forwards are timed; None is 5 on a GPU and 1 on a CPU.
+        repeats: how many forwards are timed; None is five, or fewer that take `ENOUGH_MS` together.
     """
     with record_kernels(cell.device) as kernels:
         again_NF = run_forwards(cell, model, batch)
-    peak_memory_gib = _peak_memory_gib(cell, model, batch) if cell.device == "cuda" else None
-    times = [_timed_ms(cell, model, batch) for _ in range(repeats or (5 if cell.device == "cuda" else 1))]
+    allocated = _start_of_peak() if cell.device == "cuda" else None
+    times: list[float] = []
+    while len(times) < (repeats or MOST_REPEATS) and (repeats or sum(times) < ENOUGH_MS):
+        times.append(_timed_ms(cell, model, batch))
     cost = Cost(
         load_time_s=load_time_s,
         latency_ms=statistics.median(times),
-        peak_memory_gib=peak_memory_gib,
+        peak_memory_gib=None if allocated is None else _peak_memory_gib(model, allocated),
         repeatable=_same_bits(captured_NF, again_NF),
     )
     return cost, tuple(kernels)
@@ -53,13 +61,16 @@ def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _peak_memory_gib(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> float:
-    """The weights, and what one bare forward needs beyond what was allocated before it."""
-    before = torch.cuda.memory_allocated()
+def _start_of_peak() -> int:
+    """Bytes that are allocated now; the peak is counted from here on."""
     torch.cuda.reset_peak_memory_stats()
-    run_forwards(cell, model, batch)
-    beyond = torch.cuda.max_memory_allocated() - before
-    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    return torch.cuda.memory_allocated()
+
+
+def _peak_memory_gib(model: nn.Module, allocated: int) -> float:
+    """The weights that stay, and what a bare forward needed beyond what was allocated before it."""
+    beyond = torch.cuda.max_memory_allocated() - allocated
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta)
     return (weights + beyond) / 2**30
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from sweeper import judging
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
-from sweeper.config import Cell, Checkpoint, Head
+from sweeper.config import Cell, Checkpoint, Head, Weights
 from sweeper.cost import measure_cost
 from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
 from sweeper.forwards import conditions, lay_out_texts, read_texts, steady_outputs
@@ -33,6 +33,7 @@ from sweeper.passes import compare_recorded, record_reference
 from sweeper.plan import PlannedCell
 from sweeper.results import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
 from sweeper.state import StateEntry, compare_state, state_of
+from sweeper.streaming import StreamedPool
 from sweeper.verdict import Kind
 
 
@@ -55,6 +56,7 @@ class Runner:
         environment: goes into every record.
         latency_repeats: bare forwards that are timed a cell; None is 5 on a GPU and 1 on a CPU.
         verdict: judge every cell that differs; some twenty runs of two texts each.
+        weights: `streamed` keeps no parameter in memory (`streaming.py`).
         say: takes one line of progress (fetching, dequantising).
         progress: is told, after every batch, how many texts of how many have run: first for a reference that is
             recorded, then for the cell.
@@ -66,6 +68,7 @@ class Runner:
         *,
         latency_repeats: int | None = None,
         verdict: bool = True,
+        weights: Weights = "resident",
         say: Callable[[str], None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -74,7 +77,7 @@ class Runner:
         self._verdict = verdict
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
-        self._pool = ModelPool()
+        self._pool = StreamedPool() if weights == "streamed" else ModelPool()
         self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
         self._reference: ReferenceRun | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
