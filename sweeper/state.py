@@ -21,7 +21,7 @@ Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
 
 # Elements whose difference in float64 is held at once: on a GPU few launches, on a CPU what its caches hold. Three such
 # tensors of an embedding can be more than a model.
-_CHUNK = {"cuda": 2**24, "cpu": 2**16}
+_CHUNK = {"cuda": 2**22, "cpu": 2**16}
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, S
     Raises:
         AlignmentError: a name that only one side has, or two shapes.
     """
-    _check_names(reference, candidate)
-    equal = _gathered({name: _equal(name, entry.tensor, candidate[name].tensor) for name, entry in reference.items()})
-    unequal = [name for name in reference if not equal[name]]
+    _check_names_and_shapes(reference, candidate)
+    same_dtype = [name for name, entry in reference.items() if entry.held.dtype == candidate[name].held.dtype]
+    equal = _gathered({name: _equal(reference[name].tensor, candidate[name].tensor) for name in same_dtype})
+    unequal = [name for name in reference if not equal.get(name)]
     max_abs = _gathered({name: _max_abs(reference[name].tensor, candidate[name].tensor) for name in unequal})
     pairs = [_difference(name, entry, candidate[name], max_abs.get(name, 0.0)) for name, entry in reference.items()]
     parameters = [pair for pair in pairs if pair.kind == "parameter"]
@@ -78,18 +79,22 @@ def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, S
         parameters_equal=sum(pair.values_equal for pair in parameters),
         buffers=len(buffers),
         buffers_equal=sum(pair.values_equal for pair in buffers),
-        same_dtype=sum(pair.reference_dtype == pair.candidate_dtype for pair in pairs),
+        same_dtype=len(same_dtype),
         differing=tuple(
             pair for pair in pairs if not pair.values_equal or pair.reference_dtype != pair.candidate_dtype
         ),
     )
 
 
-def _check_names(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> None:
+def _check_names_and_shapes(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> None:
     only_reference = [name for name in reference if name not in candidate]
     only_candidate = [name for name in candidate if name not in reference]
     if only_reference or only_candidate:
         raise AlignmentError(f"state only in the reference: {only_reference}; only in the candidate: {only_candidate}")
+    for name, entry in reference.items():
+        left, right = tuple(entry.held.shape), tuple(candidate[name].held.shape)
+        if left != right:
+            raise AlignmentError(f"{name}: shape {left} in the reference, {right} in the candidate")
 
 
 def _gathered(values: dict[str, Tensor]) -> dict[str, float]:
@@ -100,13 +105,10 @@ def _gathered(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, torch.stack([value.to(device) for value in values.values()]).tolist(), strict=True))
 
 
-def _equal(name: str, left: Tensor, right: Tensor) -> Tensor:
-    """Whether both are sure to hold the same values; two dtypes are not compared here."""
-    if left.shape != right.shape:
-        shapes = f"{tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
-        raise AlignmentError(f"{name}: shape {shapes}")
-    if left.dtype != right.dtype or left.data_ptr() == right.data_ptr():
-        return torch.tensor(left.dtype == right.dtype, device=left.device)
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    """Whether two tensors of one dtype are sure to hold the same values."""
+    if left.data_ptr() == right.data_ptr():
+        return torch.tensor(True, device=left.device)
     return left.eq(right.to(left.device)).all()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from sweeper.errors import UnsupportedError
 from sweeper.loading import TORCH_DTYPES, ModelPool, load
 from sweeper.weights import WeightsKey
+
+_PIECE = 2**22  # elements of a weight that are cast at once
 
 
 def streamed(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
@@ -68,16 +71,22 @@ class FileWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, model: Any, casts: list[torch.dtype], device: str) -> None:
-        self._files = _files(folder, device)
+        self._files = _files(folder)
+        self._device = device
         self._keys = _keys_in_files(model, set(self._files))
         self._dtypes = {name: [value.dtype, *casts] for name, value in _parameters(model).items()}
 
     def __getitem__(self, name: str) -> Tensor:
         key = self._keys[name]
-        tensor: Tensor = self._files[key].get_tensor(key)
-        for dtype in self._dtypes[name]:
-            tensor = tensor.to(dtype)
-        return tensor
+        in_file: Tensor = self._files[key].get_tensor(key)  # mapped into memory, not read yet
+        casts = self._dtypes[name]
+        if set(casts) == {in_file.dtype}:
+            return in_file.to(self._device)
+        # piece by piece, because the device may have no room for the same weight in two dtypes
+        value = torch.empty(in_file.shape, dtype=casts[-1], device=self._device)
+        for piece, target in zip(in_file.flatten().split(_PIECE), value.view(-1).split(_PIECE), strict=True):
+            target.copy_(functools.reduce(torch.Tensor.to, casts, piece.to(self._device)))
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -86,7 +95,7 @@ class FileWeights(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-def _files(folder: Path, device: str) -> dict[str, Any]:
+def _files(folder: Path) -> dict[str, Any]:
     """The open file of each key, of those files that `from_pretrained` reads."""
     names = [SAFE_WEIGHTS_NAME]
     if not (folder / SAFE_WEIGHTS_NAME).exists():
@@ -94,7 +103,7 @@ def _files(folder: Path, device: str) -> dict[str, Any]:
         names = sorted(set(file_of.values()))
     files: dict[str, Any] = {}
     for name in names:
-        file = safe_open(folder / name, framework="pt", device=device)
+        file = safe_open(folder / name, framework="pt")
         files |= dict.fromkeys(file.keys(), file)
     return files
 
