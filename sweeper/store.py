@@ -101,10 +101,9 @@ class Store:
 
 def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
     """One flat dict a module: the fields of `ModuleRecord`, then those of its measures."""
-    rows = []
-    for module in modules:
-        row = module.model_dump()
-        rows.append({**{key: value for key, value in row.items() if key != "measures"}, **row["measures"]})
+    rows = [{**vars(module), **vars(module.measures)} for module in modules]
+    for row in rows:
+        del row["measures"]
     return rows
 
 

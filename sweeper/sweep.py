@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sweeper.errors import ConfigError
 from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
 from sweeper.store import MODULES_FILE, SWEEP_FILE, Store
 
+_MODULES = TypeAdapter(list[ModuleRecord])
+_MEASURES = tuple(PairMeasures.model_fields)
 _ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
 
 
@@ -90,8 +92,8 @@ class Sweep:
         """Every module of a cell in order of execution; none if the cell did not get that far."""
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(Store(self.folder).cells_folder / cell_id / MODULES_FILE)
-        return [_module(row) for row in table.to_pylist()]
+        path = Store(self.folder).cells_folder / cell_id / MODULES_FILE
+        return _MODULES.validate_python([_nested(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()])
 
     def find(self, prefix: str) -> CellRecord:
         """The one finished cell whose id starts with `prefix`.
@@ -142,6 +144,6 @@ def _no_sweep(folder: Path) -> str:
     return f"{folder}: no {SWEEP_FILE} in it; {hint}"
 
 
-def _module(row: dict[str, Any]) -> ModuleRecord:
-    measures = PairMeasures(**{name: row.pop(name) for name in PairMeasures.model_fields})
-    return ModuleRecord(**row, measures=measures)
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    row["measures"] = {name: row.pop(name) for name in _MEASURES}
+    return row
