@@ -16,7 +16,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 def test_versions_are_those_that_are_imported() -> None:
     seen = environment("cpu")
-    assert seen["torch"].split("+")[0] == torch.__version__.split("+")[0]  # some builds leave "+cu130" out of their metadata
+    # some builds leave "+cu130" out of their metadata
+    assert seen["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert seen["hydra_core"] == metadata.version("hydra-core")
     assert seen["threads"] == torch.get_num_threads()
     assert seen["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
