@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.environment import environment
 from sweeper.errors import ConfigError
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, Status
+from sweeper.sinks import AllSinks
 from sweeper.sinks.html import HtmlSink
 from sweeper.sinks.reported import ReportedSink
 from sweeper.sinks.terminal import TerminalSink
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 
 def run(request: SweepRequest) -> int:
-    """Runs a sweep to its end. Exit code 0, 1 if a cell failed, 130 on Ctrl-C (finished cells are kept)."""
+    """Runs a sweep to its end. Exit code 0, 1 if a cell or a sink failed, 130 on Ctrl-C (finished cells are kept)."""
     plan = make_plan(request, environment(request.device))
     wandb_sink = make_wandb_sink(request.settings.wandb)
     terminal = TerminalSink()
@@ -38,11 +38,9 @@ def run(request: SweepRequest) -> int:
             f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
         ) from None
     records: list[CellRecord] = []
-    sinks: list[Sink] = [HtmlSink(), terminal] if wandb_sink is None else [HtmlSink(), terminal, wandb_sink]
-    if request.reported is not None:
-        sinks.append(ReportedSink(request.reported))
-    for sink in sinks:
-        sink.sweep_started(plan)
+    reported = [ReportedSink(request.reported)] if request.reported is not None else []
+    sinks = AllSinks([HtmlSink(), terminal, *([wandb_sink] if wandb_sink else []), *reported], terminal.say)
+    sinks.sweep_started(plan)
     try:
         _run_cells(request, plan, store, sinks, terminal, records)
     except KeyboardInterrupt:
@@ -52,9 +50,8 @@ def run(request: SweepRequest) -> int:
         terminal.interrupted(records, plan)
         terminal.say(f"The reason: {error}")
         return 1
-    for sink in sinks:
-        sink.sweep_finished(records)
-    return 1 if any(record.status is Status.FAILED for record in records) else 0
+    sinks.sweep_finished(records)
+    return 1 if sinks.failed or any(record.status is Status.FAILED for record in records) else 0
 
 
 def _check_references(plan: Plan, store: Store) -> None:
@@ -76,7 +73,7 @@ def _run_cells(
     request: SweepRequest,
     plan: Plan,
     store: Store,
-    sinks: Sequence[Sink],
+    sinks: Sink,
     terminal: TerminalSink,
     records: list[CellRecord],
 ) -> None:
@@ -95,6 +92,7 @@ def _run_cells(
         verdict=settings.verdict,
         weights=settings.weights,
         say=terminal.say,
+        progress=terminal.texts_done,
     )
     for planned in plan.cells:
         record = store.finished(planned.cell_id, judged=settings.verdict)
@@ -104,8 +102,7 @@ def _run_cells(
             terminal.cell_started(planned)
             record, modules = runner.run(planned)
             store.write(record, modules)
-            for sink in sinks:
-                sink.cell_finished(record, modules)
+            sinks.cell_finished(record, modules)
         records.append(record)
 
 

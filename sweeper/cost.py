@@ -16,7 +16,6 @@ from sweeper.layout import Forward
 from sweeper.loading import synchronize
 from sweeper.results import Cost
 
-
 MOST_REPEATS = 5
 ENOUGH_MS = 100  # of timed forwards, where it is not said how many
 

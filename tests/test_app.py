@@ -116,3 +116,19 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir: cannot write to .*; type output_dir=FOLDER"):
         sweep(tmp_path, f"output_dir={tmp_path / 'file'}")
+
+
+def test_a_page_that_cannot_be_written_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> str:
+        raise RuntimeError("no such template")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeper.sinks.html.page", fail)
+        assert sweep(tmp_path, "verdict=false") == 1
+    shown = capsys.readouterr()
+    assert "page: RuntimeError: no such template; the files of the cells are complete" in shown.err
+    assert "starts at" in shown.out
+    assert sweep(tmp_path, "verdict=false") == 0
+    assert (store(tmp_path).folder / "index.html").is_file()

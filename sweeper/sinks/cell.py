@@ -195,12 +195,10 @@ def _layers(modules: Sequence[ModuleRecord]) -> Section:
 
 
 def _texts(texts: Sequence[TextFigures]) -> Section:
-    shown, notes = list(texts), ["A leak between texts shows as one text far worse than the first."]
-    if len(shown) > MOST_TEXTS:
-        # NaN is the worst: it has no place in an order of numbers
-        shown.sort(key=lambda text: (not math.isnan(text.embedding_cosine), text.embedding_cosine))
-        shown = shown[:MOST_TEXTS]
-        notes.append(f"These are the {MOST_TEXTS} of {len(texts)} whose embeddings are furthest from the reference's.")
+    notes = ["A leak between texts shows as one text far worse than the first."]
+    shown = furthest(texts, MOST_TEXTS)
+    if len(shown) < len(texts):
+        notes.append(f"These are the {len(shown)} of {len(texts)} whose embeddings are furthest from the reference's.")
     rows = tuple(
         (
             str(text.text),
@@ -217,6 +215,14 @@ def _texts(texts: Sequence[TextFigures]) -> Section:
     output = ("output max |Δ|", "output equal", "output cosine")
     headings = ("text", "tokens", *output, "embedding cosine", "embedding max |Δ|", "embedding mean |Δ|")
     return Section("Texts", tuple(notes), headings, rows)
+
+
+def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
+    """At most so many texts, those whose embeddings are furthest from the reference's, worst first; few as they are."""
+    if len(texts) <= most:
+        return list(texts)
+    # NaN is the worst: it has no place in an order of numbers
+    return sorted(texts, key=lambda text: (not math.isnan(text.embedding_cosine), text.embedding_cosine))[:most]
 
 
 def _conditions(record: CellRecord) -> Section:

@@ -30,6 +30,8 @@ LABEL_LETTERS = 38  # right of a chart
 class HtmlSink:
     """Writes the page once the sweep is over."""
 
+    name = "page"
+
     def __init__(self) -> None:
         self._plan: Plan | None = None
 

@@ -38,6 +38,8 @@ class ReportedSink:
         out: for the table.
     """
 
+    name = "published figures"
+
     def __init__(self, report: Report, out: Console | None = None) -> None:
         self._report = report
         self._out = out or output_console()

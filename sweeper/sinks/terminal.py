@@ -38,6 +38,8 @@ class TerminalSink:
         out: for the table. err: for progress.
     """
 
+    name = "table"
+
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
         self._out = out or output_console()
         self._err = err or Console(stderr=True, soft_wrap=True)
@@ -51,6 +53,7 @@ class TerminalSink:
             disable=not self._err.is_terminal,
         )
         self._task = self._progress.add_task("", total=None)
+        self._texts = self._progress.add_task("  texts", total=None, visible=False)
         self._plan: Plan | None = None
         self._started = time.monotonic()
 
@@ -67,6 +70,10 @@ class TerminalSink:
     def cell_started(self, planned: PlannedCell) -> None:
         self._started = time.monotonic()
         self._progress.update(self._task, description=short_label(planned.cell.axes(), self._varying()))
+
+    def texts_done(self, done: int, texts: int) -> None:
+        """A second bar, while a cell or its reference runs several batches."""
+        self._progress.update(self._texts, completed=done, total=texts, visible=done < texts)
 
     def cell_skipped(self, record: CellRecord) -> None:
         self._advance(record, "finished before, skipped")

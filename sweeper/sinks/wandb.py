@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
+from sweeper.sinks.cell import furthest
+from sweeper.store import module_rows
 
 if TYPE_CHECKING:
     from sweeper.plan import Plan
 
 LAYER_MEASURES = ("max_abs", "mean_abs", "rel_l2", "sqnr_db", "cosine", "equal_fraction")
+MOST_TEXTS = 1000  # that have a row each: the curve of a W&B chart has no more points than that
 PART_MEASURES = ("max_abs", "mean_abs", "cosine")  # of q_proj, mlp, ...: fewer, because each is a chart of its own
 # A server that goes away must not hold up a sweep, as wandb's own limits do. What was not sent stays on disk.
 INIT_TIMEOUT_S = 30.0
@@ -66,6 +69,8 @@ def _require_login() -> None:
 class WandbSink:
     """Logs to W&B, into `<plan.folder>/wandb`. See `sweeper.sinks.Sink`; made by `make_wandb_sink`."""
 
+    name = "Weights & Biases"
+
     def __init__(self, settings: WandbSettings) -> None:
         self._settings = settings
         self._mode: Literal["offline", "online", "disabled"] = settings.mode
@@ -92,8 +97,7 @@ class WandbSink:
             _log_curve(run, text_rows(record), "text", summary="min,mean")
             run.summary.update(cell_summary(record))
             if modules:
-                rows = [module.model_dump(exclude={"measures"}) | module.measures.model_dump() for module in modules]
-                run.log({"modules": _table(rows)})
+                run.log({"modules": _table(module_rows(modules))})
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         if not records:
@@ -271,10 +275,10 @@ def curve_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
 
 
 def text_rows(record: CellRecord) -> list[dict[str, Any]]:
-    """One row a text: `text/<figure>`, against `text`."""
+    """One row a text: `text/<figure>`, against `text`. Of more than `MOST_TEXTS` those that are furthest off."""
     return [
         {"text": text.text, **_present({f"text/{name}": value for name, value in text if name != "text"})}
-        for text in record.texts
+        for text in sorted(furthest(record.texts, MOST_TEXTS), key=lambda text: text.text)
     ]
 
 
