@@ -107,6 +107,11 @@ def differing(first: list[Result], second: list[Result]) -> list[str]:
     return [f"{one['cell_id']}.{field}" for one, other in pairs for field in one if one[field] != other[field]]
 
 
+def reasons(results: list[Result]) -> list[str]:
+    """Why each cell did not end well, where it did not."""
+    return [f"{record.status}: {record.reason[:70]}" for record, _ in results if record.reason]
+
+
 def bench(cells: list[PlannedCell], cap_gib: float) -> dict[str, Any]:
     on_gpu = cells[0].cell.device == "cuda"
     run(cells, "resident")  # warms up
@@ -118,13 +123,13 @@ def bench(cells: list[PlannedCell], cap_gib: float) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total)
         capped, _ = run(cells, "resident")
         figures["cap_gib"] = cap_gib
-        figures["resident_under_the_cap"] = [f"{record.status}: {record.reason}" for record, _ in capped]
+        figures["resident_under_the_cap"] = reasons(capped)
     given, figures["streamed"] = run(cells, "streamed")
     if on_gpu:
         torch.cuda.set_per_process_memory_fraction(1.0)
     figures["modules_compared"] = [len(modules) for _, modules in expected]
     figures["all_ok"] = all(record.status is Status.OK for record, _ in [*expected, *given])
-    figures["reasons"] = [record.reason for record, _ in [*expected, *given] if record.reason]
+    figures["reasons"] = reasons([*expected, *given])
     figures["differing"] = differing(expected, given)
     return figures
 
@@ -138,7 +143,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="qwen3_0_6b_geometry", help="a seeded one of conf/checkpoint")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--shape", default="4x16", help="texts x tokens a text, in batches of two texts")
-    parser.add_argument("--cap-gib", type=float, default=1.0)
+    parser.add_argument("--cap-gib", type=float, default=1.05, help="less than the file has")
     arguments = parser.parse_args()
     texts, length = (int(number) for number in arguments.shape.split("x"))
     checkpoint = SeededCheckpoint(**yaml.safe_load((CHECKPOINTS / f"{arguments.checkpoint}.yaml").read_text()))

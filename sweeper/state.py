@@ -40,10 +40,10 @@ class StateEntry:
 
     @property
     def tensor(self) -> Tensor:
-        """Shared with the model; of a streamed one, read from its file now."""
+        """Shared with the model. Of a streamed one read now, to the host: the device may lack the room."""
         if not self.held.is_meta:
             return self.held
-        with align_module_device(self.owner):
+        with align_module_device(self.owner, execution_device=torch.device("cpu")):
             return self.owner.get_parameter(self.leaf).detach()
 
 
