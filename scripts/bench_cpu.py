@@ -20,10 +20,9 @@ import transformers
 import yaml  # type: ignore[import-untyped]
 from torch import nn
 
-from scripts.bench_compare import a_batch, forwards, naive
+from scripts.bench_compare import a_batch, forwards, learned, naive
 from sweeper.checkpoints import prepare
 from sweeper.config import WheelCheckpoint
-from sweeper.in_step import SideBySide
 
 CHECKPOINT = Path(__file__).parent.parent / "conf" / "checkpoint" / "smollm2_135m_instruct.yaml"
 
@@ -36,13 +35,14 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def bench(models: tuple[nn.Module, nn.Module], rounds: int) -> dict[str, Any]:
     batch = a_batch(8, 128, "cpu")
-    with SideBySide(*models) as together:
+    together = learned(models, "cpu")
+    with together:
         together.run(batch, batch, use_cache=False)
     times: dict[str, list[float]] = {"bare": [], "naive": [], "ours": []}
     for _ in range(rounds):
         times["bare"].append(milliseconds(lambda: forwards(models, batch)))
         times["naive"].append(milliseconds(lambda: naive(models, batch)))
-        with together:  # hooks on, and learned already what is overwritten
+        with together:  # hooks on
             times["ours"].append(milliseconds(lambda: together.run(batch, batch, use_cache=False)))
     result: dict[str, Any] = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
     for name in ("naive", "ours"):

@@ -42,13 +42,22 @@ def implementation(attention: Attention) -> str:
 
 @contextmanager
 def kernel(attention: Attention) -> Iterator[None]:
-    """Pins the kernel of scaled_dot_product_attention, where the backend names one.
+    """Pins the kernel of scaled_dot_product_attention, where the backend names one, as for a process of its own."""
+    forget_compiled(attention)
+    with pinned(attention):
+        yield
 
-    For flex_attention torch forgets what it compiled before: after eight variants it would silently stop compiling, and
-    a cell's result would depend on the cells before it.
-    """
+
+def forget_compiled(attention: Attention) -> None:
+    """Makes torch forget what it compiled for flex_attention: after eight variants it would silently stop compiling,
+    and a cell's result would depend on the cells before it."""
     if attention is Attention.FLEX_ATTENTION:
         torch.compiler.reset()
+
+
+@contextmanager
+def pinned(attention: Attention) -> Iterator[None]:
+    """`kernel` for a run that goes on."""
     if attention not in PINNED:
         yield
         return

@@ -40,9 +40,17 @@ class BatchesRun:
 @contextlib.contextmanager
 def conditions(cell: Cell) -> Iterator[dict[str, str]]:
     """Everything global that a cell asks for, around its forwards; yields the flags that mean nothing here."""
+    attention.forget_compiled(cell.attention)
+    with turn(cell) as without_effect:
+        yield without_effect
+
+
+@contextlib.contextmanager
+def turn(cell: Cell) -> Iterator[dict[str, str]]:
+    """`conditions` for a run that goes on."""
     with (
         numerics(cell.numerics, cell.device) as without_effect,
-        attention.kernel(cell.attention),
+        attention.pinned(cell.attention),
         attention.refusals_as_unsupported(cell.attention),
         autocast(cell),
     ):

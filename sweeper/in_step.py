@@ -1,84 +1,160 @@
 """Reference and candidate side by side: both forwards run in turns, and an output dies when it has been compared.
 
-The reference runs until a bounded number of bytes of outputs waits, then the candidate until it has used them up, and
-so on. Each side is a greenlet, so that a turn can end inside a hook, wherever the model is: this asks nothing of the
-models but that their modules run in the same order. Against two threads with a baton it needs no locks, keeps one CUDA
-stream and one set of torch's thread-local modes, and can be captured in a CUDA graph. What is global (numerics flags,
-autocast) is the same on both sides; cells that differ in it are compared with recorded outputs (`compare.py`).
+The reference runs until it has given a bounded number of bytes, then the candidate until it needs what the reference
+has not given yet, and so on. Each side is a greenlet, so that a turn can end inside a hook, wherever the model is: this
+asks nothing of the models. Against two threads with a baton it needs no locks, keeps one CUDA stream and one set of
+torch's thread-local modes, and can be captured in a CUDA graph.
 
-Shapes: N tokens, F features.
+What waits is bounded where both sides run their modules in one order and share a batch out among calls alike. Where one
+runs each text alone and the other all at once, one of them has to be kept for a whole batch.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import ExitStack
+import copy
+import functools
+from collections.abc import Callable, Container
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
+from torch import nn
 
-from sweeper.capture import tensors_of
-from sweeper.errors import AlignmentError
-from sweeper.layout import Forward, is_attention_map, to_tokens
-from sweeper.metrics.pair import PairAccumulator, Update, finish, update_all
+from sweeper.capture import ModuleOutput, capture, steady_in_call
+from sweeper.layout import Forward
+from sweeper.metrics.pair import PairAccumulator, finish
 from sweeper.metrics.tables import Tables
+from sweeper.pairs import ModulePairs, launch_bytes
 from sweeper.results import PairMeasures
 
-# Bytes of the reference's outputs that wait for the candidate, and of both sides that wait for a launch: the fewer
-# turns and launches, the less the host costs. A layer of Qwen3-0.6B gives 0.8 GB a side at 32 x 512 tokens.
-_WAITING = 3 * 2**28
-_LAUNCH = 2**29
+# Bytes of the reference's outputs in one turn: the fewer turns and launches, the less the host costs. A layer of
+# Qwen3-0.6B gives 0.8 GB at 32 x 512 tokens.
+TURN_BYTES = 3 * 2**28
+
+Turn = Callable[[], AbstractContextManager[object]]
+"""Makes the context of a turn: what is global in torch and the other side does not share."""
+R = TypeVar("R")
+C = TypeVar("C")
 
 
-class _Output(NamedTuple):
-    """One tensor of one module: what is to be compared, and the module's own (the same, unless it was copied)."""
+class InStep:
+    """Runs two functions in turns, whose modules' outputs meet in `pairs`: hook them with `give` and `take`.
 
-    name: str
-    tensor: Tensor
-    original: Tensor
+    Args:
+        pairs: where the outputs meet.
+        steady: outputs of the reference that no later module overwrites; the others are copied.
+        conditions: make the contexts of the reference's turns and of the candidate's.
+        turn_bytes: of the reference's outputs in one turn; at least one output is given, whatever its size.
+    """
+
+    def __init__(
+        self,
+        pairs: ModulePairs,
+        *,
+        steady: Container[str] = frozenset(),
+        conditions: tuple[Turn, Turn] = (nullcontext, nullcontext),
+        turn_bytes: int = TURN_BYTES,
+    ) -> None:
+        self._pairs = pairs
+        self._steady = steady
+        self._conditions = conditions
+        self._turn_bytes = turn_bytes
+        self._given = 0
+        self._complete = False
+
+    def give(self, output: ModuleOutput) -> None:
+        """Takes an output of the reference, and its turn when it has given enough."""
+        reference_NF = output.lasting(self._steady)
+        self._pairs.give(output.name, reference_NF)
+        self._given += reference_NF.nbytes
+        if self._given >= self._turn_bytes:
+            _switch(getcurrent().parent)
+
+    def take(self, output: ModuleOutput) -> None:
+        """Compares an output of the candidate, once the reference has given its rows or has ended."""
+        while not self._complete and not self._pairs.has(output):
+            _switch(getcurrent().parent)
+        self._pairs.take(output)
+
+    def run(self, reference: Callable[[], R], candidate: Callable[[], C]) -> tuple[R, C]:
+        """Runs both to their ends. An error of one ends the other where it is."""
+        first, second = greenlet(reference), greenlet(candidate)
+        results: Any = [None, None]
+        self._complete = False
+        try:
+            while not (first.dead and second.dead):
+                if not first.dead:
+                    self._given = 0
+                    with self._conditions[0]():
+                        results[0] = _switch(first)
+                    self._complete = first.dead
+                if not second.dead:
+                    with self._conditions[1]():
+                        results[1] = _switch(second)
+        finally:
+            for side in (first, second):
+                if side:  # suspended in its forward by an error of the other
+                    side.throw()
+        return results[0], results[1]
+
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def _switch(target: greenlet) -> Any:
+    """Runs the target until it switches back. What a model had switched around this place (transformers turns autocast
+    off around some operations) is then as it was: the state belongs to the thread, which both sides share."""
+    state = [
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES
+    ]
+    try:
+        return target.switch()
+    finally:
+        for device, enabled, dtype in state:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A model of its own, with an attention backend of its own, on the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 class SideBySide:
     """Compares two models' module outputs while both run. A context manager: inside, the hooks are in place.
 
-    The first batch is compared from copies, to learn which outputs a later module overwrites; from then on only those
-    are copied.
-
     Args:
-        reference, candidate: their modules run in the same order and have the same names.
-        waiting_bytes: of the reference's outputs, at least one output is kept whatever its size.
+        reference, candidate: with the same modules.
+        turn_bytes: see `InStep`.
 
     Attributes:
-        accumulators: by name of the output, in order of execution.
-        unaligned: outputs without a token dimension.
         tables: the launches' addresses; `tables.upload()` after a CUDA graph has captured `run`.
     """
 
-    def __init__(self, reference: nn.Module, candidate: nn.Module, *, waiting_bytes: int = _WAITING) -> None:
-        self.accumulators: dict[str, PairAccumulator] = {}
-        self.unaligned: set[str] = set()
+    def __init__(self, reference: nn.Module, candidate: nn.Module, *, turn_bytes: int = TURN_BYTES) -> None:
         self._models = reference, candidate
-        self._limit = waiting_bytes
-        self._waiting: deque[_Output] = deque()
-        self._waiting_bytes = 0
-        self._pending: list[tuple[_Output, _Output]] = []
-        self._pending_bytes = 0
-        self._forwards: tuple[Forward, Forward] | None = None
-        self._overwritten: set[str] = set()
-        self._batches = 0
-        self.tables = Tables()
+        self._steady: tuple[set[str], set[str]] = set(), set()
+        device = next(candidate.parameters()).device.type
+        self._pairs = ModulePairs(steady=self._steady[1], launch_bytes=launch_bytes(device))
+        self._in_step = InStep(self._pairs, steady=self._steady[0], turn_bytes=turn_bytes)
         self._hooks = ExitStack()
 
+    @property
+    def tables(self) -> Tables:
+        return self._pairs.tables
+
+    @property
+    def accumulators(self) -> dict[str, PairAccumulator]:
+        """By name of the output, in order of execution."""
+        return {name: pair.accumulator for name, pair in self._pairs.modules.items()}
+
     def __enter__(self) -> SideBySide:
-        for model, take in zip(self._models, (self._take_reference, self._take_candidate), strict=True):
-            for name, module in model.named_modules():
-                if name:
-                    handle = module.register_forward_hook(self._hook(name, take))
-                    self._hooks.callback(handle.remove)
+        takes = self._in_step.give, self._in_step.take
+        self._captures = [
+            self._hooks.enter_context(capture(model, take)) for model, take in zip(self._models, takes, strict=True)
+        ]
         return self
 
     def __exit__(
@@ -86,121 +162,34 @@ class SideBySide:
     ) -> None:
         self._hooks.close()
 
+    def learn(self, reference: Forward, candidate: Forward, **options: Any) -> None:
+        """Finds out on a small forward of each which outputs later modules overwrite; until then, all are copied.
+
+        To be called outside of the context.
+        """
+        for model, forward, steady in zip(self._models, (reference, candidate), self._steady, strict=True):
+            steady |= steady_in_call(model, forward, functools.partial(model, **forward.inputs, **options))
+
     def run(self, reference: Forward, candidate: Forward, **options: Any) -> tuple[Any, Any]:
         """Runs both models on one batch and compares; returns their outputs. Does not synchronise with the device.
 
         Raises:
-            AlignmentError: the modules do not run in the same order.
+            AlignmentError: the models do not give the same outputs.
         """
-        self._forwards = reference, candidate
-        self._calls: Counter[str] = Counter()
-        self.tables.rewind()
-        first = greenlet(lambda: self._models[0](**reference.inputs, **options))
-        second = greenlet(lambda: self._models[1](**candidate.inputs, **options))
-        outputs = None, None
+        forwards = reference, candidate
+        for running, forward in zip(self._captures, forwards, strict=True):
+            running.begin(forward)
+        left, right = self._models
         try:
-            outputs = self._turns(first, second)
-        finally:
-            for side in (first, second):
-                if side:  # suspended in its forward by an error of the other
-                    side.throw()
-            self._waiting.clear()
-            self._waiting_bytes = 0
-            self._pending.clear()
-            self._pending_bytes = 0
-            self._forwards = None
-        self._batches += 1
+            outputs = self._in_step.run(
+                lambda: left(**reference.inputs, **options), lambda: right(**candidate.inputs, **options)
+            )
+            self._pairs.end_batch()
+        except BaseException:
+            self._pairs.abandon_batch()
+            raise
         return outputs
-
-    def _turns(self, first: greenlet, second: greenlet) -> tuple[Any, Any]:
-        reference_output = candidate_output = None
-        while not second.dead:
-            if not first.dead:
-                reference_output = first.switch()
-            elif not self._waiting:
-                raise AlignmentError("the candidate runs modules behind the reference's last one")
-            candidate_output = second.switch()
-        if not first.dead:  # its last outputs filled the waiting room
-            reference_output = first.switch()
-        if self._waiting:
-            raise AlignmentError(f"the candidate has ended; the reference still gave {self._waiting[0].name}")
-        self._flush()
-        return reference_output, candidate_output
-
-    def _hook(self, name: str, take: Callable[[_Output], None]) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._forwards is None:
-                return
-            if isinstance(output, Tensor):
-                take(self._output(name, output))
-            else:
-                for index, tensor in enumerate(tensors_of(output)):
-                    take(self._output(f"{name}[{index}]" if index else name, tensor))
-
-        return hook
-
-    def _output(self, name: str, tensor: Tensor) -> _Output:
-        copy = not self._batches or name in self._overwritten
-        return _Output(name, tensor.clone() if copy else tensor, tensor)
-
-    def _take_reference(self, output: _Output) -> None:
-        self._waiting.append(output)
-        self._waiting_bytes += output.tensor.nbytes
-        if self._waiting_bytes >= self._limit:
-            getcurrent().parent.switch()
-
-    def _take_candidate(self, output: _Output) -> None:
-        while not self._waiting:
-            getcurrent().parent.switch()
-        reference = self._waiting.popleft()
-        if reference.name != output.name:
-            raise AlignmentError(f"the reference runs {reference.name} where the candidate runs {output.name}")
-        self._waiting_bytes -= reference.tensor.nbytes
-        self._pending.append((reference, output))
-        self._pending_bytes += reference.tensor.nbytes + output.tensor.nbytes
-        if self._pending_bytes >= _LAUNCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        updates = [update for pair in self._pending if (update := self._update(*pair)) is not None]
-        if not self._batches:
-            self._learn()
-        self._pending.clear()
-        self._pending_bytes = 0
-        update_all(updates, self.tables)
-
-    def _learn(self) -> None:
-        for output in (output for pair in self._pending for output in pair):
-            if not torch.equal(output.tensor, output.original):
-                self._overwritten.add(output.name)
-
-    def _update(self, reference: _Output, candidate: _Output) -> Update | None:
-        assert self._forwards is not None, "hooks act inside run() alone"
-        name = reference.name
-        call = self._calls[name]
-        self._calls[name] = call + 1
-        reference_NF = _rows(reference.tensor, self._forwards[0])
-        candidate_NF = _rows(candidate.tensor, self._forwards[1])
-        if reference_NF is None or candidate_NF is None:
-            self.unaligned.add(name)
-            return None
-        called = f"{name}#{call}" if call else name
-        accumulator = self.accumulators.get(called)
-        if accumulator is None:
-            accumulator = PairAccumulator(reference_NF.dtype, candidate_NF.dtype, candidate_NF.device)
-            self.accumulators[called] = accumulator
-        return Update(accumulator, reference_NF, candidate_NF)
 
     def finish(self) -> dict[str, PairMeasures]:
         """The figures by name, in order of execution, with one transfer to the host."""
         return dict(zip(self.accumulators, finish(list(self.accumulators.values())), strict=True))
-
-
-def _rows(tensor: Tensor, forward: Forward) -> Tensor | None:
-    """`layout.to_tokens`, with less work for the host where it is a plain view."""
-    B, T = forward.inputs["input_ids"].shape
-    if tensor.dim() == 3 and len(forward.flat_N) == B * T and tensor.shape[:2] == (B, T) and tensor.is_contiguous():
-        return tensor.view(B * T, -1)
-    if not tensor.is_floating_point() or is_attention_map(tensor, forward):
-        return None
-    return to_tokens(tensor, forward)

@@ -1,13 +1,12 @@
 """Runs planned cells one after the other in this process and compares each with its reference.
 
 What can be shared is: a checkpoint is prepared once, a model stays loaded for the cells that want the same weights, and
-a reference that several cells name is run once.
+a reference that several cells name is run once, where its outputs can be kept.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,17 +18,19 @@ import torch
 from torch import nn
 
 from sweeper import judging
+from sweeper.attention import implementation
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
-from sweeper.config import Cell, Checkpoint, Head, Weights
+from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.cost import measure_cost
 from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
-from sweeper.forwards import conditions, lay_out_texts, read_texts, steady_outputs
+from sweeper.forwards import BatchesRun, conditions, lay_out_texts, read_texts, steady_outputs
+from sweeper.in_step import twin
 from sweeper.inputs import batches
 from sweeper.loading import LoadedModel, ModelPool, WeightsKey
 from sweeper.models import Comparison, compare_sides
 from sweeper.pairs import launch_bytes
-from sweeper.passes import compare_recorded, record_reference
+from sweeper.passes import KEPT_BYTES, compare_in_step, compare_recorded, record_reference
 from sweeper.plan import PlannedCell
 from sweeper.results import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
 from sweeper.state import StateEntry, compare_state, state_of
@@ -39,14 +40,19 @@ from sweeper.verdict import Kind
 
 @dataclass
 class ReferenceRun:
-    """A reference that has run: its outputs, its state and its inputs, for all candidates that name it."""
+    """A reference, for all candidates that name it.
+
+    Attributes:
+        recorded: its outputs and their sample; None where they are too large to be kept, and it runs in step with each.
+        batches: the texts of each forward.
+    """
 
     cell_id: str
-    outputs: Recorder
+    recorded: tuple[Recorder, Sample] | None
     state: dict[str, StateEntry]
     weights: WeightsKey
     token_ids: list[list[int]]
-    sample: Sample
+    batches: list[tuple[int, ...]]
 
 
 class Runner:
@@ -57,9 +63,10 @@ class Runner:
         latency_repeats: bare forwards that are timed a cell; None is 5 on a GPU and 1 on a CPU.
         verdict: judge every cell that differs; some twenty runs of two texts each.
         weights: `streamed` keeps no parameter in memory (`streaming.py`).
+        kept_bytes: of a reference's outputs, so that several cells share one run of it.
         say: takes one line of progress (fetching, dequantising).
-        progress: is told, after every batch, how many texts of how many have run: first for a reference that is
-            recorded, then for the cell.
+        progress: is told, after every batch, how many texts of how many have run: for a reference that is recorded, as
+            far as it fits, then for the cell.
     """
 
     def __init__(
@@ -69,17 +76,20 @@ class Runner:
         latency_repeats: int | None = None,
         verdict: bool = True,
         weights: Weights = "resident",
+        kept_bytes: int = KEPT_BYTES,
         say: Callable[[str], None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._verdict = verdict
+        self._kept_bytes = kept_bytes
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
         self._pool = StreamedPool() if weights == "streamed" else ModelPool()
         self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
         self._reference: ReferenceRun | None = None
+        self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
@@ -112,16 +122,19 @@ class Runner:
         reference = self._reference_run(planned)
         local = self._local(cell)
         loaded, was_loaded = self._pool.get(cell, local.folder)
-        token_ids = read_texts(cell, local, loaded.model)
+        token_ids = self._token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
+        texts_of_batches = batches(token_ids, cell.inputs.batch_size)
+        if texts_of_batches != reference.batches:
+            raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
-        ran = compare_recorded(reference.outputs, cell, loaded.model, token_ids, comparer, self._progress)
+        ran, reference_sample = self._compare(planned, reference, loaded, comparer)
         with conditions(cell) as without_effect, torch.inference_mode():
             cost, kernels = measure_cost(
                 cell,
                 loaded.model,
-                lay_out_texts(cell, token_ids, batches(token_ids, cell.inputs.batch_size)[0], loaded.model),
+                lay_out_texts(cell, token_ids, texts_of_batches[0], loaded.model),
                 ran.first_output_NF,
                 load_time_s=loaded.load_time_s if was_loaded else None,
                 repeats=self._latency_repeats,
@@ -142,7 +155,7 @@ class Runner:
                 "cost": cost,
                 "verdict": self._judge(planned, figures),
                 "sample": ran.sample,
-                "reference_sample": reference.sample,
+                "reference_sample": reference_sample,
             }
         )
         return _checked(measured, figures), figures.modules
@@ -169,7 +182,7 @@ class Runner:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""
         reference_folder, folder = self._local(planned.reference).folder, self._local(planned.cell).folder
         reference_model = self._pool.get(planned.reference, reference_folder)[0].model
-        token_ids = read_texts(planned.cell, self._local(planned.cell), reference_model)
+        token_ids = self._token_ids(planned.cell, reference_model)
         if WeightsKey.of(planned.reference) == WeightsKey.of(planned.cell):
             reference_model = judging.own_copy(reference_model)
         model = self._pool.get(planned.cell, folder)[0].model
@@ -187,14 +200,44 @@ class Runner:
         cell = planned.reference
         local = self._local(cell)
         loaded, _ = self._pool.get(cell, local.folder)
-        token_ids = read_texts(cell, local, loaded.model)
-        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=sys.maxsize)
-        assert recorded is not None
-        recorder, ran = recorded
+        token_ids = self._token_ids(cell, loaded.model)
+        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=self._kept_bytes)
         self._reference = ReferenceRun(
-            planned.reference_id, recorder, state_of(loaded.model), loaded.key, token_ids, ran.sample
+            planned.reference_id,
+            (recorded[0], recorded[1].sample) if recorded else None,
+            state_of(loaded.model),
+            loaded.key,
+            token_ids,
+            batches(token_ids, cell.inputs.batch_size),
         )
         return self._reference
+
+    def _compare(
+        self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
+    ) -> tuple[BatchesRun, Sample]:
+        """What running the candidate left behind, and the reference's sample."""
+        cell, token_ids = planned.cell, reference.token_ids
+        if reference.recorded is not None:
+            recorder, sample = reference.recorded
+            return compare_recorded(recorder, cell, loaded.model, token_ids, comparer, self._progress), sample
+        beside = planned.reference, self._model_beside(loaded, planned.reference)
+        reference_ran, ran = compare_in_step(beside, (cell, loaded.model), token_ids, comparer, self._progress)
+        return ran, reference_ran.sample
+
+    def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
+        """The reference's model with its own attention backend, the candidate keeping its."""
+        if WeightsKey.of(reference) != candidate.key:
+            return self._pool.get(reference, self._local(reference).folder)[0].model
+        model = twin(candidate.model)
+        model.set_attn_implementation(implementation(reference.attention))  # type: ignore[operator]
+        return model
+
+    def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
+        """Of the cell's texts; a sweep's cells mostly read the same ones."""
+        key = cell.inputs, cell.checkpoint
+        if self._read is None or self._read[0] != key:
+            self._read = key, read_texts(cell, self._local(cell), model)
+        return self._read[1]
 
     def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
         waiting = launch_bytes(cell.device)
