@@ -162,6 +162,7 @@ def _native_figures(
     floor = _noisier_floor(reference, candidate, base, native_rel_l2)
     base_chosen = run_with_selections(reference)[1]
     again, chosen = run_with_selections(candidate)
+    flips = flipped(base_chosen, chosen)
     figures: dict[str, Any] = {
         "identical": False,
         "native": native_rel_l2,
@@ -177,7 +178,8 @@ def _native_figures(
         "rounded": tuple(sorted(found.rounded)),
         "other": tuple(sorted(found.other)),
         "missing": found.missing,
-        "flips": flipped(base_chosen, chosen),
+        "flips": flips.share if flips else None,
+        "flipping": flips.modules if flips else (),
     }
     return figures, floor
 
@@ -258,7 +260,7 @@ def _replay_eps(left: Precision, right: Precision) -> float:
 
 
 def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
-    """With the first shared output that differs (else the first) text by text, and at position 0 and behind it."""
+    """With the first shared output that differs (else the first) text by text, and position by position."""
     shared = [name for name in reference if name in candidate]
     differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
     name = next(differing, shared[0])
@@ -271,9 +273,9 @@ def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: l
     if of_texts:
         return replace(replay, texts=texts)
     position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
-    first_N = position_N == 0
-    later = rel_l2(left[~first_N], right[~first_N]) if not first_N.all() else math.nan
-    return replace(replay, texts=texts, first_position=rel_l2(left[first_N], right[first_N]), later_positions=later)
+    doubling_N = torch.frexp(position_N.float()).exponent  # 0, 1, 2 for 2 and 3, 3 for 4 to 7, ...
+    places = [doubling_N == place for place in range(int(doubling_N.max()) + 1)]
+    return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))
 
 
 def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:

@@ -84,13 +84,16 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
     """The same side in float64, for as long as the context lasts.
 
     The model's own tensors are set aside and come back, the very objects, at the end. Attention backends that have no
-    float64 are replaced by eager; scaled dot product attention runs its MATH kernel.
+    float64 are replaced by eager, and so is the product of a mixture's experts; scaled dot product attention runs its
+    MATH kernel.
     """
     precision = Precision()
     calls = tuple(Call(_double_kwargs(call.kwargs), call.forward) for call in side.calls)
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(doubled(side.model))
+        # the grouped product that transformers runs a mixture of experts with refuses float64
+        stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))
         if implementation not in (None, "eager", "sdpa"):
             stack.enter_context(attention(side.model, "eager"))
             precision.attention = "eager"
@@ -150,17 +153,24 @@ def attention_implementation(model: nn.Module) -> str | None:
     return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
-@contextlib.contextmanager
-def attention(model: nn.Module, implementation: str) -> Iterator[None]:
+def attention(model: nn.Module, implementation: str) -> contextlib.AbstractContextManager[None]:
     """Switches a transformers model's attention backend, and back."""
+    return _configured(model, "_attn_implementation_internal", implementation)
+
+
+@contextlib.contextmanager
+def _configured(model: nn.Module, setting: str, value: str) -> Iterator[None]:
+    """Changes a setting of all configs of a transformers model, and back."""
     configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+        id(module.config): module.config
+        for module in model.modules()
+        if hasattr(module, "config") and hasattr(module.config, setting)
     }
-    saved = [(config, config._attn_implementation_internal) for config in configs.values()]
+    saved = [(config, getattr(config, setting)) for config in configs.values()]
     try:
         for config, _ in saved:
-            config._attn_implementation_internal = implementation
+            setattr(config, setting, value)
         yield
     finally:
         for config, before in saved:
-            config._attn_implementation_internal = before
+            setattr(config, setting, before)

@@ -62,7 +62,8 @@ class Replayed:
         asked: with the rounding that the dtype asked for undone; `as_loaded` where none was.
         policy: with tensors put back that were rounded without being asked; None where there is none.
         noise: of the replay itself, under nudges of one float64 ULP.
-        texts: `asked` text by text. first_position, later_positions: `asked` at position 0 and beyond.
+        texts: `asked` text by text.
+        positions: `asked` at position 0, at 1, at 2 and 3, at 4 to 7, and so on; empty where positions are not known.
     """
 
     precision: str
@@ -72,8 +73,7 @@ class Replayed:
     policy: float | None
     noise: float
     texts: tuple[float, ...] = ()
-    first_position: float = math.nan
-    later_positions: float = math.nan
+    positions: tuple[float, ...] = ()
 
     @property
     def bound(self) -> float:
@@ -102,6 +102,7 @@ class Measured:
         rounded, other: names of tensors rounded without being asked, and of those that hold other values.
         missing: names of state that only one side has.
         flips: share of tokens with another choice of experts; None where nothing is chosen.
+        flipping: names of the modules that chose otherwise.
         kernel: error of a kernel to the replay over that of eager in the same precision; None where it was not needed.
     """
 
@@ -122,6 +123,7 @@ class Measured:
     other: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     flips: float | None = None
+    flipping: tuple[str, ...] = ()
     kernel: float | None = None
 
 
@@ -159,7 +161,8 @@ def _collapsed(measured: Measured) -> Decision:
     if measured.nonfinite:
         return Kind.SEMANTIC, f"{measured.nonfinite} values leave the range of the candidate's dtype (NaN or Inf)", None
     if measured.flips:
-        return Kind.ROUNDING, f"the same function; rounding flips what {measured.flips:.1%} of the tokens choose", None
+        chosen = f"rounding flips what {measured.flips:.1%} of the tokens choose in {_some(measured.flipping)}"
+        return Kind.ROUNDING, f"the same function; {chosen}", None
     if measured.native <= FLOOR_MULTIPLE * measured.floor:
         return Kind.ROUNDING, "the same function, rounded differently", None
     if measured.kernel is not None and measured.kernel <= KERNEL_MULTIPLE:
@@ -214,9 +217,9 @@ def _evidence(measured: Measured) -> list[Evidence]:
             Evidence("training mode", float(measured.training), "modules of the candidate that the reference's are not")
         )
     if measured.flips is not None:
-        found.append(
-            Evidence("flipped choices", measured.flips, "share of tokens for which top-k or argmax chose otherwise")
-        )
+        where = f", in {_some(measured.flipping)}" if measured.flipping else ""
+        meaning = f"share of tokens for which top-k or argmax chose otherwise{where}"
+        found.append(Evidence("flipped choices", measured.flips, meaning))
     if measured.kernel is not None:
         found.append(Evidence("kernel error over eager's", measured.kernel, f"up to {KERNEL_MULTIPLE:.0f} is rounding"))
     return found
@@ -240,14 +243,12 @@ def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
             else "none stands out"
         )
         found.append(Evidence("replay rel_l2 by text", texts, meaning))
-    if replay.first_position <= replay.bound < replay.later_positions:
-        found.append(
-            Evidence(
-                "replay rel_l2 behind position 0",
-                replay.later_positions,
-                "position 0 is exact: positions or their table",
-            )
-        )
+    first, later = replay.positions[:1], replay.positions[1:]
+    if later and first[0] <= replay.bound < max(later):
+        shown = ", ".join(f"{value:.2g}" for value in replay.positions)
+        grows = " and growing" if list(later) == sorted(later) else ""
+        meaning = f"at 0, 1, 2-3, 4-7, ...; exact at position 0{grows}: positions or their table"
+        found.append(Evidence("replay rel_l2 by position", shown, meaning))
     return found
 
 

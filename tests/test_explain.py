@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from sweeper.models import compare_models
-from tests.small_models import attention, hidden, llama, packed, padded_left
+from tests.small_models import attention, folder, hidden, llama, packed, padded_left
 
 
 def _epsilon(model: Any) -> None:
@@ -102,9 +105,42 @@ def test_a_rope_base_is_named_by_its_table_and_its_config() -> None:
     candidate = llama(rope_parameters=theta)
     comparison = compare_models(reference, candidate, padded_left())
     assert comparison.verdict.kind == "semantic"
+    assert "exact at position 0" in repr(comparison)
     cause = comparison.explain().cause
     assert cause.startswith("buffer model.rotary_emb.inv_freq")
     assert "rope_parameters" in cause
+
+
+def test_a_rounded_table_is_exact_at_position_0_and_grows() -> None:
+    comparison = compare_models(llama(torch.bfloat16), llama().to(torch.bfloat16), padded_left())
+    assert comparison.measured.replay is not None
+    first, *later = comparison.measured.replay.positions
+    assert first == 0
+    assert later[0] < later[-1]
+    assert "replay rel_l2 by position = 0, " in repr(comparison)
+
+
+def test_a_leak_shows_text_by_text() -> None:
+    model = llama()
+    shown = repr(compare_models(model, model, padded_left(), packed()))
+    assert "replay rel_l2 by text" in shown
+    assert "the first is untouched, later ones are not: a leak between texts" in shown
+
+
+def test_what_differs_on_pads_only_is_harmless() -> None:
+    """flash_attention_2 zeroes pad rows where eager leaves them: no real token reads them."""
+    reference, inputs = llama(), padded_left()
+    candidate = copy.deepcopy(reference)
+    mask_BT1 = inputs["attention_mask"][..., None]
+
+    def zero_pads(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * mask_BT1
+
+    for module in (*(layer.self_attn.o_proj for layer in candidate.model.layers), candidate.lm_head):
+        module.register_forward_hook(zero_pads)
+    pads = [model(**inputs).logits[0, 0] for model in (reference, candidate)]
+    assert not torch.equal(*pads)
+    assert compare_models(reference, candidate, inputs).verdict.kind == "identical"
 
 
 def test_dropout_left_on() -> None:
@@ -134,6 +170,115 @@ def test_rounding_that_nothing_closes_says_so_with_its_size_in_floors() -> None:
     assert explanation.closing is None
     assert "No single change closes it bitwise" in explanation.cause
     assert "x the noise floor" in explanation.cause
+
+
+def test_two_harmless_changes_are_put_back_as_a_pair() -> None:
+    explanation = compare_models(llama(), llama(torch.bfloat16, "sdpa"), padded_left()).explain()
+    assert explanation.closing is not None
+    assert explanation.closing.bitwise
+    names = {"dtype: float32 -> bfloat16", "attention backend: eager -> sdpa"}
+    assert set(explanation.closing.name.split("; and ")) == names
+
+
+def test_one_tensor_in_another_dtype_is_named() -> None:
+    reference = llama(torch.bfloat16, tie_word_embeddings=False)
+    candidate = copy.deepcopy(reference)
+    candidate.lm_head.float().register_forward_pre_hook(lambda _module, args: (args[0].float(),))
+    comparison = compare_models(reference, candidate, padded_left())
+    assert comparison.verdict.kind == "rounding"
+    assert any(tried.name == "dtype of lm_head.weight: bfloat16 -> float32" for tried in comparison.explain().tried)
+
+
+class Wrapped(nn.Module):
+    """As DataParallel and torch.compile hold a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+
+@pytest.mark.parametrize("wrapped", ["candidate", "reference"])
+def test_a_rounded_table_in_a_model_that_one_side_wraps_is_policy(wrapped: str) -> None:
+    reference, candidate = llama(torch.bfloat16), llama().to(torch.bfloat16)
+    if wrapped == "candidate":
+        comparison = compare_models(reference, Wrapped(candidate), padded_left())
+    else:
+        comparison = compare_models(Wrapped(reference), candidate, padded_left())
+    assert comparison.verdict.kind == "policy"
+    prefix = "module." if wrapped == "candidate" else ""
+    explanation = comparison.explain()
+    assert explanation.cause.startswith(f"buffer {prefix}model.rotary_emb.inv_freq: float32 -> bfloat16")
+    assert explanation.closing is not None
+    assert explanation.closing.bitwise
+
+
+def test_a_pooled_output_is_placed_by_its_text() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.pooling = llama().model, nn.Identity()
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            hidden_BTD = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+            pooled: Tensor = self.pooling(hidden_BTD[:, -1])
+            return pooled
+
+    class OfTheSecond(nn.Identity):
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.cat([input[:1], input[1:] * 2])
+
+    reference, candidate = Pooled().eval(), Pooled().eval()
+    candidate.pooling = OfTheSecond()
+    first = compare_models(reference, candidate, padded_left()).first_divergence
+    assert first is not None
+    assert (first.module, first.text, first.position) == ("pooling", 1, None)
+    assert str(first).startswith("introduced at pooling, most at text 1: rel_l2 ")
+
+
+def test_the_code_in_the_docs_runs() -> None:
+    docs = Path(__file__).parents[1] / "docs" / "verdict.md"
+    notebook, suite = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    padded, row = padded_left(), packed()
+    names = {
+        "folder": folder(),
+        "ids": padded["input_ids"],
+        "mask": padded["attention_mask"],
+        "row": row["input_ids"],
+        "restarting": row["position_ids"],
+        "model": llama(),
+    }
+    exec(notebook, names)
+    assert "inv_freq: float32 -> bfloat16" in names["comparison"].explain().cause
+    exec(suite, names)
+    names["test_packing_changes_nothing"]()
+
+
+def test_flipped_experts_of_a_real_mixture_are_named_with_their_router() -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        initializer_range=0.1,
+        attn_implementation="eager",
+    )
+    reference = MixtralForCausalLM(config).eval()
+    candidate = copy.deepcopy(reference).to(torch.bfloat16)
+    candidate.model.rotary_emb.load_state_dict(reference.model.rotary_emb.state_dict())
+    for name, table in reference.model.rotary_emb.named_buffers():
+        setattr(candidate.model.rotary_emb, name, table.clone())
+    ids = torch.randint(1, 128, (8, 32), generator=torch.Generator().manual_seed(0))
+    comparison = compare_models(reference, candidate, {"input_ids": ids})
+    assert comparison.verdict.kind == "rounding", comparison
+    assert re.search(r"rounding flips what .*% of the tokens choose in model\.layers\.\d\.mlp\.gate", str(comparison))
 
 
 def test_flipped_experts_are_named() -> None:

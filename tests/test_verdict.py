@@ -34,7 +34,7 @@ def test_beyond_the_floor_is_inconclusive_unless_something_explains_it() -> None
     beyond = replace(ROUNDED, native=1.0)
     assert judge(beyond).kind is Kind.INCONCLUSIVE
     assert judge(beyond).decides
-    assert judge(replace(beyond, flips=0.1)).kind is Kind.ROUNDING
+    assert judge(replace(beyond, flips=0.1, flipping=("gate",))).kind is Kind.ROUNDING
     assert judge(replace(beyond, kernel=1.5)).kind is Kind.ROUNDING
     assert judge(replace(beyond, kernel=2.5)).kind is Kind.INCONCLUSIVE
 
@@ -60,7 +60,10 @@ def test_a_replay_that_stayed_in_float32_cannot_tell_small_differences() -> None
 
 
 def test_the_evidence_names_a_leak_and_positions() -> None:
-    replay = replace(STAYS, first_position=0.0, later_positions=1e-5)
+    replay = replace(STAYS, positions=(0.0, 1e-6, 1e-5))
     shown = "\n".join(map(str, judge(replace(ROUNDED, replay=replay)).evidence))
     assert "a leak between texts" in shown
-    assert "position 0 is exact" in shown
+    assert "replay rel_l2 by position = 0, 1e-06, 1e-05: " in shown
+    assert "exact at position 0 and growing: positions or their table" in shown
+    level = replace(STAYS, positions=(0.0, 1e-5, 1e-6))
+    assert "growing" not in "\n".join(map(str, judge(replace(ROUNDED, replay=level)).evidence))

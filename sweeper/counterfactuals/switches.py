@@ -16,6 +16,7 @@ from sweeper.counterfactuals.base import Counterfactual, Pair
 from sweeper.provenance import aligned_states
 from sweeper.replay import Lift, Precision, attention, attention_implementation, doubled
 from sweeper.side import Call, Side
+from sweeper.state import StateEntry
 
 
 def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
@@ -99,10 +100,8 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
     left, right = aligned_states(pair.reference.model, pair.candidate.model)
     names = [
         name
-        for name in left
-        if name in right
-        and left[name].kind != "non_persistent_buffer"
-        and left[name].tensor.dtype != right[name].tensor.dtype
+        for name, entry in left.items()
+        if name in right and _stored(entry) and entry.tensor.dtype != right[name].tensor.dtype
     ]
     if not names:
         return []
@@ -121,7 +120,17 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
                 tensor.data = data
 
     before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
-    return [Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)]
+    some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    if len(names) == sum(map(_stored, left.values())):
+        return [
+            Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)
+        ]
+    return [Counterfactual(f"dtype of {some}: {before} -> {after}", f"load {some} with dtype={before}", "dtype", apply)]
+
+
+def _stored(entry: StateEntry) -> bool:
+    """Whether a file holds it, in a floating-point dtype."""
+    return entry.kind != "non_persistent_buffer" and entry.tensor.is_floating_point()
 
 
 def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:

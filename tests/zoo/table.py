@@ -1,8 +1,12 @@
-"""The results of the zoo as Markdown tables: `python -m tests.zoo.table`, or only one half by its name."""
+"""The results of the zoo as `docs/verdict.md` shows them: `python -m tests.zoo.table`, or one half by its name."""
 
 from __future__ import annotations
 
 import argparse
+import platform
+
+import torch
+import transformers
 
 from tests.zoo import held_out, tuning
 from tests.zoo.check import differences
@@ -10,6 +14,9 @@ from tests.zoo.examine import Mark, examine
 from tests.zoo.pairs import Pair
 
 HALVES = {"tuning": tuning.PAIRS, "held_out": held_out.PAIRS}
+_HEADER = """\
+| pair | answer | difference | in float64 | verdict | right | cause named | cause |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def row(pair: Pair, mark: Mark) -> str:
@@ -32,19 +39,28 @@ def summary(half: str, marks: list[Mark]) -> str:
     )
 
 
+def details(half: str, marks: list[Mark]) -> str:
+    """The counts of a half; behind them, to be opened, a row a pair."""
+    rows = "\n".join(row(mark.pair, mark) for mark in marks)
+    return f"<details><summary>{summary(half, marks)}</summary>\n\n{_HEADER}\n{rows}\n\n</details>\n"
+
+
+def machine() -> str:
+    """Where these results come from."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    return f"{versions}, CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
 def main() -> None:
-    """Print the table of each half, and its counts."""
+    """Print the machine, and the table of each half."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("halves", nargs="*", metavar="half", help=f"{' or '.join(HALVES)}; both where none is named")
-    parser.add_argument("--counts", action="store_true", help="print the counts alone, as for the half held out")
+    parser.add_argument("--counts", action="store_true", help="print the counts alone")
     arguments = parser.parse_args()
+    print(f"{machine()}\n")
     for half in arguments.halves or HALVES:
         marks = [examine(pair) for pair in HALVES[half]]
-        if not arguments.counts:
-            print("| pair | answer | difference | in float64 | verdict | right | cause named | cause |")
-            print("|---|---|---|---|---|---|---|---|")
-            print("\n".join(row(mark.pair, mark) for mark in marks))
-        print(f"\n{summary(half, marks)}\n")
+        print(summary(half, marks) if arguments.counts else details(half, marks))
 
 
 if __name__ == "__main__":
