@@ -135,6 +135,20 @@ def test_a_run_shows_progress_then_the_stored_table(tmp_path: Path) -> None:
     assert f"results: {tmp_path}" in out.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_several_batches_of_a_cell_have_a_bar_until_they_are_done() -> None:
+    err = Console(file=io.StringIO(), width=120, force_terminal=True)
+    sink = TerminalSink(err=err)
+    shown = []
+    for done in (0, 8, 16):
+        sink.texts_done(done, 16)
+        with err.capture() as capture:
+            err.print(sink._progress.get_renderable())
+        shown.append(capture.get())
+    assert "texts" in shown[1]
+    assert "8/16" in shown[1]
+    assert "texts" not in shown[2]
+
+
 def test_brackets_in_a_label_are_no_markup_for_the_bar() -> None:
     err = Console(file=io.StringIO(), width=120, force_terminal=True)
     sink = TerminalSink(err=err)

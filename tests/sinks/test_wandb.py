@@ -17,7 +17,7 @@ from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.results import CellRecord, ModuleRecord, PairMeasures, Status
 from sweeper.sinks import Sink
-from sweeper.sinks.wandb import cell_labels, cell_summary, curve_rows, make_wandb_sink
+from sweeper.sinks.wandb import MOST_TEXTS, cell_labels, cell_summary, curve_rows, make_wandb_sink, text_rows
 from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs
 
@@ -180,6 +180,12 @@ def test_infinity_and_nan_are_never_logged() -> None:
     assert {"sqnr_db", "min_token_cosine"}.isdisjoint(summary["output"])
     assert all(math.isfinite(value) for value in summary["output"].values())
     assert "embedding_cosine" not in cell_summary(record(texts=(text(0, 1.0), text(1, math.nan))))
+
+
+def test_of_many_texts_those_that_are_furthest_off_have_a_row() -> None:
+    texts = tuple(text(number, number / 1e4 if number else math.nan) for number in range(10_000))
+    rows = text_rows(record(texts=texts[::-1]))
+    assert [row["text"] for row in rows] == list(range(MOST_TEXTS))
 
 
 def test_labels_name_the_axes_that_vary() -> None:
