@@ -38,7 +38,7 @@ def a_pair(
 def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
     accumulator = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, "cpu")
     for reference_NF, candidate_NF in pairs:
-        accumulator.update(reference_NF.cpu(), candidate_NF.cpu())
+        accumulator._update(reference_NF.cpu(), candidate_NF.cpu())  # in plain torch
     return accumulator.state
 
 
@@ -136,3 +136,37 @@ def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
         alone = by_the_kernels([pair, pair])
         assert torch.equal(alone.reals, state.reals.cpu())
         assert torch.equal(alone.counts, state.counts.cpu())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_captured_batch_replays_to_the_bits_of_the_eager_one() -> None:
+    """Captured tensors have addresses of their own, which only `upload` makes known to the kernels."""
+    inputs = [a_pair((37, 24), torch.bfloat16, torch.bfloat16), a_pair((5, 257), torch.float32, torch.bfloat16)]
+    batches = [[(r * scale, c * scale) for r, c in inputs] for scale in (1, -3, 0.5)]
+    eager = [by_the_kernels([batch[index] for batch in batches]) for index in range(len(inputs))]
+
+    states = [PairAccumulator(r.dtype, c.dtype, DEVICE).state for r, c in inputs]
+    empty = [State(*(vector.clone() for vector in state)) for state in states]
+    tables = Tables()
+
+    def batch() -> None:
+        outputs = [(r.clone(), c.clone()) for r, c in inputs]
+        tables.rewind()
+        fused.update([fused.Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
+
+    batch()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch()
+    tables.upload()
+    for state, start in zip(states, empty, strict=True):
+        state.reals.copy_(start.reals)
+        state.counts.copy_(start.counts)
+    for replayed in batches:
+        for pair, values in zip(inputs, replayed, strict=True):
+            pair[0].copy_(values[0])
+            pair[1].copy_(values[1])
+        graph.replay()
+    for state, expected in zip(states, eager, strict=True):
+        assert torch.equal(state.reals.cpu().view(torch.int64), expected.reals.view(torch.int64))
+        assert torch.equal(state.counts.cpu(), expected.counts)
