@@ -170,7 +170,7 @@ def _collapsed(measured: Measured) -> Decision:
     return (
         Kind.INCONCLUSIVE,
         f"collapses in the replay, but lies {measured.native / measured.floor:.1f}x above the native noise floor",
-        "both sides with attention eager and in float32: a kernel that is wrong only natively would show there",
+        "explain(), if a flag did it; else both sides eager, in float32, without flags: a wrong kernel would show",
     )
 
 

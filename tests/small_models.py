@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LENGTHS = (6, 10)
+GEOMETRY: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
 _FOLDER = tempfile.TemporaryDirectory(prefix="small-llama-")
 
 
 @functools.cache
 def folder() -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    LlamaForCausalLM(config).save_pretrained(_FOLDER.name)
+    LlamaForCausalLM(LlamaConfig(**GEOMETRY)).save_pretrained(_FOLDER.name)
     return Path(_FOLDER.name)
 
 

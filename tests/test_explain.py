@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from sweeper.models import compare_models
-from tests.small_models import attention, folder, hidden, llama, packed, padded_left
+from sweeper.models import compare_models, compare_sides
+from sweeper.side import Switch, sides
+from tests.small_models import GEOMETRY, attention, folder, hidden, llama, packed, padded_left
 
 
 def _epsilon(model: Any) -> None:
@@ -180,6 +183,36 @@ def test_two_harmless_changes_are_put_back_as_a_pair() -> None:
     assert set(explanation.closing.name.split("; and ")) == names
 
 
+@contextlib.contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """What TF32 is on a GPU: float32 products of rounded factors."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("eager", "inconclusive"), ("sdpa", "rounding")])
+def test_the_flag_that_rounds_products_is_named_among_flags_that_do_nothing(backend: str, kind: str) -> None:
+    factor = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    exact = factor @ factor
+    with _bfloat16_products():
+        if torch.equal(factor @ factor, exact):
+            pytest.skip("this CPU multiplies float32 in float32 alone")
+    reference, candidate = sides(llama(attention=backend), llama(attention=backend), padded_left())
+    off = {name: Switch("off", f"{name}=off", contextlib.nullcontext) for name in ("one", "products", "other")}
+    on = {name: Switch("on", f"{name}=on", contextlib.nullcontext) for name in off}
+    on["products"] = Switch("on", "products=on", _bfloat16_products)
+    comparison = compare_sides(replace(reference, switches=off), replace(candidate, switches=on))
+    assert comparison.verdict.kind == kind
+    explanation = comparison.explain()
+    assert explanation.closing is not None
+    assert (explanation.closing.name, explanation.closing.fix) == ("products: off -> on", "products=off")
+    assert explanation.closing.bitwise
+
+
 def test_one_tensor_in_another_dtype_is_named() -> None:
     reference = llama(torch.bfloat16, tie_word_embeddings=False)
     candidate = copy.deepcopy(reference)
@@ -258,21 +291,9 @@ def test_the_code_in_the_docs_runs() -> None:
 
 def test_flipped_experts_of_a_real_mixture_are_named_with_their_router() -> None:
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        initializer_range=0.1,
-        attn_implementation="eager",
-    )
+    config = MixtralConfig(**GEOMETRY, num_local_experts=8, num_experts_per_tok=2, attn_implementation="eager")
     reference = MixtralForCausalLM(config).eval()
     candidate = copy.deepcopy(reference).to(torch.bfloat16)
-    candidate.model.rotary_emb.load_state_dict(reference.model.rotary_emb.state_dict())
     for name, table in reference.model.rotary_emb.named_buffers():
         setattr(candidate.model.rotary_emb, name, table.clone())
     ids = torch.randint(1, 128, (8, 32), generator=torch.Generator().manual_seed(0))
