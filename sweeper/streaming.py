@@ -19,6 +19,8 @@ from accelerate import init_empty_weights
 from accelerate.hooks import attach_align_device_hook
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sweeper.errors import UnsupportedError
@@ -37,17 +39,40 @@ def streamed(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         attention: transformers' name of the attention implementation.
 
     Raises:
-        UnsupportedError: what a module needs is not in the files as it is: transformers converts or draws it.
+        UnsupportedError: what a module needs is not in the files as it is (transformers converts or draws it), or one
+            uses the weights of another without calling it.
     """
     without_values = dataclasses.replace(key.read, device="meta", device_map=True, cast_before_move=None)
-    model: Any = load(folder, WeightsKey(without_values), attention)
+    model: Any = load(folder, WeightsKey(without_values), "eager")
     _give_buffers(model)
     casts = [TORCH_DTYPES[dtype] for dtype in (key.read.cast_before_move, key.cast) if dtype is not None]
     weights = FileWeights(folder, model, casts, key.read.device)
     for dtype in casts:
         model.to(dtype)
     attach_align_device_hook(model, execution_device=key.read.device, offload=True, weights_map=weights)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    with torch.inference_mode(), _AbsentWeightsRefused(model):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=key.read.device))
+    model.set_attn_implementation(attention)
+    return model
+
+
+class _AbsentWeightsRefused(TorchDispatchMode):
+    """Raises where a weight is used while it is not there: by a module that does not call the one that owns it.
+
+    torch itself computes some products with a tensor without values, and gives what lay in memory. For a trial run: in
+    such a mode torch may choose other kernels.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if len({tensor.is_meta for tensor in tensors}) > 1:
+            raise UnsupportedError(_refusal(self._model, "a weight is used without calling the module that owns it"))
+        return func(*args, **(kwargs or {}))
 
 
 class StreamedPool(ModelPool):

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+from transformers.models.bert.modeling_bert import BertPooler
 
 from sweeper.capture import tensors_of
 from sweeper.checkpoints import seeded
@@ -141,6 +142,19 @@ def test_weights_that_transformers_converts_are_refused(tmp_path: Path) -> None:
     key = WeightsKey.of(cell(checkpoint("tiny_llama"), LoadStrategy.DTYPE_AT_LOAD, Dtype.FLOAT32))
     with pytest.raises(UnsupportedError, match="the weights in the files are converted as they are loaded"):
         streamed(tmp_path, key, "sdpa")
+
+
+@pytest.mark.parametrize("use", [lambda weight: weight, lambda weight: weight[:128, :128]])
+def test_a_weight_that_is_used_without_its_module_is_refused(use: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def forward(self: BertPooler, hidden_BTD: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_BTD[:, 0], use(self.dense.weight))
+
+    saved, folder = save(checkpoint("tiny_bert"), tmp_path)
+    key = WeightsKey.of(cell(saved, LoadStrategy.DTYPE_AT_LOAD, Dtype.FLOAT32))
+    streamed(folder, key, "sdpa")
+    monkeypatch.setattr(BertPooler, "forward", forward)
+    with pytest.raises(UnsupportedError, match="a weight is used without calling the module that owns it"):
+        streamed(folder, key, "sdpa")
 
 
 def test_judging_and_streaming_exclude_each_other() -> None:
