@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.precision import INT64_MIN, Tolerance, coarser_dtype, default_tolerance, max_ulp_distance
-from sweeper.metrics.state import Count, Real, State, empty_state, merge
+from sweeper.metrics.state import Count, Pair, Real, State, empty_state, merge
 from sweeper.metrics.tables import Tables
 from sweeper.results import PairMeasures
 
@@ -112,30 +111,36 @@ class Update(NamedTuple):
 
 @torch.no_grad()
 def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
-    """`PairAccumulator.update` for each; those that the fused kernels know take few launches together.
+    """`PairAccumulator.update` for each; those that are measured in one pass take few launches together.
 
     Args:
         updates: on one device.
         tables: the launches' addresses, kept from batch to batch.
     """
-    fused = _fused_kernels()
-    pairs = []
-    for accumulator, reference_NF, candidate_NF in updates:
+    known: dict[ModuleType, list[Update]] = {}
+    for update in updates:
+        accumulator, reference_NF, candidate_NF = update
         accumulator._check(reference_NF, candidate_NF)
-        known = fused is not None and reference_NF.is_cuda and torch.float64 not in accumulator.dtypes
-        if fused is not None and known and reference_NF.numel():
-            pairs.append(fused.Pair(accumulator.state, reference_NF, candidate_NF))
-        else:
+        fused = None if torch.float64 in accumulator.dtypes else _fused(reference_NF.device.type)
+        if fused is None or not reference_NF.numel():
             accumulator._update(reference_NF, candidate_NF)
-    if fused is not None and pairs:
-        fused.update(pairs, tables)
+        else:
+            known.setdefault(fused, []).append(update)
+    for fused, theirs in known.items():
+        fused.update([Pair(one.accumulator.state, one.reference_NF, one.candidate_NF) for one in theirs], tables)
 
 
 @functools.cache
-def _fused_kernels() -> ModuleType | None:
-    """None where there is no GPU or no Triton."""
-    usable = torch.cuda.is_available() and torch.version.cuda and importlib.util.find_spec("triton")
-    return importlib.import_module("sweeper.metrics.fused") if usable else None
+def _fused(device: str) -> ModuleType | None:
+    """What measures a pair in one pass: Triton's kernels on a GPU, numba's loops on a CPU. None where there is none."""
+    try:
+        if device == "cuda" and torch.version.cuda:
+            return importlib.import_module("sweeper.metrics.fused")
+        if device == "cpu":
+            return importlib.import_module("sweeper.metrics.cpu")
+    except ImportError:  # no Triton, no numba
+        return None
+    return None
 
 
 def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:

@@ -67,6 +67,14 @@ class State(NamedTuple):
     counts: Tensor
 
 
+class Pair(NamedTuple):
+    """Two tensors [N, F] of at least one element, same shape and device, and the state that they are added to."""
+
+    state: State
+    reference_NF: Tensor
+    candidate_NF: Tensor
+
+
 def empty_state(device: torch.device | str) -> State:
     """The state of no rows: `merge` with it changes nothing."""
     inf, nan = float("inf"), float("nan")

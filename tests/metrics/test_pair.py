@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import sweeper.metrics
 from sweeper.metrics import pair
 from sweeper.metrics.pair import PairAccumulator, finish, measure
 from sweeper.results import PairMeasures
@@ -86,14 +88,38 @@ def assert_same(measured: PairMeasures, expected: dict[str, Any], relative: floa
         assert same or (value != value and ours != ours), f"{name}: {ours} instead of {value}"
 
 
+@pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where numba cannot be imported."""
+    monkeypatch.setattr(pair, "_fused", lambda device: None)
+
+
 @settings(deadline=None, max_examples=250)
 @given(pairs())
 def test_equals_the_oracle(both: tuple[Tensor, Tensor]) -> None:
     assert_same(measure(*both), expected(*both))
 
 
+def test_plain_torch_equals_the_oracle(plain_torch: None) -> None:
+    @settings(deadline=None, max_examples=250)
+    @given(pairs())
+    def check(both: tuple[Tensor, Tensor]) -> None:
+        assert_same(measure(*both), expected(*both))
+
+    check()
+
+
+def test_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules are not imported yet, and numba cannot be."""
+    for name in ("cpu", "cpu_kernels"):
+        monkeypatch.delitem(sys.modules, f"sweeper.metrics.{name}", raising=False)
+        monkeypatch.delattr(sweeper.metrics, name, raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert pair._fused.__wrapped__("cpu") is None
+
+
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(chunk: int, plain_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair, "_CPU_CHUNK", chunk)
 
     @settings(deadline=None, max_examples=60)

@@ -1,0 +1,120 @@
+"""The measures of `pair.py` on the CPU: one pass over each pair, by all of torch's threads. Needs numba.
+
+`pair.py` defines every figure; this fills the same `State`. Counts, maxima, ULPs and places are equal to it; sums,
+which are float64 here too, up to the order of additions. That order depends on the shape alone: rows are cut into
+blocks, a block is measured by one thread, and blocks are joined in order. So the same tensors give the same bits on one
+machine, whatever the number of threads.
+
+The loops are in `cpu_kernels.py`. Shapes: N tokens, F features, E elements, B blocks, K fields of a state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweeper.metrics import cpu_kernels
+from sweeper.metrics.precision import coarser_dtype, default_tolerance
+from sweeper.metrics.state import Pair, empty_state
+from sweeper.metrics.tables import Tables
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# Elements of a block, about 0.3 ms: enough that handing it to a thread costs little, few enough to share a pair.
+_BLOCK = 2**18
+_INTEGER = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+_FORM = {
+    torch.float16: cpu_kernels.FLOAT16,
+    torch.bfloat16: cpu_kernels.BFLOAT16,
+    torch.float32: cpu_kernels.FLOAT32,
+}
+_EMPTY_REALS, _EMPTY_COUNTS = (vector.numpy() for vector in empty_state("cpu"))
+
+
+class _Measured(NamedTuple):
+    """A pair, and a state for each of its blocks."""
+
+    blocks: list[tuple[Any, ...]]  # arguments of `cpu_kernels.measure`
+    reals_BK: np.ndarray
+    counts_BK: np.ndarray
+
+
+def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
+    """Adds each pair's rows to its state, in place; of pairs that share a state, one after the other.
+
+    Pairs that are the same memory on both sides (a block that returns its last module's output) are read once.
+
+    Args:
+        tables: of a GPU's launches; not used.
+    """
+    measured: dict[tuple[Any, ...], _Measured] = {}
+    places = [_place(pair) for pair in pairs]
+    for place, pair in zip(places, pairs, strict=True):
+        if place not in measured:
+            measured[place] = _blocks(pair)
+    _run([block for one in measured.values() for block in one.blocks])
+    for place, pair in zip(places, pairs, strict=True):
+        one = measured[place]
+        cpu_kernels.join(one.reals_BK, one.counts_BK, pair.state.reals.numpy(), pair.state.counts.numpy())
+
+
+def _place(pair: Pair) -> tuple[Any, ...]:
+    _, reference, candidate = pair
+    return (
+        *(reference.data_ptr(), candidate.data_ptr(), reference.dtype, candidate.dtype),
+        *(reference.shape, reference.stride(), candidate.stride()),
+    )
+
+
+def _blocks(pair: Pair) -> _Measured:
+    _, reference_NF, candidate_NF = pair
+    N, F = reference_NF.shape
+    coarser = coarser_dtype(reference_NF.dtype, candidate_NF.dtype)
+    forms = _FORM[reference_NF.dtype], _FORM[candidate_NF.dtype], _FORM[coarser]
+    rtol = default_tolerance(coarser).rtol
+    step = max(1, _BLOCK // F) * F
+    count = -(-N * F // step)
+    reals_BK, counts_BK = np.tile(_EMPTY_REALS, (count, 1)), np.tile(_EMPTY_COUNTS, (count, 1))
+    reference_E, candidate_E = _elements(reference_NF), _elements(candidate_NF)
+    rows = [slice(b * step, (b + 1) * step) for b in range(count)]
+    blocks = [
+        (reference_E[rows[b]], candidate_E[rows[b]], forms, F, rtol, reals_BK[b], counts_BK[b]) for b in range(count)
+    ]
+    return _Measured(blocks, reals_BK, counts_BK)
+
+
+def _elements(tensor_NF: Tensor) -> np.ndarray:
+    """The bits of the elements, in row order; a copy if that is not how they lie in memory."""
+    return tensor_NF.detach().contiguous().view(-1).view(_INTEGER[tensor_NF.dtype]).numpy()
+
+
+def _run(blocks: list[tuple[Any, ...]]) -> None:
+    """Measures each block. The loops let go of Python's lock; the caller's thread takes its share."""
+    waiting = deque(blocks)
+
+    def work() -> None:
+        while True:
+            try:
+                block = waiting.popleft()
+            except IndexError:
+                return
+            cpu_kernels.measure(*block)
+
+    threads = min(torch.get_num_threads(), len(blocks))
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait, as starting one costs as much as a small pair. numba's own would spin beside torch's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="sweeper-metrics")
