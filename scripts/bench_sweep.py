@@ -7,8 +7,8 @@ Prints one JSON line for each kind of inputs: the default sentences, and long te
 - sweep_s: wall time of `sweeper.app.run`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
   cost (bare forwards: latency, kernels, repeatability; `timed` is the first of these, inside it), state (parameters
-  and buffers), figures, tokens; `machinery` is all that is left: planning, ids, layout, records, store, sinks,
-  terminal, page.
+  and buffers), figures, tokens, steady (which outputs are overwritten); `machinery` is all that is left: planning,
+  ids, layout, records, store, sinks, terminal, page. Its `cpu` time tells the same on a machine that others use too.
 - unique_s: behind the sweep, in the same process: each load that the cells name, once, by its own `from_pretrained` and
   casts, and each cell's and reference's bare forwards over all batches, once (the faster of two). `reads` counts
   loads that differ in the last cast alone as one.
@@ -58,6 +58,7 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "compare": [(runner, "record_reference"), (runner, "compare_recorded"), (runner, "compare_in_step")],
     "cost": [(runner, "measure_cost")],
     "timed": [(cost, "_timed_ms")],
+    "steady": [(runner, "steady_outputs")],
     "state": [(runner, "compare_state")],
     "figures": [(Comparer, "finish")],
     "tokens": [(runner, "read_texts")],
@@ -89,12 +90,14 @@ def phases(device: str) -> Iterator[Counter[str]]:
 
 def timed(original: Callable[..., Any], phase: str, seconds: Counter[str], device: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             return original(*args, **kwargs)
         finally:
             synchronize(device)
             seconds[phase] += time.perf_counter() - start
+            if phase != "timed":
+                seconds["cpu"] += time.process_time() - cpu
 
     return call
 
@@ -199,12 +202,13 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
     device = pairs[0][0].device
     local = prepare(pairs[0][0].checkpoint, device=device, say=print)
     with phases(device) as seconds:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         exit_code = quietly(asked)
-        sweep = time.perf_counter() - start
+        sweep, cpu = time.perf_counter() - start, time.process_time() - cpu
     if exit_code:
         raise SystemExit("a cell or a sink failed: see above")
     gc.collect()
+    machinery_cpu = cpu - seconds.pop("cpu")
     seconds["machinery"] = sweep - sum(seconds.values()) + seconds["timed"]
     token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager"))
     unique = unique_seconds(pairs, local.folder, token_ids)
@@ -219,6 +223,7 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
         "over_unique_loads_and_forwards": sweep / (unique["loads"] + unique["forwards"]),
         "over_unique_reads_and_forwards": sweep / (unique["reads"] + unique["forwards"]),
         "machinery_ms_a_cell": 1e3 * seconds["machinery"] / len(asked.cells),
+        "machinery_cpu_ms_a_cell": 1e3 * machinery_cpu / len(asked.cells),
     }
     if naive_cells:
         result |= naive_seconds(pairs, local.folder, local, naive_cells)
