@@ -55,10 +55,12 @@ class TerminalSink:
         self._task = self._progress.add_task("", total=None)
         self._texts = self._progress.add_task("  texts", total=None, visible=False)
         self._plan: Plan | None = None
+        self._varying: list[str] = []
         self._started = time.monotonic()
 
     def sweep_started(self, plan: Plan) -> None:
         self._plan = plan
+        self._varying = varying_axes([planned.cell.axes() for planned in plan.cells])
         self.say(f"{len(plan.cells)} cells -> {plan.folder}")
         self._progress.update(self._task, total=len(plan.cells))
         self._progress.start()
@@ -69,7 +71,7 @@ class TerminalSink:
 
     def cell_started(self, planned: PlannedCell) -> None:
         self._started = time.monotonic()
-        self._progress.update(self._task, description=short_label(planned.cell.axes(), self._varying()))
+        self._progress.update(self._task, description=short_label(planned.cell.axes(), self._varying))
 
     def texts_done(self, done: int, texts: int) -> None:
         """A second bar, while a cell or its reference runs several batches."""
@@ -86,7 +88,7 @@ class TerminalSink:
         self._progress.advance(self._task)
         if self._progress.disable or record.status is Status.FAILED:
             task = self._progress.tasks[0]
-            label = short_label(record.axes, self._varying())
+            label = short_label(record.axes, self._varying)
             self.say(f"[{int(task.completed)}/{task.total:.0f}] {label}: {outcome}")
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
@@ -100,9 +102,6 @@ class TerminalSink:
             f"Stopped. {len(records)} of {len(plan.cells)} cells are finished and kept in {plan.folder}; "
             "the same command goes on from there."
         )
-
-    def _varying(self) -> list[str]:
-        return varying_axes([cell.cell.axes() for cell in self._plan.cells]) if self._plan else []
 
 
 def output_console() -> Console:
