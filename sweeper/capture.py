@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -48,28 +47,48 @@ class Capture:
 
     def __init__(self, take: Callable[[ModuleOutput], None]) -> None:
         self._take = take
-        self._calls: Counter[str] = Counter()
+        self._calls: dict[str, int] = {}
         self._forward: Forward | None = None
+        self._no_pads: tuple[int, ...] | None = None  # the forward's B and T, where all of it are tokens
         self.unaligned: dict[str, str] = {}
 
     def begin(self, forward: Forward) -> None:
         self._forward = forward
         self._calls.clear()
+        shape = forward.inputs["input_ids"].shape
+        self._no_pads = shape if len(forward.flat_N) == shape.numel() else None
 
-    def hook(self, name: str, module: nn.Module, output: Any) -> None:
-        assert self._forward is not None, "begin(forward) comes before the model's forward"
-        call = self._calls[name]
-        self._calls[name] += 1
+    def hook(self, name: str, module_type: str, output: Any) -> None:
+        """Hands over what a module gave. Runs thousands of times a second: on a GPU, the host is the limit."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
         called = f"{name}#{call}" if call else name
+        if isinstance(output, Tensor):
+            self._hand_over(called, module_type, output)
+            return
         for index, tensor in enumerate(tensors_of(output)):
-            if index and is_attention_map(tensor, self._forward):
-                continue  # eager attention returns its weights, the other backends cannot
-            leaf = f"{called}[{index}]" if index else called
-            tensor_NF = to_tokens(tensor, self._forward) if tensor.is_floating_point() else None
-            if tensor_NF is None:
-                self.unaligned[leaf] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
-            else:
-                self._take(ModuleOutput(leaf, type(module).__name__, tensor_NF, tensor))
+            if not index:
+                self._hand_over(called, module_type, tensor)
+            elif not is_attention_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
+                self._hand_over(f"{called}[{index}]", module_type, tensor)
+
+    @property
+    def _begun(self) -> Forward:
+        assert self._forward is not None, "begin(forward) comes before the model's forward"
+        return self._forward
+
+    def _hand_over(self, name: str, module_type: str, tensor: Tensor) -> None:
+        tensor_NF = self._tokens(tensor) if tensor.is_floating_point() else None
+        if tensor_NF is None:
+            self.unaligned[name] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
+        else:
+            self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
+
+    def _tokens(self, tensor: Tensor) -> Tensor | None:
+        """`to_tokens`, in one operation where it is a plain view."""
+        if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads and tensor.is_contiguous():
+            return tensor.view(-1, tensor.shape[2])
+        return to_tokens(tensor, self._begun)
 
 
 @contextmanager
@@ -80,16 +99,16 @@ def capture(model: nn.Module, take: Callable[[ModuleOutput], None]) -> Iterator[
     try:
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_hook(_hook(running, name)))
+                handles.append(module.register_forward_hook(_hook(running, name, type(module).__name__)))
         yield running
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(running: Capture, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-        running.hook(name, module, output)
+def _hook(running: Capture, name: str, module_type: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        running.hook(name, module_type, output)
 
     return hook
 

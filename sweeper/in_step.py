@@ -74,9 +74,8 @@ class InStep:
 
     def take(self, output: ModuleOutput) -> None:
         """Compares an output of the candidate, once the reference has given its rows or has ended."""
-        while not self._complete and not self._pairs.has(output):
+        while not self._pairs.take(output, more_may_come=not self._complete):
             _switch(getcurrent().parent)
-        self._pairs.take(output)
 
     def run(self, reference: Callable[[], R], candidate: Callable[[], C]) -> tuple[R, C]:
         """Runs both to their ends. An error of one ends the other where it is."""

@@ -64,48 +64,43 @@ class ModulePairs:
         """Takes the reference's next rows of an output, which nobody may overwrite."""
         self._waiting[name].append(reference_NF)
 
-    def has(self, output: ModuleOutput) -> bool:
-        """Whether the reference has given all rows that the candidate's output is to be compared with."""
-        waiting = self._waiting[output.name]
-        rows = output.tensor_NF.shape[0]
-        return bool(waiting) and (waiting[0].shape[0] >= rows or sum(piece.shape[0] for piece in waiting) >= rows)
-
-    def take(self, output: ModuleOutput) -> None:
+    def take(self, output: ModuleOutput, *, more_may_come: bool = False) -> bool:
         """Compares the candidate's output with the reference's next rows; of a copy, where it has to wait.
+
+        Args:
+            more_may_come: then nothing is done, and False returned, until the reference has given all of these rows.
 
         Raises:
             AlignmentError: the reference's has other features, or not as many rows are left of it.
         """
-        reference_NF = self._next_rows(output.name, output.tensor_NF.shape[0])
-        if reference_NF is None:
+        waiting, candidate_NF = self._waiting[output.name], output.tensor_NF
+        if waiting and waiting[0].shape == candidate_NF.shape:
+            self._compare(output, waiting.popleft())
+            return True
+        rows = candidate_NF.shape[0]
+        if more_may_come and (not waiting or sum(piece.shape[0] for piece in waiting) < rows):
+            return False
+        if not waiting:
             self._only_candidate.add(output.name)  # an error, once all names of the batch are known
-            return
-        if reference_NF.shape != output.tensor_NF.shape:
+            return True
+        reference_NF = _next_rows(waiting, rows)
+        if reference_NF.shape != candidate_NF.shape:
             raise AlignmentError(
                 f"{output.name}: {tuple(reference_NF.shape)} (tokens, features) in the reference, "
-                f"{tuple(output.tensor_NF.shape)} in the candidate"
+                f"{tuple(candidate_NF.shape)} in the candidate"
             )
+        self._compare(output, reference_NF)
+        return True
+
+    def _compare(self, output: ModuleOutput, reference_NF: Tensor) -> None:
         pair = self.modules.get(output.name) or self._started(output, reference_NF)
         candidate_NF = output.lasting(self._steady) if self._launch_bytes else output.tensor_NF
-        self._pending.append(Update(pair.accumulator, reference_NF.to(candidate_NF.device), candidate_NF))
+        if reference_NF.device != candidate_NF.device:
+            reference_NF = reference_NF.to(candidate_NF.device)
+        self._pending.append(Update(pair.accumulator, reference_NF, candidate_NF))
         self._pending_bytes += reference_NF.nbytes + candidate_NF.nbytes
         if self._pending_bytes >= self._launch_bytes:
             self.flush()
-
-    def _next_rows(self, name: str, rows: int) -> Tensor | None:
-        """So many rows, or what is left; None where there is nothing."""
-        waiting = self._waiting[name]
-        if waiting and waiting[0].shape[0] == rows:
-            return waiting.popleft()
-        pieces = []
-        while waiting and rows:
-            piece = waiting.popleft()
-            if piece.shape[0] > rows:
-                waiting.appendleft(piece[rows:])
-                piece = piece[:rows]
-            rows -= piece.shape[0]
-            pieces.append(piece)
-        return torch.cat(pieces) if len(pieces) > 1 else next(iter(pieces), None)
 
     def _started(self, output: ModuleOutput, reference_NF: Tensor) -> ModulePair:
         dtypes = reference_NF.dtype, output.tensor_NF.dtype
@@ -143,6 +138,19 @@ class ModulePairs:
         self._pending.clear()
         self._pending_bytes = 0
         self.tables.rewind()
+
+
+def _next_rows(waiting: deque[Tensor], rows: int) -> Tensor:
+    """So many rows, or what is left."""
+    pieces = []
+    while waiting and rows:
+        piece = waiting.popleft()
+        if piece.shape[0] > rows:
+            waiting.appendleft(piece[rows:])
+            piece = piece[:rows]
+        rows -= piece.shape[0]
+        pieces.append(piece)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _some(names: Iterable[str], limit: int = 10) -> str:
