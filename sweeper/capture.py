@@ -45,7 +45,7 @@ class Capture:
         unaligned: outputs that have no token dimension, by name, with the shape.
     """
 
-    def __init__(self, take: Callable[[ModuleOutput], None]) -> None:
+    def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
         self._take = take
         self._calls: dict[str, int] = {}
         self._forward: Forward | None = None
@@ -92,7 +92,7 @@ class Capture:
 
 
 @contextmanager
-def capture(model: nn.Module, take: Callable[[ModuleOutput], None]) -> Iterator[Capture]:
+def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
     """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
     running = Capture(take)
     handles = []

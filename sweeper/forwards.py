@@ -131,7 +131,7 @@ class HookedModel:
 
 @contextlib.contextmanager
 def hooked(
-    cell: Cell, model: nn.Module, token_ids: list[list[int]], take: Callable[[ModuleOutput], None]
+    cell: Cell, model: nn.Module, token_ids: list[list[int]], take: Callable[[ModuleOutput], object]
 ) -> Iterator[HookedModel]:
     """Hooks a cell's model; `take` gets every module's output the moment it exists."""
     base: Any = model.base_model  # gives the last hidden state; the model itself where there is no head

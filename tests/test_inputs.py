@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -157,11 +158,22 @@ def test_validation_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 @given(texts=st.integers(1, 50), batch_size=st.integers(1, 12))
-def test_batches_hold_each_text_once_in_order(texts: int, batch_size: int) -> None:
-    ranges = batches([[1]] * texts, batch_size)
-    assert [text for batch in ranges for text in batch] == list(range(texts))
-    assert all(len(batch) == batch_size for batch in ranges[:-1])
-    assert 1 <= len(ranges[-1]) <= batch_size
+def test_batches_of_one_length_hold_each_text_once_in_order(texts: int, batch_size: int) -> None:
+    found = batches([[1]] * texts, batch_size)
+    assert [text for batch in found for text in batch] == list(range(texts))
+    assert all(len(batch) == batch_size for batch in found[:-1])
+    assert 1 <= len(found[-1]) <= batch_size
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=50), batch_size=st.integers(1, 12))
+def test_behind_the_first_texts_batches_are_of_like_length(lengths: list[int], batch_size: int) -> None:
+    first, *others = batches([[1] * length for length in lengths], batch_size)
+    assert first == tuple(range(min(batch_size, len(lengths))))
+    assert sorted(text for batch in (first, *others) for text in batch) == list(range(len(lengths)))
+    assert all(list(batch) == sorted(batch) for batch in others)
+    for longer, shorter in itertools.pairwise(others):
+        assert len(longer) == batch_size
+        assert min(lengths[text] for text in longer) >= max(lengths[text] for text in shorter)
 
 
 # The shipped configs.

@@ -1,17 +1,24 @@
-"""A reference that is kept and one that runs in step give the same records, bit for bit, whatever the two sides do."""
+"""A reference that is kept and one that runs in step give the same records, bit for bit, whatever the two sides do; and
+both, however texts are batched, what each text alone gives."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from sweeper import passes, runner
+from sweeper.compare import Comparer
+from sweeper.config import Layout
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import Status
 from sweeper.runner import Runner
+from tests import small_models
 from tests.composing import request_of
 
 TINY = (
@@ -68,3 +75,77 @@ def test_in_step_gives_the_records_of_a_recording(
     monkeypatch.setattr(runner, "compare_in_step", compare_in_step)
     assert records(plan, 1000) == kept
     assert len(ran) == len(plan.cells)
+
+
+CLOSE = 1e-5  # transformers' norms and softmax are float32 in a float64 model too
+LENGTHS = [5, 1, 9, 2, 7, 7, 3, 12, 1, 4, 8]
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[nn.Module, nn.Module]:
+    reference = small_models.llama(torch.float64)
+    candidate = copy.deepcopy(reference)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in candidate.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    return reference, candidate
+
+
+@pytest.fixture(scope="module")
+def token_ids() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1, 128, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def directly(models: tuple[nn.Module, nn.Module], token_ids: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """The logits of each text alone, of both models."""
+    with torch.inference_mode():
+        reference, candidate = ([model(torch.tensor([ids])).logits[0] for ids in token_ids] for model in models)
+    return reference, candidate
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("layout", list(Layout))
+def test_texts_of_any_length_in_any_batches_are_those_texts_alone(
+    models: tuple[nn.Module, nn.Module],
+    token_ids: list[list[int]],
+    directly: tuple[list[Tensor], list[Tensor]],
+    layout: Layout,
+    batch_size: int,
+    in_step: bool,
+) -> None:
+    (cell,) = request_of(*TINY, f"layout={layout}", f"inputs.batch_size={batch_size}", "positions=explicit").cells
+    comparer = Comparer(token_ids, is_logits=True)
+    told: list[tuple[int, int]] = []
+    progress = lambda *done: told.append(done)  # noqa: E731
+    if in_step:
+        passes.compare_in_step((cell, models[0]), (cell, models[1]), token_ids, comparer, progress, turn_bytes=2000)
+    else:
+        recorded = passes.record_reference(cell, models[0], token_ids, lambda *_: None, kept_bytes=2**30)
+        assert recorded is not None
+        passes.compare_recorded(recorded[0], cell, models[1], token_ids, comparer, progress)
+    assert told[-1] == (11, 11)
+    assert len(told) == -(-11 // batch_size)
+    figures = comparer.finish()
+    (lm_head,) = (module for module in figures.modules if module.name == "lm_head")
+    differences = [(candidate - reference).abs() for reference, candidate in zip(*directly, strict=True)]
+    largest = [float(difference.max()) for difference in differences]
+    worst = largest.index(max(largest))
+    place = int(differences[worst].amax(1).argmax()), int(differences[worst].amax(0).argmax())
+    assert (lm_head.worst_text, lm_head.worst_position, lm_head.measures.worst_feature) == (worst, *place)
+    for measures in (lm_head.measures, figures.output):
+        assert measures.worst_token == sum(LENGTHS[:worst]) + place[0]
+        assert measures.max_abs == pytest.approx(max(largest), rel=CLOSE)
+        assert measures.mean_abs == pytest.approx(float(torch.cat(differences).mean()), rel=CLOSE)
+    assert [text.tokens for text in figures.texts] == LENGTHS
+    assert [text.output_max_abs for text in figures.texts] == pytest.approx(largest, rel=CLOSE)
+    assert figures.language is not None
+    changes = [
+        candidate.log_softmax(1)[position, following] - reference.log_softmax(1)[position, following]
+        for ids, reference, candidate in zip(token_ids, *directly, strict=True)
+        for position, following in enumerate(ids[1:])
+    ]
+    assert figures.language.log_likelihood_change_mean == pytest.approx(float(torch.stack(changes).mean()), abs=CLOSE)
