@@ -22,20 +22,19 @@ from torch import Tensor
 
 from sweeper.metrics import cpu_kernels
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
-from sweeper.metrics.state import Pair, empty_state
+from sweeper.metrics.state import Count, Pair, Real
 from sweeper.metrics.tables import Tables
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-# Elements of a block, about 0.3 ms: enough that handing it to a thread costs little, few enough to share a pair.
-_BLOCK = 2**18
+# Elements of a block, about 0.1 ms: enough that handing it to a thread costs little, few enough to share a pair evenly.
+_BLOCK = 2**16
 _INTEGER = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _FORM = {
     torch.float16: cpu_kernels.FLOAT16,
     torch.bfloat16: cpu_kernels.BFLOAT16,
     torch.float32: cpu_kernels.FLOAT32,
 }
-_EMPTY_REALS, _EMPTY_COUNTS = (vector.numpy() for vector in empty_state("cpu"))
 
 
 class _Measured(NamedTuple):
@@ -76,12 +75,10 @@ def _place(pair: Pair) -> tuple[Any, ...]:
 def _blocks(pair: Pair) -> _Measured:
     _, reference_NF, candidate_NF = pair
     N, F = reference_NF.shape
-    coarser = coarser_dtype(reference_NF.dtype, candidate_NF.dtype)
-    forms = _FORM[reference_NF.dtype], _FORM[candidate_NF.dtype], _FORM[coarser]
-    rtol = default_tolerance(coarser).rtol
+    forms, rtol = _forms(reference_NF.dtype, candidate_NF.dtype)
     step = max(1, _BLOCK // F) * F
     count = -(-N * F // step)
-    reals_BK, counts_BK = np.tile(_EMPTY_REALS, (count, 1)), np.tile(_EMPTY_COUNTS, (count, 1))
+    reals_BK, counts_BK = np.empty((count, len(Real))), np.empty((count, len(Count)), np.int64)
     reference_E, candidate_E = _elements(reference_NF), _elements(candidate_NF)
     rows = [slice(b * step, (b + 1) * step) for b in range(count)]
     blocks = [
@@ -90,9 +87,16 @@ def _blocks(pair: Pair) -> _Measured:
     return _Measured(blocks, reals_BK, counts_BK)
 
 
+@functools.cache
+def _forms(reference: torch.dtype, candidate: torch.dtype) -> tuple[tuple[int, int, int], float]:
+    """The formats of both and the coarser one, as `cpu_kernels` numbers them, and the relative tolerance."""
+    coarser = coarser_dtype(reference, candidate)
+    return (_FORM[reference], _FORM[candidate], _FORM[coarser]), default_tolerance(coarser).rtol
+
+
 def _elements(tensor_NF: Tensor) -> np.ndarray:
     """The bits of the elements, in row order; a copy if that is not how they lie in memory."""
-    return tensor_NF.detach().contiguous().view(-1).view(_INTEGER[tensor_NF.dtype]).numpy()
+    return tensor_NF.detach().contiguous().view(_INTEGER[tensor_NF.dtype]).numpy().reshape(-1)
 
 
 def _run(blocks: list[tuple[Any, ...]]) -> None:

@@ -320,17 +320,32 @@ def _add_tile(reference_bits, candidate_bits, forms, tiles, start, F, rtol, row_
     _add_rows(reference_E, candidate_E, finite_E, start, F, bounds[0], row_K, reals_K)
     counts_K[_FINITE] += _count(finite_E) if len(finite_E) else E
     counts_K[_UNEQUAL] += bounds[0]
-    counts_K[_NUMEL] += E
+
+
+@_inner()
+def _clear(reals_K, counts_K):
+    """`state.empty_state`."""
+    for k in range(len(reals_K)):
+        reals_K[k] = 0
+    for k in range(len(counts_K)):
+        counts_K[k] = 0
+    reals_K[_MAX_ABS] = -1
+    reals_K[_MIN_COSINE] = np.inf
+    reals_K[_WORST_REFERENCE] = reals_K[_WORST_CANDIDATE] = np.nan
+    counts_K[_MAX_ULP] = INT64_MIN
+    counts_K[_WORST_TOKEN] = counts_K[_WORST_FEATURE] = -1
 
 
 @_entry
 def measure(reference_E, candidate_E, forms, F, rtol, reals_K, counts_K):
-    """Adds whole rows to the state of no rows, in place.
+    """Writes the state of some rows.
 
     Args:
         reference_E, candidate_E: the bits of the elements, contiguous; int16 or int32.
         forms: the formats of both, and the one in which ULPs are counted.
+        reals_K, counts_K: what is written.
     """
+    _clear(reals_K, counts_K)
     rows = max(1, _TILE // F)
     size = min(F, _TILE) * rows
     tiles = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.bool_)
@@ -340,7 +355,8 @@ def measure(reference_E, candidate_E, forms, F, rtol, reals_K, counts_K):
         for start in range(first, last, size):
             here = slice(start, min(start + size, last))
             _add_tile(reference_E[here], candidate_E[here], forms, tiles, start, F, rtol, row_K, reals_K, counts_K)
-    counts_K[_ROWS] += len(reference_E) // F
+    counts_K[_ROWS] = len(reference_E) // F
+    counts_K[_NUMEL] = len(reference_E)
 
 
 @_entry
