@@ -83,7 +83,8 @@ LENGTHS = [5, 1, 9, 2, 7, 7, 3, 12, 1, 4, 8]
 
 @pytest.fixture(scope="module")
 def models() -> tuple[nn.Module, nn.Module]:
-    reference = small_models.llama(torch.float64)
+    # eager attention gives NaN under left padding: its mask is too low for a softmax in float32
+    reference = small_models.llama(torch.float64, "sdpa")
     candidate = copy.deepcopy(reference)
     torch.manual_seed(0)
     with torch.no_grad():
