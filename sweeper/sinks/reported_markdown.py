@@ -41,7 +41,8 @@ def report_markdown(compared: Compared, sweeps: Sequence[Sweep], command: str, p
     lines += [*_pair(compared, sweeps), *_causes(sweeps)]
     lines += ["## The sweeps", ""]
     for sweep in sweeps:
-        lines += [markdown(sweep).replace("# ", "### ", 1), ""]
+        table_of_cells = markdown(sweep).partition("\n")[2]
+        lines += [f"### {escaped(_name(sweep))}", table_of_cells, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -130,6 +131,10 @@ def _causes(sweeps: Sequence[Sweep]) -> list[str]:
             if path.is_file():
                 found = ExplanationRecord.model_validate_json(path.read_text(encoding="utf-8"))
                 label = short_label(record.axes, varying) or record.cell_id
-                lines += [f"- {escaped(label)}: {escaped(found.cause)}"]
+                lines += [f"- {escaped(f'{_name(sweep)}, {label}: {found.kind}; {found.cause}')}"]
     heading = ["## What closes the difference", "", "By `python -m sweeper.explain SWEEP CELL`:", ""]
     return [*heading, *lines, ""] if lines else []
+
+
+def _name(sweep: Sweep) -> str:
+    return sweep.folder.as_posix()
