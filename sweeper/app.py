@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from sweeper.environment import environment
@@ -91,6 +92,7 @@ def _run_cells(
         latency_repeats=settings.latency_repeats,
         verdict=settings.verdict,
         weights=settings.weights,
+        shared=_shared_references(plan) if settings.weights == "resident" else (),
         say=terminal.say,
         progress=terminal.texts_done,
     )
@@ -104,6 +106,12 @@ def _run_cells(
             store.write(record, modules)
             sinks.cell_finished(record, modules)
         records.append(record)
+
+
+def _shared_references(plan: Plan) -> frozenset[str]:
+    """Those that several cells name."""
+    named = Counter(planned.reference_id for planned in plan.cells if planned.unsupported is None)
+    return frozenset(reference for reference, cells in named.items() if cells > 1)
 
 
 def _description(request: SweepRequest, plan: Plan) -> SweepDescription:

@@ -113,7 +113,6 @@ def _hook(running: Capture, name: str, module_type: str) -> Callable[[nn.Module,
     return hook
 
 
-@torch.no_grad()
 def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:
     """Names of the outputs that nothing writes to once their module has given them, as far as one call tells.
 
@@ -126,7 +125,8 @@ def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object
     def take(output: ModuleOutput) -> None:
         seen.append((output.name, output.original, _writes(output.original), output.original.clone()))
 
-    with torch.inference_mode(False), capture(model, take) as running:
+    # leaving inference mode turns gradients on
+    with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
         running.begin(forward)
         call()
     return frozenset(

@@ -128,7 +128,7 @@ class ModelPool:
 
     def _has_room(self, device: str, wanted: int) -> bool:
         held = sum(model_bytes(loaded.model) for loaded in self._models.values())
-        return held + wanted <= (held + _free_bytes(device)) / 2
+        return held + wanted <= (held + free_bytes(device)) / 2
 
     def keep(self, cell: Cell) -> None:
         """Makes the cell's model, if it is here, the last to go."""
@@ -151,8 +151,8 @@ def _estimated_bytes(folder: Path, key: WeightsKey) -> int:
     return in_file if dtype is None else in_file * TORCH_DTYPES[dtype].itemsize // 2
 
 
-def _free_bytes(device: str) -> int:
-    """What a model may still take; on a GPU with what torch's allocator holds without using it."""
+def free_bytes(device: str) -> int:
+    """What may still be taken; on a GPU with what torch's allocator holds without using it."""
     if device == "cuda":
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + unused

@@ -19,8 +19,8 @@ from sweeper.forwards import BatchesRun, conditions, hooked, steady_outputs, tur
 from sweeper.in_step import TURN_BYTES, InStep, Turn
 from sweeper.inputs import batches
 
-# Of a reference's outputs, on the device. With what waits for a launch (`pairs.py`) the comparison takes less than 2 GB
-# beyond the models, and that is no more than in step.
+# Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
+# comparison takes less than 2 GB beyond the models, and that is no more than in step.
 KEPT_BYTES = 2**30
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,13 +21,13 @@ from sweeper import judging
 from sweeper.attention import implementation
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
-from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
+from sweeper.config import Cell, Checkpoint, Head, Inputs, LoadStrategy, Weights
 from sweeper.cost import measure_cost
 from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
 from sweeper.forwards import BatchesRun, conditions, lay_out_texts, read_texts, steady_outputs
 from sweeper.in_step import twin
 from sweeper.inputs import batches
-from sweeper.loading import LoadedModel, ModelPool, WeightsKey
+from sweeper.loading import LoadedModel, ModelPool, WeightsKey, free_bytes
 from sweeper.models import Comparison, compare_sides
 from sweeper.pairs import launch_bytes
 from sweeper.passes import KEPT_BYTES, compare_in_step, compare_recorded, record_reference
@@ -63,7 +63,9 @@ class Runner:
         latency_repeats: bare forwards that are timed a cell; None is 5 on a GPU and 1 on a CPU.
         verdict: judge every cell that differs; some twenty runs of two texts each.
         weights: `streamed` keeps no parameter in memory (`streaming.py`).
-        kept_bytes: of a reference's outputs, so that several cells share one run of it.
+        kept_bytes: of a reference's outputs.
+        shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
+            is free, so that it runs once, and not beside each of them.
         say: takes one line of progress (fetching, dequantising).
         progress: is told, after every batch, how many texts of how many have run: for a reference that is recorded, as
             far as it fits, then for the cell.
@@ -77,6 +79,7 @@ class Runner:
         verdict: bool = True,
         weights: Weights = "resident",
         kept_bytes: int = KEPT_BYTES,
+        shared: Collection[str] = (),
         say: Callable[[str], None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class Runner:
         self._latency_repeats = latency_repeats
         self._verdict = verdict
         self._kept_bytes = kept_bytes
+        self._shared = shared
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
         self._pool = StreamedPool() if weights == "streamed" else ModelPool()
@@ -91,6 +95,7 @@ class Runner:
         self._reference: ReferenceRun | None = None
         self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
+        self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
@@ -201,7 +206,10 @@ class Runner:
         local = self._local(cell)
         loaded, _ = self._pool.get(cell, local.folder)
         token_ids = self._token_ids(cell, loaded.model)
-        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=self._kept_bytes)
+        kept_bytes = self._kept_bytes
+        if planned.reference_id in self._shared:
+            kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
+        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=kept_bytes)
         self._reference = ReferenceRun(
             planned.reference_id,
             (recorded[0], recorded[1].sample) if recorded else None,
@@ -244,9 +252,17 @@ class Runner:
         return Comparer(
             token_ids,
             is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
-            steady=steady_outputs(cell, model, token_ids) if waiting else frozenset(),
+            steady=self._steady_outputs(cell, model, token_ids) if waiting else frozenset(),
             launch_bytes=waiting,
         )
+
+    def _steady_outputs(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
+        """Which code runs decides them, not which numbers it has read."""
+        axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
+        key = (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))
+        if key not in self._steady:
+            self._steady[key] = steady_outputs(cell, model, token_ids)
+        return self._steady[key]
 
     def _local(self, cell: Cell) -> LocalCheckpoint:
         key = (cell.checkpoint, cell.device)

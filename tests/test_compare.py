@@ -207,3 +207,14 @@ def test_only_what_is_overwritten_and_shares_memory_is_copied() -> None:
     copied = ModuleOutput("m", "Linear", tensor.view(2, 4), tensor).lasting(())
     assert copied.data_ptr() != tensor.data_ptr()
     assert torch.equal(copied, tensor)
+
+
+def test_steady_outputs_are_found_of_a_model_made_in_inference_mode_and_without_gradients() -> None:
+    (forward,) = lay_out([[1, 2]], [0], layout=Layout.SINGLE, positions=Positions.IMPLICIT, pad_id=0, device="cpu")
+    grad_modes = []
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4))
+        model[1].register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+        steady = steady_in_call(model, forward, lambda: model(forward.inputs["input_ids"]))
+    assert steady == {"0", "1"}
+    assert grad_modes == [False]

@@ -4,6 +4,7 @@ both, however texts are batched, what each text alone gives."""
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,25 @@ def directly(models: tuple[nn.Module, nn.Module], token_ids: list[list[int]]) ->
     with torch.inference_mode():
         reference, candidate = ([model(torch.tensor([ids])).logits[0] for ids in token_ids] for model in models)
     return reference, candidate
+
+
+def test_a_reference_that_several_cells_name_is_kept_and_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS["layouts"]), environment("cpu"))
+    (reference_id,) = {planned.reference_id for planned in plan.cells}
+    ran = Counter[str]()
+    for name in ("record_reference", "compare_recorded", "compare_in_step"):
+        pass_of = getattr(passes, name)
+
+        def counted(*arguments: Any, name: str = name, pass_of: Any = pass_of, **options: Any) -> Any:
+            ran[name] += 1
+            return pass_of(*arguments, **options)
+
+        monkeypatch.setattr(runner, name, counted)
+    running = Runner(plan.environment, verdict=False, kept_bytes=1, shared={reference_id}, say=print)
+    assert [running.run(planned)[0].status for planned in plan.cells] == [Status.OK, Status.OK]
+    assert ran == {"record_reference": 1, "compare_recorded": 2}
 
 
 @pytest.mark.parametrize("in_step", [False, True])
