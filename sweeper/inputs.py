@@ -11,6 +11,9 @@ from sweeper.errors import ConfigError
 
 SUFFIXES = (".txt", ".jsonl")
 
+# Texts. What a tokenizer says of each token beside its id takes some fifty times the id's memory.
+_TOKENISED_TOGETHER = 256
+
 
 def validate_inputs(inputs: config.Inputs) -> None:
     """Checks everything that needs neither tokenizer nor vocabulary, so that a typing error costs no model load.
@@ -62,7 +65,11 @@ def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[li
     from transformers import AutoTokenizer  # seconds to import; not needed to validate
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return tokenizer(texts, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
+    token_ids: list[list[int]] = []
+    for start in range(0, len(texts), _TOKENISED_TOGETHER):
+        some = texts[start : start + _TOKENISED_TOGETHER]
+        token_ids += tokenizer(some, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
+    return token_ids
 
 
 def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:
