@@ -29,13 +29,13 @@ TINY = (
     "sweep=s",
 )
 GRID = (
-    "dtype=float32,bfloat16,float16",
+    "dtype=float32,bfloat16",
     "load_strategy=dtype_at_load,cast_after_load,cast_before_move,auto_then_cast,device_map,autocast",
     "attention=eager,sdpa",
     "layout=padded_left,packed",
     "numerics=default,deterministic",
 )
-STEP = 17  # through 136 cells: other strategies, dtypes, layouts, backends and flags each time
+STEP = 29  # through 88 cells: other strategies, dtypes, layouts, backends and flags each time
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Plan, P
         request = request_of(*TINY, *GRID, f"output_dir={tmp_path_factory.mktemp('together')}")
         plan = make_plan(request, environment("cpu"))
         assert app.run(request) == 0
-        assert sum(planned.unsupported is None for planned in plan.cells) == 136  # autocast has no float32
+        assert sum(planned.unsupported is None for planned in plan.cells) == 88  # autocast has no float32
         yield plan, plan.folder
 
 
