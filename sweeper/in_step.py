@@ -29,14 +29,19 @@ from sweeper.metrics.tables import Tables
 from sweeper.pairs import ModulePairs, launch_bytes
 from sweeper.results import PairMeasures
 
-# Bytes of the reference's outputs in one turn: the fewer turns and launches, the less the host costs. A layer of
-# Qwen3-0.6B gives 0.8 GB at 32 x 512 tokens.
-TURN_BYTES = 3 * 2**28
+# Bytes of the reference's outputs in one turn. On a GPU, the fewer turns and launches, the less the host costs: a layer
+# of Qwen3-0.6B gives 0.8 GB at 32 x 512 tokens. On a CPU, what waits is to be in the caches still.
+_TURN_BYTES = {"cuda": 3 * 2**28, "cpu": 2**24}
 
 Turn = Callable[[], AbstractContextManager[object]]
 """Makes the context of a turn: what is global in torch and the other side does not share."""
 R = TypeVar("R")
 C = TypeVar("C")
+
+
+def bytes_a_turn(device: str) -> int:
+    """Of the reference's outputs, on this device."""
+    return _TURN_BYTES[device]
 
 
 class InStep:
@@ -55,7 +60,7 @@ class InStep:
         *,
         steady: Container[str] = frozenset(),
         conditions: tuple[Turn, Turn] = (nullcontext, nullcontext),
-        turn_bytes: int = TURN_BYTES,
+        turn_bytes: int,
     ) -> None:
         self._pairs = pairs
         self._steady = steady
@@ -126,18 +131,18 @@ class SideBySide:
 
     Args:
         reference, candidate: with the same modules.
-        turn_bytes: see `InStep`.
+        turn_bytes: see `InStep`; 0: what suits the device.
 
     Attributes:
         tables: the launches' addresses; `tables.upload()` after a CUDA graph has captured `run`.
     """
 
-    def __init__(self, reference: nn.Module, candidate: nn.Module, *, turn_bytes: int = TURN_BYTES) -> None:
+    def __init__(self, reference: nn.Module, candidate: nn.Module, *, turn_bytes: int = 0) -> None:
         self._models = reference, candidate
         self._steady: tuple[set[str], set[str]] = set(), set()
         device = next(candidate.parameters()).device.type
         self._pairs = ModulePairs(steady=self._steady[1], launch_bytes=launch_bytes(device))
-        self._in_step = InStep(self._pairs, steady=self._steady[0], turn_bytes=turn_bytes)
+        self._in_step = InStep(self._pairs, steady=self._steady[0], turn_bytes=turn_bytes or bytes_a_turn(device))
         self._hooks = ExitStack()
 
     @property

@@ -16,7 +16,7 @@ from sweeper.attention import forget_compiled
 from sweeper.compare import Comparer, DoesNotFit, Recorder
 from sweeper.config import Cell, LoadStrategy
 from sweeper.forwards import BatchesRun, conditions, hooked, steady_outputs, turn
-from sweeper.in_step import TURN_BYTES, InStep, Turn
+from sweeper.in_step import InStep, Turn, bytes_a_turn
 from sweeper.inputs import batches
 
 # Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
@@ -65,14 +65,16 @@ def compare_in_step(
     comparer: Comparer,
     progress: Progress,
     *,
-    turn_bytes: int = TURN_BYTES,
+    turn_bytes: int = 0,
 ) -> tuple[BatchesRun, BatchesRun]:
     """Runs both, which form the same batches, and compares them; bit for bit what a recording gives.
 
-    Except under flex_attention: torch compiles for the shapes that it has seen, of both sides here.
+    `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under flex_attention: torch compiles for the
+    shapes that it has seen, of both sides here.
     """
     steady = steady_outputs(*reference, token_ids)
     around, turns = _conditions(reference[0], candidate[0])
+    turn_bytes = turn_bytes or bytes_a_turn(candidate[0].device)
     in_step = InStep(comparer.modules, steady=steady, conditions=turns, turn_bytes=turn_bytes)
     with (
         around,

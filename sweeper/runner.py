@@ -248,12 +248,11 @@ class Runner:
         return self._read[1]
 
     def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
-        waiting = launch_bytes(cell.device)
         return Comparer(
             token_ids,
             is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
-            steady=self._steady_outputs(cell, model, token_ids) if waiting else frozenset(),
-            launch_bytes=waiting,
+            steady=self._steady_outputs(cell, model, token_ids),
+            launch_bytes=launch_bytes(cell.device),
         )
 
     def _steady_outputs(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
