@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gc
 import traceback
-import uuid
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -23,12 +21,13 @@ from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
 from sweeper.config import Cell, Checkpoint, Head, Inputs, LoadStrategy, Weights
 from sweeper.cost import measure_cost
-from sweeper.errors import AlignmentError, SweeperError, UnsupportedError
+from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.forwards import BatchesRun, conditions, lay_out_texts, read_texts, steady_outputs
 from sweeper.in_step import twin
 from sweeper.inputs import batches
 from sweeper.loading import LoadedModel, ModelPool, WeightsKey, free_bytes
 from sweeper.models import Comparison, compare_sides
+from sweeper.outcome import begun, checked, ended, reason_of
 from sweeper.pairs import launch_bytes
 from sweeper.passes import KEPT_BYTES, compare_in_step, compare_recorded, record_reference
 from sweeper.plan import PlannedCell
@@ -99,16 +98,16 @@ class Runner:
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
-        record = _blank_record(planned, self._environment)
+        record = begun(planned, self._environment)
         if planned.unsupported:
-            return _ended(record, Status.UNSUPPORTED, planned.unsupported), ()
+            return ended(record, Status.UNSUPPORTED, planned.unsupported), ()
         try:
             return self._measure(planned, record)
         except UnsupportedError as error:
-            return _ended(record, Status.UNSUPPORTED, str(error)), ()
+            return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
             # the text, not the exception: its frames would keep the failed model alive
-            failed = _ended(record, Status.FAILED, _reason(error), traceback.format_exc())
+            failed = ended(record, Status.FAILED, reason_of(error), traceback.format_exc())
             traceback.clear_frames(error.__traceback__)
         self._forget(planned)
         return failed, ()
@@ -163,7 +162,7 @@ class Runner:
                 "reference_sample": reference_sample,
             }
         )
-        return _checked(measured, figures), figures.modules
+        return checked(measured, figures.output), figures.modules
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
         if not self._verdict:
@@ -274,36 +273,3 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
-
-
-def _blank_record(planned: PlannedCell, environment: dict[str, Any]) -> CellRecord:
-    return CellRecord(
-        cell_id=planned.cell_id,
-        status=Status.OK,
-        attempt=uuid.uuid4().hex[:8],
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        axes=planned.cell.axes(),
-        choices=planned.cell.model_dump(mode="json"),
-        reference_id=planned.reference_id,
-        reference_axes=planned.reference.axes(),
-        reference_choices=planned.reference.model_dump(mode="json"),
-        environment=environment,
-    )
-
-
-def _ended(record: CellRecord, status: Status, reason: str, trace: str | None = None) -> CellRecord:
-    return record.model_copy(update={"status": status, "reason": reason, "traceback": trace})
-
-
-def _checked(record: CellRecord, figures: Figures) -> CellRecord:
-    output = figures.output
-    if output.numel and output.candidate_nan == output.numel:
-        return _ended(record, Status.FAILED, "every element of the output is NaN")
-    return record
-
-
-def _reason(error: Exception) -> str:
-    """One line: what a table can show."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else "no message"
-    return text if isinstance(error, SweeperError) else f"{type(error).__name__}: {text}"
