@@ -106,7 +106,7 @@ class Figures:
 class Comparer:
     """Compares a candidate with its reference while they run; no device synchronisation until `finish`.
 
-    A batch: `begin_batch`, then the modules' outputs of both sides into `modules`, then `end_batch`.
+    A batch: the modules' outputs of both sides into `modules`, then `end_batch`.
 
     Args:
         token_ids: of every text; both sides run these.

@@ -37,7 +37,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         say(f"excluded, {count} combinations: {rule}")
     say(
         f"{len(plan.cells) - unsupported.total()} cells to run, {unsupported.total()} unsupported, "
-        f"{len(plan.excluded)} excluded; {plan.reference_count} references, each run once; "
+        f"{len(plan.excluded)} excluded; {plan.reference_count} references; "
         f"weights read {plan.weight_reads} times"
     )
     say(f"folder: {plan.folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -158,7 +159,15 @@ def free_bytes(device: str) -> int:
         return torch.cuda.mem_get_info()[0] + unused
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _left_in_container())
+
+
+def _left_in_container() -> int:
+    """What a container's limit leaves, which psutil does not see; of Linux's control groups, version 2."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return sys.maxsize
+    return int(limit.read_text()) - int(used.read_text())
 
 
 def synchronize(device: str) -> None:

@@ -42,7 +42,7 @@ class Plan:
         environment: of this machine, as it goes into every record.
         cells: in the order in which they run.
         excluded: labels of each excluded combination, and its rule.
-        reference_count: references that will run, each once.
+        reference_count: references that will run.
         weight_reads: how often a checkpoint is read, where the models fit in memory.
     """
 

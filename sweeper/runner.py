@@ -170,17 +170,20 @@ class Runner:
         if judging.nothing_differs(figures):
             return judging.identical_record(figures)
         texts: tuple[int, ...] = ()
-        try:
-            for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):
-                comparison = self.comparison(planned, texts)
-                if comparison.verdict.kind is not Kind.IDENTICAL:
-                    break
-            return judging.verdict_record(comparison, texts)
-        except Exception as error:  # the figures are measured: they are worth keeping without a verdict
-            traceback.clear_frames(error.__traceback__)
-            unjudged = judging.unjudged_record(error, texts)
-        self._forget(planned)
-        return unjudged
+        while True:
+            try:
+                for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):
+                    comparison = self.comparison(planned, texts)
+                    if comparison.verdict.kind is not Kind.IDENTICAL:
+                        break
+                return judging.verdict_record(comparison, texts)
+            except Exception as error:  # the figures are measured: they are worth keeping without a verdict
+                traceback.clear_frames(error.__traceback__)
+                unjudged = judging.unjudged_record(error, texts)
+                memory_may_do = self._reference is not None and isinstance(error, torch.OutOfMemoryError)
+            self._forget(planned)  # what is kept of the reference may have taken the memory: once more without it
+            if not memory_may_do:
+                return unjudged
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""

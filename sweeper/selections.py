@@ -36,7 +36,7 @@ class Selections(TorchFunctionMode):
         super().__init__()
         self.chosen: list[Chosen] = []
         self._call: Call | None = None
-        self._running = [""]
+        self._running = ["the model"]
 
     def begin(self, call: Call) -> None:
         self._call = call

@@ -101,6 +101,9 @@ class FileWeights(Mapping[str, Tensor]):
         self._keys = _keys_in_files(model, set(self._files))
         self._dtypes = {name: [value.dtype, *casts] for name, value in _parameters(model).items()}
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> FileWeights:
+        return self  # a copy of the model reads the same files
+
     def __getitem__(self, name: str) -> Tensor:
         key = self._keys[name]
         in_file: Tensor = self._files[key].get_tensor(key)  # mapped into memory, not read yet

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,23 @@ def test_a_cell_whose_judging_fails_keeps_its_figures(tmp_path: Path, monkeypatc
         "inconclusive",
         "could not be judged: MemoryError: no room for a second model",
     )
+
+
+def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = Runner.comparison
+    kept: list[bool] = []
+
+    def comparison(self: Runner, *arguments: Any) -> Any:
+        kept.append(self._reference is not None)
+        if kept[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compare(self, *arguments)
+
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    assert verdict(tmp_path, "dtype=bfloat16").kind == "rounding"
+    assert kept == [True, False]
 
 
 FLOAT32 = "reference={load_strategy:dtype_at_load,dtype:float32}"

@@ -110,7 +110,7 @@ def test_a_cast_copy_leaves_its_source_alone_and_shares_no_objects_with_it() -> 
 def test_without_room_two_models_stay_and_a_cast_is_loaded_by_itself(
     monkeypatch: pytest.MonkeyPatch, reads: list[loading.WeightsKey]
 ) -> None:
-    monkeypatch.setattr(loading, "_free_bytes", lambda _device: 0)
+    monkeypatch.setattr(loading, "free_bytes", lambda _device: 0)
     pool = ModelPool()
     reference = cell_of()
     rounded, auto = (cell_of(strategy, Dtype.BFLOAT16) for strategy in (STRATEGIES[0], LoadStrategy.AUTO_THEN_CAST))

@@ -203,7 +203,7 @@ def test_the_printed_plan_shows_cells_references_and_what_is_left_out() -> None:
     assert "itself" in text
     assert "dtype=float32" in text
     assert "unsupported, 2 cells: " in text or text.count("unsupported, 1 cells: ") == 2
-    assert "2 cells to run, 2 unsupported, 0 excluded; 1 references, each run once; weights read 2 times" in text
+    assert "2 cells to run, 2 unsupported, 0 excluded; 1 references; weights read 2 times" in text
 
 
 def test_a_large_plan_is_cut_after_its_first_rows() -> None:

@@ -163,13 +163,16 @@ def test_judging_and_streaming_exclude_each_other() -> None:
     assert parse(Settings, {"weights": "streamed", "verdict": False}).weights == "streamed"
 
 
-def test_a_sweep_with_streamed_weights_has_the_figures_of_an_ordinary_one(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("kept_bytes", [2**30, 1000], ids=["recorded", "in step"])
+def test_a_sweep_with_streamed_weights_has_the_figures_of_an_ordinary_one(
+    tmp_path: Path, monkeypatch: Any, kept_bytes: int
+) -> None:
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
     grid = ("checkpoint=tiny_bert", "inputs=report_2", "load_strategy=dtype_at_load,cast_after_load,autocast")
     plan = make_plan(request_of(*grid, f"output_dir={tmp_path}"), environment("cpu"))
     figures = []
     for weights in ("resident", "streamed"):
-        runner = Runner(plan.environment, verdict=False, weights=weights, say=print)
+        runner = Runner(plan.environment, verdict=False, weights=weights, kept_bytes=kept_bytes, say=print)
         results = [runner.run(planned) for planned in plan.cells]
         assert [record.status for record, _ in results] == [Status.OK] * 3
         figures.append(

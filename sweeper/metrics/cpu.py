@@ -11,6 +11,7 @@ The loops are in `cpu_kernels.py`. Shapes: N tokens, F features, E elements, B b
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,7 @@ def _run(blocks: list[tuple[Any, ...]]) -> None:
             cpu_kernels.measure(*block)
 
     threads = min(torch.get_num_threads(), len(blocks))
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    others = [_pool(torch.get_num_threads()).submit(work) for _ in range(threads - 1)]
     work()
     for other in others:
         other.result()
@@ -122,3 +123,7 @@ def _run(blocks: list[tuple[Any, ...]]) -> None:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that wait, as starting one costs as much as a small pair. numba's own would spin beside torch's."""
     return ThreadPoolExecutor(threads, thread_name_prefix="sweeper-metrics")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process

@@ -30,11 +30,20 @@ _TILE = 4096  # elements: two tiles of float32 are 32 KiB
 _INFINITY = 0x7F800000
 _FIELDS = 6  # of an unfinished row: the five sums, and how many elements are finite
 
-# Plain integers, which numba reads faster than members of an enum.
-_ABS_SUM, _REFERENCES, _CANDIDATES, _DIFFERENCES, _PRODUCTS = map(int, list(Real)[:5])
-_MAX_ABS, _MAX_EXCESS, _MIN_COSINE, _WORST_REFERENCE, _WORST_CANDIDATE = map(int, list(Real)[5:])
-_ROWS, _NUMEL, _FINITE, _UNEQUAL, _MISMATCH, _REFERENCE_NAN = map(int, list(Count)[:6])
-_CANDIDATE_NAN, _REFERENCE_INF, _CANDIDATE_INF, _MAX_ULP, _WORST_TOKEN, _WORST_FEATURE = map(int, list(Count)[6:])
+# Written out, because numba keeps compiled code until this file changes: it does not see the enums change.
+_ABS_SUM, _REFERENCES, _CANDIDATES, _DIFFERENCES, _PRODUCTS = 0, 1, 2, 3, 4
+_MAX_ABS, _MAX_EXCESS, _MIN_COSINE, _WORST_REFERENCE, _WORST_CANDIDATE = 5, 6, 7, 8, 9
+_ROWS, _NUMEL, _FINITE, _UNEQUAL, _MISMATCH, _REFERENCE_NAN = 0, 1, 2, 3, 4, 5
+_CANDIDATE_NAN, _REFERENCE_INF, _CANDIDATE_INF, _MAX_ULP, _WORST_TOKEN, _WORST_FEATURE = 6, 7, 8, 9, 10, 11
+assert [*Real] == [
+    *(Real.ABS_SUM, Real.REFERENCE_SQUARES, Real.CANDIDATE_SQUARES, Real.DIFFERENCE_SQUARES, Real.PRODUCTS),
+    *(Real.MAX_ABS, Real.MAX_EXCESS, Real.MIN_TOKEN_COSINE, Real.WORST_REFERENCE, Real.WORST_CANDIDATE),
+]
+assert [*Count] == [
+    *(Count.ROWS, Count.NUMEL, Count.FINITE, Count.UNEQUAL, Count.NONFINITE_MISMATCH, Count.REFERENCE_NAN),
+    *(Count.CANDIDATE_NAN, Count.REFERENCE_INF, Count.CANDIDATE_INF, Count.MAX_ULP),
+    *(Count.WORST_TOKEN, Count.WORST_FEATURE),
+]
 
 
 def _entry(function: Any) -> Any:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
-from torch import Tensor
 
 from sweeper.metrics import joining, kernels
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
-from sweeper.metrics.state import State
+from sweeper.metrics.state import Pair
 from sweeper.metrics.tables import Tables
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -30,14 +29,6 @@ _ELEMENTS_A_WARP = 2**15
 # A warp a program, so that no barrier is needed; no more registers than 20 warps a multiprocessor have.
 _OPTIONS = {"num_warps": 1, "maxnreg": 96}
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-
-
-class Pair(NamedTuple):
-    """Two tensors [N, F] of at least one element, same shape and device, and the state that they are added to."""
-
-    state: State
-    reference_NF: Tensor
-    candidate_NF: Tensor
 
 
 class _Kind(NamedTuple):

@@ -193,3 +193,20 @@ def test_runs_where_no_folder_can_be_written() -> None:
     environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "NullCache"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = """
+import os, signal, torch
+from sweeper.metrics.pair import measure
+torch.set_num_threads(2)
+pair = torch.randn(2, 600, 4096).unbind()
+before = measure(*pair)
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    os._exit(measure(*pair) != before)
+print(os.waitpid(child, 0)[1])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0"

@@ -16,7 +16,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from sweeper.metrics import fused
-from sweeper.metrics.state import Count, Real, State
+from sweeper.metrics.state import Count, Pair, Real, State
 from sweeper.metrics.tables import Tables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +44,7 @@ def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
 
 def by_the_kernels(pairs: list[tuple[Tensor, Tensor]]) -> State:
     state = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, DEVICE).state
-    fused.update([fused.Pair(state, *pair) for pair in pairs])
+    fused.update([Pair(state, *pair) for pair in pairs])
     return State(state.reals.cpu(), state.counts.cpu())
 
 
@@ -131,7 +131,7 @@ def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
     tables = Tables()
     for _ in range(2):
         tables.rewind()
-        fused.update([fused.Pair(state, *pair) for state, pair in zip(together, pairs, strict=True)], tables)
+        fused.update([Pair(state, *pair) for state, pair in zip(together, pairs, strict=True)], tables)
     for state, pair in zip(together, pairs, strict=True):
         alone = by_the_kernels([pair, pair])
         assert torch.equal(alone.reals, state.reals.cpu())
@@ -152,7 +152,7 @@ def test_a_captured_batch_replays_to_the_bits_of_the_eager_one() -> None:
     def batch() -> None:
         outputs = [(r.clone(), c.clone()) for r, c in inputs]
         tables.rewind()
-        fused.update([fused.Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
+        fused.update([Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
 
     batch()
     graph = torch.cuda.CUDAGraph()
