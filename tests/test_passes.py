@@ -47,9 +47,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def records(plan: Plan, kept_bytes: int) -> list[dict[str, Any]]:
+def records(plan: Plan, kept_bytes: int, **options: Any) -> list[dict[str, Any]]:
     """Everything that must not depend on how the two sides met."""
-    running = Runner(plan.environment, latency_repeats=1, verdict=False, kept_bytes=kept_bytes, say=print)
+    running = Runner(plan.environment, latency_repeats=1, verdict=False, kept_bytes=kept_bytes, say=print, **options)
     found = []
     for planned in plan.cells:
         record, modules = running.run(planned)
@@ -76,6 +76,11 @@ def test_in_step_gives_the_records_of_a_recording(
     monkeypatch.setattr(runner, "compare_in_step", compare_in_step)
     assert records(plan, 1000) == kept
     assert len(ran) == len(plan.cells)
+
+
+def test_a_streamed_model_meets_its_twin_in_step(tmp_path: Path) -> None:
+    plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS["attention, one model"]), environment("cpu"))
+    assert records(plan, 1000, weights="streamed") == records(plan, 2**30)
 
 
 CLOSE = 1e-5  # transformers' norms and softmax are float32 in a float64 model too
