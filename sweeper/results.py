@@ -261,7 +261,7 @@ class Cost(_Record):
 
     Attributes:
         load_time_s: from the folder to the device in the cell's dtype.
-        latency_ms: median of `latency_repeats` bare forwards over all texts, without hooks.
+        latency_ms: median of bare forwards of the first batch, without hooks (`cost.py`).
         peak_memory_gib: of the device's allocator during one bare forward, weights included; None on the CPU.
         repeatable: a second forward gave the same bits.
     """

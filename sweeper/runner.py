@@ -59,7 +59,7 @@ class Runner:
 
     Args:
         environment: goes into every record.
-        latency_repeats: bare forwards that are timed a cell; None is 5 on a GPU and 1 on a CPU.
+        latency_repeats: bare forwards that are timed a cell; None: see `measure_cost`.
         verdict: judge every cell that differs; some twenty runs of two texts each.
         weights: `streamed` keeps no parameter in memory (`streaming.py`).
         kept_bytes: of a reference's outputs.

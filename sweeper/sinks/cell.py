@@ -56,7 +56,7 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
         found.append(Section("Traceback", preformatted=record.traceback.rstrip()))
     if record.output is not None:
         found += [
-            *([_verdict(record.verdict)] if record.verdict else []),
+            *([_verdict(record.verdict, len(record.texts))] if record.verdict else []),
             _origin(record, modules),
             *([_state(record.state)] if record.state else []),
             _output(record, record.output),
@@ -69,14 +69,15 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
     return found
 
 
-def _verdict(verdict: VerdictRecord) -> Section:
+def _verdict(verdict: VerdictRecord, texts: int) -> Section:
     """What the difference means, and the figures that say so."""
     notes = [f"{verdict.kind}: {verdict.reason}"]
     if verdict.first_divergence:
         notes.append(f"first divergence: {verdict.first_divergence}")
     if verdict.decides:
         notes.append(f"would decide: {verdict.decides}")
-    notes.append(f"judged on text {', '.join(map(str, verdict.texts))}")
+    everything = len(verdict.texts) == texts > 2
+    notes.append("judged on all texts" if everything else f"judged on text {', '.join(map(str, verdict.texts))}")
     rows = tuple(
         (e.name, e.value if isinstance(e.value, str) else number(e.value), e.meaning) for e in verdict.evidence
     )
