@@ -16,8 +16,10 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from sweeper.metrics import fused
-from sweeper.metrics.state import Count, Pair, Real, State
+from sweeper.metrics.state import Count, Pair, State
 from sweeper.metrics.tables import Tables
+from tests.metrics import twin
+from tests.metrics.twin import assert_same, by_the_twin
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1), (5, 24), (3, 257), (37, 8)]
@@ -28,35 +30,14 @@ if DEVICE == "cuda":
 def a_pair(
     shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(shape[1])
-    values_NF, noise_NF = torch.randn(2, *shape, generator=generator).unbind()
-    reference_NF = (values_NF * scale).to(reference)
-    candidate_NF = (reference_NF.float() * (1 + 0.01 * noise_NF)).to(candidate)
+    reference_NF, candidate_NF = twin.a_pair(shape, reference, candidate, scale)
     return reference_NF.to(DEVICE), candidate_NF.to(DEVICE)
-
-
-def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
-    accumulator = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, "cpu")
-    for reference_NF, candidate_NF in pairs:
-        accumulator._update(reference_NF.cpu(), candidate_NF.cpu())  # in plain torch
-    return accumulator.state
 
 
 def by_the_kernels(pairs: list[tuple[Tensor, Tensor]]) -> State:
     state = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, DEVICE).state
     fused.update([Pair(state, *pair) for pair in pairs])
     return State(state.reals.cpu(), state.counts.cpu())
-
-
-def assert_same(ours: State, twin: State) -> None:
-    assert dict(zip(Count, ours.counts.tolist(), strict=True)) == dict(zip(Count, twin.counts.tolist(), strict=True))
-    exact = [Real.MAX_ABS, Real.WORST_REFERENCE, Real.WORST_CANDIDATE]
-    torch.testing.assert_close(ours.reals[exact], twin.reals[exact], rtol=0, atol=0, equal_nan=True)
-    # The products can cancel; their error is that of the squares.
-    scale = float(twin.reals[[Real.REFERENCE_SQUARES, Real.CANDIDATE_SQUARES]].amax())
-    assert abs(float(ours.reals[Real.PRODUCTS] - twin.reals[Real.PRODUCTS])) <= 1e-12 * scale
-    rest = [real for real in Real if real not in exact and real != Real.PRODUCTS]
-    torch.testing.assert_close(ours.reals[rest], twin.reals[rest], rtol=1e-12, atol=1e-15, equal_nan=True)
 
 
 @pytest.mark.parametrize("candidate", fused.DTYPES, ids=str)

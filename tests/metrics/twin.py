@@ -21,7 +21,7 @@ def a_pair(
 def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
     accumulator = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, "cpu")
     for reference_NF, candidate_NF in pairs:
-        accumulator._update(reference_NF, candidate_NF)
+        accumulator._update(reference_NF.cpu(), candidate_NF.cpu())
     return accumulator.state
 
 
