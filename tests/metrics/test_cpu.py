@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sweeper.metrics.pair import PairAccumulator
 from sweeper.metrics.precision import INT64_MIN
-from tests.metrics.twin import a_pair, assert_same, by_the_twin
+from tests.metrics.twin import a_pair, assert_same, by_the_twin, spoil
 
 pytest.importorskip("numba")
 
@@ -57,13 +57,8 @@ def test_equal_tensors(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", cpu.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    reference_NF, candidate_NF = a_pair(shape, dtype, dtype)
-    reference_NF[0, 0] = math.nan
-    candidate_NF[-1, -1] = math.inf
-    reference_NF[-1, shape[1] // 2] = candidate_NF[-1, shape[1] // 2] = -math.inf
-    reference_NF[shape[0] // 2] = math.nan
-    candidate_NF[shape[0] // 2] = math.nan
-    pair = reference_NF, candidate_NF
+    pair = a_pair(shape, dtype, dtype)
+    spoil(*pair)
     assert_same(by_the_loops([pair]), by_the_twin([pair]))
 
 

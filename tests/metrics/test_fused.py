@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import pytest
@@ -19,7 +18,7 @@ from sweeper.metrics import fused
 from sweeper.metrics.state import Count, Pair, State
 from sweeper.metrics.tables import Tables
 from tests.metrics import twin
-from tests.metrics.twin import assert_same, by_the_twin
+from tests.metrics.twin import assert_same, by_the_twin, spoil
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1), (5, 24), (3, 257), (37, 8)]
@@ -51,13 +50,8 @@ def test_equals_the_twin(shape: tuple[int, int], reference: torch.dtype, candida
 @pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    reference_NF, candidate_NF = a_pair(shape, dtype, dtype)
-    reference_NF[0, 0] = math.nan
-    candidate_NF[-1, -1] = math.inf
-    reference_NF[-1, shape[1] // 2] = candidate_NF[-1, shape[1] // 2] = -math.inf
-    reference_NF[shape[0] // 2] = math.nan
-    candidate_NF[shape[0] // 2] = math.nan
-    pair = reference_NF, candidate_NF
+    pair = a_pair(shape, dtype, dtype)
+    spoil(*pair)
     assert_same(by_the_kernels([pair]), by_the_twin([pair]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,15 @@ def a_pair(
     values_NF, noise_NF = torch.randn(2, *shape, generator=generator).unbind()
     reference_NF = (values_NF * scale).to(reference)
     return reference_NF, (reference_NF.float() * (1 + 0.01 * noise_NF)).to(candidate)
+
+
+def spoil(reference_NF: Tensor, candidate_NF: Tensor) -> None:
+    """Puts NaN and Inf into both: alone, on both sides, and a whole row of them."""
+    rows, features = reference_NF.shape
+    reference_NF[0, 0] = math.nan
+    candidate_NF[-1, -1] = math.inf
+    reference_NF[-1, features // 2] = candidate_NF[-1, features // 2] = -math.inf
+    reference_NF[rows // 2] = candidate_NF[rows // 2] = math.nan
 
 
 def by_the_twin(pairs: list[tuple[Tensor, Tensor]]) -> State:
