@@ -24,7 +24,7 @@ _LAUNCH_BYTES = {"cuda": 2**29, "cpu": 2**24}
 
 
 def launch_bytes(device: str) -> int:
-    """What may wait for a launch on this device; with nothing to wait for, every pair is measured at once."""
+    """What may wait for a launch on this device."""
     return _LAUNCH_BYTES[device]
 
 
@@ -42,7 +42,7 @@ class ModulePairs:
     """Compares the outputs of modules while they come; no device synchronisation.
 
     Args:
-        steady: outputs of the candidate that no later module overwrites; the others are copied where they wait.
+        steady: outputs of the candidate that no later module overwrites; the others are copied.
         launch_bytes: of both sides, that may wait for a launch.
 
     Attributes:
@@ -94,7 +94,7 @@ class ModulePairs:
 
     def _compare(self, output: ModuleOutput, reference_NF: Tensor) -> None:
         pair = self.modules.get(output.name) or self._started(output, reference_NF)
-        candidate_NF = output.lasting(self._steady) if self._launch_bytes else output.tensor_NF
+        candidate_NF = output.lasting(self._steady)
         if reference_NF.device != candidate_NF.device:
             reference_NF = reference_NF.to(candidate_NF.device)
         self._pending.append(Update(pair.accumulator, reference_NF, candidate_NF))
