@@ -50,8 +50,9 @@ from sweeper.forwards import arguments, conditions, lay_out_texts, read_texts, r
 from sweeper.grid import SweepRequest, expand
 from sweeper.inputs import batches
 from sweeper.layout import Forward
-from sweeper.loading import WeightsKey, load, synchronize
+from sweeper.loading import load, synchronize
 from sweeper.support import unsupported_reason
+from sweeper.weights import WeightsKey
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],

@@ -17,8 +17,7 @@ from torch import nn
 from sweeper.attention import implementation
 from sweeper.checkpoints.folder import no_progress_bars
 from sweeper.config import Cell, Dtype, Head, LoadStrategy
-from sweeper.weights import Read
-from sweeper.weights import WeightsKey as WeightsKey
+from sweeper.weights import Read, WeightsKey
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     Dtype.FLOAT32: torch.float32,
@@ -99,10 +98,10 @@ class ModelPool:
         """The cell's model with the cell's attention backend, and whether its weights had to be read."""
         key = WeightsKey.of(cell)
         attention = implementation(cell.attention)
-        was_read = key not in self._models and WeightsKey(key.read) not in self._models
+        was_read = False
         if key not in self._models:
             start = time.perf_counter()
-            model = self._load(folder, key, attention)
+            model, was_read = self._load(folder, key, attention)
             synchronize(cell.device)
             self._models[key] = LoadedModel(model, key, time.perf_counter() - start)
         self._models.move_to_end(key)
@@ -110,18 +109,20 @@ class ModelPool:
         model.set_attn_implementation(attention)  # type: ignore[operator]
         return self._models[key], was_read
 
-    def _load(self, folder: Path, key: WeightsKey, attention: str) -> nn.Module:
+    def _load(self, folder: Path, key: WeightsKey, attention: str) -> tuple[nn.Module, bool]:
+        """The model, and whether its weights had to be read."""
         read = WeightsKey(key.read)
         wanted = _estimated_bytes(folder, key)
         self._make_room(key.read.device, wanted)
         if key.cast is None:
-            return load(folder, key, attention)
-        if read not in self._models:
+            return load(folder, key, attention), True
+        must_read = read not in self._models
+        if must_read:
             if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read)):
-                return load(folder, key, attention)
+                return load(folder, key, attention), True
             self._models[read] = LoadedModel(load(folder, read, attention), read, 0)
             self._models.move_to_end(read, last=False)  # nobody's model: the first to go
-        return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast])
+        return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast]), must_read
 
     def _make_room(self, device: str, wanted: int) -> None:
         while len(self._models) > 1 and not self._has_room(device, wanted):

@@ -25,7 +25,7 @@ from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.forwards import BatchesRun, conditions, lay_out_texts, read_texts, steady_outputs
 from sweeper.in_step import twin
 from sweeper.inputs import batches
-from sweeper.loading import LoadedModel, ModelPool, WeightsKey, free_bytes
+from sweeper.loading import LoadedModel, ModelPool, free_bytes
 from sweeper.models import Comparison, compare_sides
 from sweeper.outcome import begun, checked, ended, reason_of
 from sweeper.pairs import launch_bytes
@@ -35,6 +35,7 @@ from sweeper.results import CellRecord, ModuleRecord, Sample, StateFigures, Stat
 from sweeper.state import StateEntry, compare_state, state_of
 from sweeper.streaming import StreamedPool
 from sweeper.verdict import Kind
+from sweeper.weights import WeightsKey
 
 
 @dataclass
@@ -43,7 +44,6 @@ class ReferenceRun:
 
     Attributes:
         recorded: its outputs and their sample; None where they are too large to be kept, and it runs in step with each.
-        batches: the texts of each forward.
     """
 
     cell_id: str
@@ -51,7 +51,6 @@ class ReferenceRun:
     state: dict[str, StateEntry]
     weights: WeightsKey
     token_ids: list[list[int]]
-    batches: list[tuple[int, ...]]
 
 
 class Runner:
@@ -130,7 +129,7 @@ class Runner:
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
         texts_of_batches = batches(token_ids, cell.inputs.batch_size)
-        if texts_of_batches != reference.batches:
+        if texts_of_batches != batches(token_ids, planned.reference.inputs.batch_size):
             raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
         ran, reference_sample = self._compare(planned, reference, loaded, comparer)
@@ -218,7 +217,6 @@ class Runner:
             state_of(loaded.model),
             loaded.key,
             token_ids,
-            batches(token_ids, cell.inputs.batch_size),
         )
         return self._reference
 

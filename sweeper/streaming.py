@@ -78,8 +78,8 @@ class _AbsentWeightsRefused(TorchDispatchMode):
 class StreamedPool(ModelPool):
     """Models without parameters in memory: there is room for all of them, and a read is nothing to share."""
 
-    def _load(self, folder: Path, key: WeightsKey, attention: str) -> nn.Module:
-        return streamed(folder, key, attention)
+    def _load(self, folder: Path, key: WeightsKey, attention: str) -> tuple[nn.Module, bool]:
+        return streamed(folder, key, attention), True
 
 
 class FileWeights(Mapping[str, Tensor]):

@@ -16,6 +16,7 @@ from sweeper.checkpoints import prepare
 from sweeper.config import Cell, Dtype, LoadStrategy
 from sweeper.loading import ModelPool, cast_copy
 from sweeper.state import state_of
+from sweeper.weights import WeightsKey
 from tests.composing import request_of
 
 STRATEGIES = [strategy for strategy in LoadStrategy if strategy is not LoadStrategy.AUTOCAST]
@@ -70,11 +71,11 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[loading.WeightsKey]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[WeightsKey]:
     keys = []
     original = loading.load
 
-    def load(folder: Path, key: loading.WeightsKey, attention: str) -> nn.Module:
+    def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         keys.append(key)
         return original(folder, key, attention)
 
@@ -83,9 +84,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[loading.WeightsKey]:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_every_strategy_in_every_dtype_has_the_state_of_the_users_calls(
-    order: int, reads: list[loading.WeightsKey]
-) -> None:
+def test_every_strategy_in_every_dtype_has_the_state_of_the_users_calls(order: int, reads: list[WeightsKey]) -> None:
     pool = ModelPool()
     dtypes = (Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT64)
     pairs = [(strategy, dtype) for dtype in dtypes for strategy in STRATEGIES][::order]
@@ -108,7 +107,7 @@ def test_a_cast_copy_leaves_its_source_alone_and_shares_no_objects_with_it() -> 
 
 
 def test_without_room_two_models_stay_and_a_cast_is_loaded_by_itself(
-    monkeypatch: pytest.MonkeyPatch, reads: list[loading.WeightsKey]
+    monkeypatch: pytest.MonkeyPatch, reads: list[WeightsKey]
 ) -> None:
     monkeypatch.setattr(loading, "free_bytes", lambda _device: 0)
     pool = ModelPool()
@@ -117,7 +116,7 @@ def test_without_room_two_models_stay_and_a_cast_is_loaded_by_itself(
     for cell in (reference, rounded, reference, auto, reference, rounded):
         model = pool.get(cell, folder())[0].model
         assert same_state(model, users_model(cell.load_strategy, loading.TORCH_DTYPES[cell.dtype]))
-    keys = [loading.WeightsKey.of(cell) for cell in (reference, rounded, auto, rounded)]
+    keys = [WeightsKey.of(cell) for cell in (reference, rounded, auto, rounded)]
     assert reads == keys
 
 

@@ -18,6 +18,7 @@ from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, ModuleRecord, Status
 from sweeper.runner import Runner
+from sweeper.weights import WeightsKey
 from tests.composing import request_of
 
 TINY = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled")
@@ -215,7 +216,7 @@ def test_the_reference_stays_loaded_while_its_candidates_come_and_go(
     loads = []
     original = loading.load
 
-    def load(folder: Path, key: loading.WeightsKey, attention: str) -> nn.Module:
+    def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         loads.append(key)
         return original(folder, key, attention)
 
