@@ -10,16 +10,20 @@ import itertools
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from sweeper.capture import ModuleOutput
 from sweeper.metrics.language import LanguageAccumulator
-from sweeper.metrics.pair import finish
+from sweeper.metrics.pair import finished
 from sweeper.pairs import ModulePair, ModulePairs
 from sweeper.results import LanguageFigures, ModuleRecord, PairMeasures, TextFigures
 from sweeper.texts import TextAccumulator
+
+_MODULES = TypeAdapter(tuple[ModuleRecord, ...])
 
 
 @dataclass(frozen=True)
@@ -158,12 +162,13 @@ class Comparer:
         """Takes the figures off the device, in the order of the texts."""
         output, texts = self._texts.finish()
         pairs = self.modules.modules
-        measures = finish([pair.accumulator for pair in pairs.values()])
+        measures = finished([pair.accumulator for pair in pairs.values()])
         places = _Places([len(ids) for ids in self._token_ids], self._order)
-        modules = tuple(
-            _module_record(order, name, pair, places, figures)
+        rows = [
+            _module_row(order, name, pair, places, figures)
             for order, ((name, pair), figures) in enumerate(zip(pairs.items(), measures, strict=True))
-        )
+        ]
+        modules = _MODULES.validate_python(rows)
         return Figures(
             modules=modules,
             first_divergence=next((m.name for m in modules if m.measures.equal_fraction < 1), None),
@@ -193,24 +198,24 @@ class _Places:
         return text, position, self._starts[text] + position
 
 
-def _module_record(order: int, name: str, pair: ModulePair, places: _Places, measures: PairMeasures) -> ModuleRecord:
+def _module_row(order: int, name: str, pair: ModulePair, places: _Places, measures: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `ModuleRecord`."""
     layer, kind = layer_and_kind(name)
     text = position = None
-    if measures.worst_token is not None:
-        text, position, token = places.of(measures.worst_token)
-        measures = measures.model_copy(update={"worst_token": token})
-    return ModuleRecord(
-        order=order,
-        name=name,
-        module_type=pair.module_type,
-        layer=layer,
-        kind=kind,
-        reference_dtype=pair.reference_dtype,
-        candidate_dtype=pair.candidate_dtype,
-        worst_text=text,
-        worst_position=position,
-        measures=measures,
-    )
+    if measures["worst_token"] is not None:
+        text, position, measures["worst_token"] = places.of(measures["worst_token"])
+    return {
+        "order": order,
+        "name": name,
+        "module_type": pair.module_type,
+        "layer": layer,
+        "kind": kind,
+        "reference_dtype": pair.reference_dtype,
+        "candidate_dtype": pair.candidate_dtype,
+        "worst_text": text,
+        "worst_position": position,
+        "measures": measures,
+    }
 
 
 _LAYER = re.compile(r"^(?:.*?\.)?(\d+)(?:\.(.+))?$")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
-from sweeper.metrics.pair import PairAccumulator, Update, cosine, finish, update_all
+from sweeper.metrics.figures import cosine
+from sweeper.metrics.pair import PairAccumulator, Update, finish, update_all
 from sweeper.metrics.state import Count, Real, State, merge_rows
 from sweeper.metrics.tables import Tables
 from sweeper.results import PairMeasures, TextFigures

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sweeper.metrics.pair import cosine
+from sweeper.metrics.figures import cosine
 
 
 class EmbeddingFigures(NamedTuple):

@@ -167,17 +167,17 @@ def test_identical_tensors_are_exactly_identical(both: tuple[Tensor, Tensor]) ->
     assert (measures.worst_token, measures.worst_feature) == (0, 0)
 
 
-def test_many_accumulators_finish_together() -> None:
-    generator = torch.Generator().manual_seed(0)
-    accumulators, alone = [], []
-    for dtype in DTYPES:
-        both = torch.randn(2, 9, 5, generator=generator).to(dtype).unbind()
-        accumulator = PairAccumulator(dtype, dtype, "cpu")
-        accumulator.update(*both)
+@settings(deadline=None, max_examples=40)
+@given(st.lists(pairs(), max_size=20))
+def test_many_accumulators_finish_together_bit_for_bit(several: list[tuple[Tensor, Tensor]]) -> None:
+    """The width of torch's columns decides which of its square roots and logarithms run."""
+    accumulators = []
+    for reference_NF, candidate_NF in several:
+        accumulator = PairAccumulator(reference_NF.dtype, candidate_NF.dtype, "cpu")
+        accumulator.update(reference_NF, candidate_NF)
         accumulators.append(accumulator)
-        alone.append(measure(*both))
-    assert finish(accumulators) == alone
-    assert finish([]) == []
+    # in words, in which a NaN is like another
+    assert list(map(repr, finish(accumulators))) == [repr(finish([alone])[0]) for alone in accumulators]
 
 
 def test_large_tensors_keep_float64_accuracy() -> None:

@@ -1,0 +1,87 @@
+"""From states to figures, on the host: a column a figure over all pairs at once, as `docs/measures.md` defines them.
+
+Shapes: A pairs, K numbers of a `State`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweeper.metrics.precision import INT64_MIN, Tolerance
+from sweeper.metrics.state import Count, Real, State
+
+
+def cosine(
+    reference_squares: Tensor, candidate_squares: Tensor, difference_squares: Tensor, products: Tensor
+) -> Tensor:
+    """From sums: exactly 1 where nothing differs (so when both are 0), 0 where one is 0, NaN where one overflowed."""
+    norms = reference_squares.sqrt() * candidate_squares.sqrt()
+    ratio = (products / norms.masked_fill_(norms.isinf(), torch.nan)).clamp_(-1, 1)
+    ratio.masked_fill_((reference_squares == 0) | (candidate_squares == 0), 0.0)
+    return ratio.masked_fill_(difference_squares == 0, 1.0)
+
+
+def figures(states: Sequence[State], tolerances: Sequence[Tolerance]) -> list[dict[str, Any]]:
+    """The fields of `PairMeasures` of each pair, with a single transfer from the device that all states share."""
+    if not states:
+        return []
+    reals_AK = torch.stack([state.reals for state in states])
+    counts_AK = torch.stack([state.counts for state in states])
+    host_AK = torch.cat([reals_AK.view(torch.int64), counts_AK], dim=1).cpu()
+    # contiguous: torch may use another square root and logarithm for what is not, which differ in the last bit
+    host_KA = host_AK.T.contiguous()
+    columns = _columns(host_KA[: len(Real)].view(torch.float64), host_KA[len(Real) :], tolerances)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _columns(reals_KA: Tensor, counts_KA: Tensor, tolerances: Sequence[Tolerance]) -> dict[str, list[Any]]:
+    """By field of `PairMeasures`, a value a pair."""
+    numel, finite, mismatch = counts_KA[[Count.NUMEL, Count.FINITE, Count.NONFINITE_MISMATCH]]
+    rtol, atol = torch.tensor(tolerances, dtype=torch.float64).unbind(1)
+    columns = {
+        "numel": numel,
+        "finite": finite,
+        "equal_fraction": (numel - counts_KA[Count.UNEQUAL] - mismatch).double() / numel,  # 0 / 0 is NaN
+        **{name: column.masked_fill(finite == 0, torch.nan) for name, column in _reals(reals_KA, counts_KA).items()},
+        "allclose": (reals_KA[Real.MAX_EXCESS] <= atol) & (mismatch == 0),
+        "rtol": rtol,
+        "atol": atol,
+        "reference_nan": counts_KA[Count.REFERENCE_NAN],
+        "candidate_nan": counts_KA[Count.CANDIDATE_NAN],
+        "reference_inf": counts_KA[Count.REFERENCE_INF],
+        "candidate_inf": counts_KA[Count.CANDIDATE_INF],
+        "nonfinite_mismatch": mismatch,
+    }
+    worst = {
+        "worst_token": counts_KA[Count.WORST_TOKEN],
+        "worst_feature": counts_KA[Count.WORST_FEATURE],
+        "worst_reference": reals_KA[Real.WORST_REFERENCE],
+        "worst_candidate": reals_KA[Real.WORST_CANDIDATE],
+    }
+    listed = {name: column.tolist() for name, column in columns.items()}
+    for name, column in worst.items():
+        values = zip(column.tolist(), listed["finite"], strict=True)
+        listed[name] = [value if some else None for value, some in values]
+    return listed
+
+
+def _reals(reals_KA: Tensor, counts_KA: Tensor) -> dict[str, Tensor]:
+    """The figures that speak of finite elements only; of pairs without one, anything."""
+    finite, ulp = counts_KA[Count.FINITE], counts_KA[Count.MAX_ULP]
+    references, candidates = reals_KA[Real.REFERENCE_SQUARES], reals_KA[Real.CANDIDATE_SQUARES]
+    differences = reals_KA[Real.DIFFERENCE_SQUARES]
+    rel_l2 = (differences.sqrt() / references.sqrt()).masked_fill(differences == 0, 0.0)
+    return {
+        "max_abs": reals_KA[Real.MAX_ABS],
+        "mean_abs": reals_KA[Real.ABS_SUM] / finite,
+        "rms": (differences / finite).sqrt(),
+        "rel_l2": rel_l2,
+        "sqnr_db": -20 * rel_l2.log10(),
+        "cosine": cosine(references, candidates, differences, reals_KA[Real.PRODUCTS]),
+        "min_token_cosine": reals_KA[Real.MIN_TOKEN_COSINE],
+        "max_ulp": (ulp ^ INT64_MIN).view(torch.uint64).double(),
+    }
