@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,42 +73,49 @@ def _lay_out_one(
     device: torch.device | str,
 ) -> Forward:
     lengths = tuple(len(token_ids[text]) for text in texts)
-    position_N = torch.cat([torch.arange(length) for length in lengths])
+    position_N = np.concatenate([np.arange(length) for length in lengths])
+    text_N = np.repeat(texts, lengths)
     row_N, column_N, shape_BT = _places(lengths, position_N, layout)
 
-    def spread(value_N: Tensor, on_pads: int) -> Tensor:
-        value_BT = torch.full(shape_BT, on_pads)
+    def spread(value_N: np.ndarray, on_pads: int) -> np.ndarray:
+        value_BT = np.full(shape_BT, on_pads)
         value_BT[row_N, column_N] = value_N
-        return value_BT.to(device)
+        return value_BT
 
-    inputs = {"input_ids": spread(torch.tensor([token for text in texts for token in token_ids[text]]), pad_id)}
+    inputs = {"input_ids": spread(np.concatenate([token_ids[text] for text in texts]), pad_id)}
     if layout in (Layout.PADDED_LEFT, Layout.PADDED_RIGHT):
-        inputs["attention_mask"] = spread(torch.ones_like(position_N), 0)
+        inputs["attention_mask"] = spread(np.ones_like(position_N), 0)
     # Packed texts get no mask: transformers looks for packing only without one, so a mask of ones leaks across texts.
     if positions is Positions.EXPLICIT:
         # 0 on pads is what transformers' own generate() passes for them; attention never reads them.
         inputs["position_ids"] = spread(position_N, 0)
-
-    places = torch.stack([row_N, column_N, row_N * shape_BT[1] + column_N]).to(device)  # one transfer
+    places = _on(device, [row_N, column_N, row_N * shape_BT[1] + column_N])
     return Forward(
-        inputs=inputs,
+        inputs=dict(zip(inputs, _on(device, list(inputs.values())), strict=True)),
         row_N=places[0],
         column_N=places[1],
         flat_N=places[2],
-        text_N=torch.tensor(texts).repeat_interleave(torch.tensor(lengths)),
-        position_N=position_N,
+        text_N=torch.from_numpy(text_N),
+        position_N=torch.from_numpy(position_N),
         lengths=lengths,
         texts=texts,
     )
 
 
-def _places(lengths: tuple[int, ...], position_N: Tensor, layout: Layout) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def _on(device: torch.device | str, arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
+    """Arrays of one shape as tensors on the device, in one transfer."""
+    return torch.from_numpy(np.stack(arrays)).to(device).unbind()
+
+
+def _places(
+    lengths: tuple[int, ...], position_N: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Row and column of each token in canonical order, and the shape (B, T) that they lie in."""
     if layout in (Layout.PACKED, Layout.SINGLE):
-        return torch.zeros_like(position_N), torch.arange(len(position_N)), (1, len(position_N))
-    length_B, longest = torch.tensor(lengths), max(lengths)
-    row_N = torch.arange(len(lengths)).repeat_interleave(length_B)
-    first_B = longest - length_B if layout is Layout.PADDED_LEFT else torch.zeros_like(length_B)
+        return np.zeros_like(position_N), np.arange(len(position_N)), (1, len(position_N))
+    longest = max(lengths)
+    row_N = np.repeat(np.arange(len(lengths)), lengths)
+    first_B = longest - np.array(lengths) if layout is Layout.PADDED_LEFT else np.zeros(len(lengths), np.int64)
     return row_N, first_B[row_N] + position_N, (len(lengths), longest)
 
 
