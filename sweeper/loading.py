@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import time
 from collections import OrderedDict
@@ -83,6 +84,11 @@ class LoadedModel:
     key: WeightsKey
     load_time_s: float
 
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Of all parameters and buffers, tied ones once."""
+        return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()])
+
 
 class ModelPool:
     """The models in memory: as many as half of the memory that is not taken otherwise holds, at least two.
@@ -129,7 +135,7 @@ class ModelPool:
             self._models.popitem(last=False)
 
     def _has_room(self, device: str, wanted: int) -> bool:
-        held = sum(model_bytes(loaded.model) for loaded in self._models.values())
+        held = sum(loaded.nbytes for loaded in self._models.values())
         return held + wanted <= (held + free_bytes(device)) / 2
 
     def keep(self, cell: Cell) -> None:
@@ -139,11 +145,6 @@ class ModelPool:
 
     def clear(self) -> None:
         self._models.clear()
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Of all parameters and buffers, tied ones once."""
-    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _estimated_bytes(folder: Path, key: WeightsKey) -> int:
