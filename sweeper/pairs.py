@@ -16,11 +16,13 @@ from torch import Tensor
 from sweeper.capture import ModuleOutput
 from sweeper.errors import AlignmentError
 from sweeper.metrics.pair import PairAccumulator, Update, update_all
+from sweeper.metrics.state import State, empty_block, rows_of
 from sweeper.metrics.tables import Tables
 
 # Bytes of both sides that wait for a launch: the fewer launches, the less the host costs, and what is the same memory
 # twice is measured once. On a CPU no more than stays in the caches.
 _LAUNCH_BYTES = {"cuda": 2**29, "cpu": 2**24}
+_STATES_AT_ONCE = 256
 
 
 def launch_bytes(device: str) -> int:
@@ -59,6 +61,7 @@ class ModulePairs:
         self._pending: list[Update] = []
         self._pending_bytes = 0
         self._only_candidate: set[str] = set()
+        self._empty: list[State] = []  # for modules that are still to come
 
     def give(self, name: str, reference_NF: Tensor) -> None:
         """Takes the reference's next rows of an output, which nobody may overwrite."""
@@ -104,7 +107,8 @@ class ModulePairs:
 
     def _started(self, output: ModuleOutput, reference_NF: Tensor) -> ModulePair:
         dtypes = reference_NF.dtype, output.tensor_NF.dtype
-        accumulator = PairAccumulator(*dtypes, output.tensor_NF.device)
+        self._empty = self._empty or rows_of(empty_block(_STATES_AT_ONCE, output.tensor_NF.device))
+        accumulator = PairAccumulator(*dtypes, self._empty.pop())
         reference_dtype, candidate_dtype = (str(dtype).removeprefix("torch.") for dtype in dtypes)
         pair = ModulePair(output.module_type, reference_dtype, candidate_dtype, accumulator)
         self.modules[output.name] = pair

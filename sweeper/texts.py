@@ -5,7 +5,6 @@ Shapes: S texts, N tokens, F features, D hidden, K numbers of a `State`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
 from sweeper.metrics.figures import cosine
 from sweeper.metrics.pair import PairAccumulator, Update, finish, update_all
-from sweeper.metrics.state import Count, Real, State, merge_rows
+from sweeper.metrics.state import Count, Real, State, empty_block, merge_rows, rows_of
 from sweeper.metrics.tables import Tables
 from sweeper.results import PairMeasures, TextFigures
 
@@ -35,15 +34,13 @@ class TextAccumulator:
         self._lengths = lengths
         self._order: list[int] = []  # the text that each row is of
         self._tables = Tables()
-        self._blank: PairAccumulator | None = None
+        self._dtypes: tuple[torch.dtype, torch.dtype] | None = None
 
-    def _start(self, reference_NF: Tensor, candidate_NF: Tensor) -> PairAccumulator:
+    def _start(self, reference_NF: Tensor, candidate_NF: Tensor) -> tuple[torch.dtype, torch.dtype]:
         texts, device = len(self._lengths), candidate_NF.device
-        blank = PairAccumulator(reference_NF.dtype, candidate_NF.dtype, device)
-        self._reals_SK = blank.state.reals.repeat(texts, 1)
-        self._counts_SK = blank.state.counts.repeat(texts, 1)
+        self._states_SK = empty_block(texts, device)
         self._embeddings_S3 = torch.empty(texts, len(EmbeddingFigures._fields), dtype=torch.float64, device=device)
-        return blank
+        return reference_NF.dtype, candidate_NF.dtype
 
     def update(
         self,
@@ -58,28 +55,24 @@ class TextAccumulator:
             outputs: of reference and candidate, [N, F], on one device.
             embeddings: the same, [S, D].
         """
-        self._blank = self._blank or self._start(*outputs)
+        self._dtypes = self._dtypes or self._start(*outputs)
         lengths = [self._lengths[text] for text in texts]
-        accumulators = _fresh(self._blank, len(texts))
+        rows = slice(len(self._order), len(self._order) + len(texts))
+        states = rows_of(State(*(numbers_SK[rows] for numbers_SK in self._states_SK)))
+        accumulators = [PairAccumulator(*self._dtypes, state) for state in states]
         pairs = zip(accumulators, *(output_NF.split(lengths) for output_NF in outputs), strict=True)
         self._tables.rewind()
         update_all([Update(*pair) for pair in pairs], self._tables)
-        rows = slice(len(self._order), len(self._order) + len(texts))
-        self._reals_SK[rows] = torch.stack([accumulator.state.reals for accumulator in accumulators])
-        self._counts_SK[rows] = torch.stack([accumulator.state.counts for accumulator in accumulators])
         self._embeddings_S3[rows] = embedding_figures(*embeddings)
         self._order += texts
 
     def finish(self) -> tuple[PairMeasures, tuple[TextFigures, ...]]:
         """The figures of all texts together, with `worst_token` in their order, and of each."""
-        assert self._blank is not None, "at least one text"
+        assert self._dtypes is not None, "at least one text"
         assert len(self._order) == len(self._lengths), "every text once"
         row_S = torch.tensor(self._order).argsort()
-        reals_SK, counts_SK, embeddings_S3 = (
-            rows.cpu()[row_S] for rows in (self._reals_SK, self._counts_SK, self._embeddings_S3)
-        )
-        whole = copy.copy(self._blank)
-        whole.state = merge_rows(State(reals_SK, counts_SK))
+        reals_SK, counts_SK, embeddings_S3 = (rows.cpu()[row_S] for rows in (*self._states_SK, self._embeddings_S3))
+        whole = PairAccumulator(*self._dtypes, merge_rows(State(reals_SK, counts_SK)))
         return finish([whole])[0], self._figures(reals_SK, counts_SK, embeddings_S3)
 
     def _figures(self, reals_SK: Tensor, counts_SK: Tensor, embeddings_S3: Tensor) -> tuple[TextFigures, ...]:
@@ -107,12 +100,3 @@ class TextAccumulator:
             TextFigures(text=text, tokens=self._lengths[text], **dict(zip(_NAMES, row, strict=True)))
             for text, row in enumerate(torch.stack(columns, dim=1).tolist())
         )
-
-
-def _fresh(blank: PairAccumulator, number: int) -> list[PairAccumulator]:
-    """New accumulators without what each costs on a GPU: two transfers."""
-    fresh = [copy.copy(blank) for _ in range(number)]
-    states = blank.state.reals.repeat(number, 1), blank.state.counts.repeat(number, 1)
-    for accumulator, reals, counts in zip(fresh, *states, strict=True):
-        accumulator.state = State(reals, counts)
-    return fresh

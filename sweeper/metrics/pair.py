@@ -61,11 +61,17 @@ class PairAccumulator:
         state: what has been accumulated, on the device of the tensors.
     """
 
-    def __init__(self, reference_dtype: torch.dtype, candidate_dtype: torch.dtype, device: torch.device | str) -> None:
-        """Raises `TypeError` for dtypes other than float16, bfloat16, float32 and float64."""
+    def __init__(
+        self, reference_dtype: torch.dtype, candidate_dtype: torch.dtype, into: State | torch.device | str
+    ) -> None:
+        """Adds to a state, in place; where a device is given, to an empty one there.
+
+        Raises:
+            TypeError: dtypes other than float16, bfloat16, float32 and float64.
+        """
         self.coarser = coarser_dtype(reference_dtype, candidate_dtype)
         self.tolerance = default_tolerance(self.coarser)
-        self.state = empty_state(device)
+        self.state = into if isinstance(into, State) else empty_state(into)
         self.dtypes = (reference_dtype, candidate_dtype)
 
     @torch.no_grad()
@@ -92,9 +98,7 @@ class PairAccumulator:
     def _update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
         """In plain torch: the definition."""
         if reference_NF.numel() == 0:
-            counts = self.state.counts.clone()
-            counts[Count.ROWS] += len(reference_NF)
-            self.state = self.state._replace(counts=counts)
+            self.state.counts[Count.ROWS] += len(reference_NF)
             return
         features = reference_NF.shape[1]
         rows = max(1, (_CPU_CHUNK if reference_NF.device.type == "cpu" else _GPU_CHUNK) // features)
@@ -102,7 +106,9 @@ class PairAccumulator:
         work = _Workspace(planes_PNF, self.coarser, self.tolerance.rtol)
         chunks = zip(reference_NF.split(rows), candidate_NF.split(rows), strict=True)
         parts = [_part(reference, candidate, work) for reference, candidate in chunks]
-        self.state = merge(self.state, _joined(parts, reference_NF, candidate_NF))
+        merged = merge(self.state, _joined(parts, reference_NF, candidate_NF))
+        for mine, value in zip(self.state, merged, strict=True):
+            mine.copy_(value)
 
 
 class Update(NamedTuple):

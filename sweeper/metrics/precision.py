@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ _SIGNED_INTEGER = {
 INT64_MIN = torch.iinfo(torch.int64).min
 
 
+@functools.cache
 def coarser_dtype(reference: torch.dtype, candidate: torch.dtype) -> torch.dtype:
     """The dtype with the larger machine epsilon.
 

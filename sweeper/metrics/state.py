@@ -85,6 +85,17 @@ def empty_state(device: torch.device | str) -> State:
     )
 
 
+def empty_block(states: int, device: torch.device | str) -> State:
+    """`empty_state` so many times, a row each ([S, K]): one after the other, each would be two transfers to a GPU."""
+    reals, counts = empty_state(device)
+    return State(reals.repeat(states, 1), counts.repeat(states, 1))
+
+
+def rows_of(block: State) -> list[State]:
+    """Each state of a block [S, K], in the block's memory."""
+    return [State(*row) for row in zip(*block, strict=True)]
+
+
 def merge(earlier: State, later: State) -> State:
     """The state of the rows of `earlier`, then those of `later`. Pure; of equal worst elements the first stays."""
     reals, counts = earlier.reals, earlier.counts
