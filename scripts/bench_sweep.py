@@ -1,14 +1,15 @@
 """What a whole sweep costs over the loads and forwards that it cannot do without, and the naive script over it.
 
 Runs `+grid=bf16_vs_fp32` in this process through the code of the command line: a fresh folder, no verdicts, no W&B.
-One cell is run before, elsewhere, so that imports, the device's start and compiled kernels are not counted anywhere.
+Two cells are run before, elsewhere, in both dtypes, so that imports, the device's start and compiled kernels are not
+counted anywhere.
 Prints one JSON line for each kind of inputs: the default sentences, and long texts (`--texts` x `--tokens`).
 
 - sweep_s: wall time of `sweeper.app.run`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
-  cost (bare forwards: latency, kernels, repeatability; `timed` is the first of these, inside it), state (parameters
-  and buffers), figures, tokens, steady (which outputs are overwritten); `machinery` is all that is left: planning,
-  ids, layout, records, store, sinks, terminal, page. Its `cpu` time tells the same on a machine that others use too.
+  cost (bare forwards; inside it: `timed`, and `kernels`, which are profiled once a code path), state (parameters and
+  buffers), figures, tokens, steady (which outputs are overwritten); `machinery` is all that is left: planning, ids,
+  layout, records, store, sinks, terminal, page. Its `cpu` time tells the same on a machine that others use too.
 - unique_s: behind the sweep, in the same process: each load that the cells name, once, by its own `from_pretrained` and
   casts, and each cell's and reference's bare forwards over all batches, once (the faster of two). `reads` counts
   loads that differ in the last cast alone as one.
@@ -57,13 +58,15 @@ from sweeper.weights import WeightsKey
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
     "compare": [(runner, "record_reference"), (runner, "compare_recorded"), (runner, "compare_in_step")],
-    "cost": [(runner, "measure_cost")],
+    "cost": [(runner.Runner, "_run_bare")],
     "timed": [(cost, "_timed_ms")],
+    "kernels": [(runner, "attention_kernels")],
     "steady": [(runner, "steady_outputs")],
     "state": [(runner, "compare_state")],
     "figures": [(Comparer, "finish")],
     "tokens": [(runner, "read_texts")],
 }
+INSIDE_COST = ("timed", "kernels")
 WORDS = ("the", "kettle", "is", "boiling", "and", "a", "ferry", "waits", "in", "rain", "for", "grey", "moon", "dust")
 
 
@@ -97,7 +100,7 @@ def timed(original: Callable[..., Any], phase: str, seconds: Counter[str], devic
         finally:
             synchronize(device)
             seconds[phase] += time.perf_counter() - start
-            if phase != "timed":
+            if phase not in INSIDE_COST:
                 seconds["cpu"] += time.process_time() - cpu
 
     return call
@@ -210,7 +213,7 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
         raise SystemExit("a cell or a sink failed: see above")
     gc.collect()
     machinery_cpu = cpu - seconds.pop("cpu")
-    seconds["machinery"] = sweep - sum(seconds.values()) + seconds["timed"]
+    seconds["machinery"] = sweep - sum(seconds[phase] for phase in PHASES if phase not in INSIDE_COST)
     token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager"))
     unique = unique_seconds(pairs, local.folder, token_ids)
     result: dict[str, Any] = {
@@ -260,7 +263,7 @@ def main() -> None:
         folder = Path(name)
         path = long_texts(folder, asked.texts)
         of = {"sentences": [], "long": ["inputs=file", f"inputs.file={path}", f"inputs.max_tokens={asked.tokens}"]}
-        first = request(*common, "dtype=bfloat16", f"output_dir={folder / 'first'}")
+        first = request(*common, "dtype=float32,bfloat16", f"output_dir={folder / 'first'}")
         quietly(first)
         device = first.cells[0].device
         gpu = torch.cuda.get_device_name() if device == "cuda" else None

@@ -1,4 +1,4 @@
-"""What a cell costs: bare forwards, without hooks."""
+"""What a cell costs, and which kernels it runs: bare forwards, without hooks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.attention import record_kernels
-from sweeper.config import Cell
+from sweeper.config import Attention, Cell, LoadStrategy
 from sweeper.forwards import run_forwards
 from sweeper.layout import Forward
 from sweeper.loading import synchronize
 from sweeper.results import Cost
 
 MOST_REPEATS = 5
-ENOUGH_MS = 100  # of timed forwards, where it is not said how many
+ENOUGH_MS = 20  # of timed forwards, where it is not said how many
+
+
+def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> None:
+    """Runs a forward where the first one under its `conditions` does more than the next: flex_attention compiles, and
+    autocast casts the weights. All else is warm: the same batch ran with hooks."""
+    if cell.attention is Attention.FLEX_ATTENTION or cell.load_strategy is LoadStrategy.AUTOCAST:
+        run_forwards(cell, model, batch)
+
+
+def attention_kernels(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[str, ...]:
+    """What runs in the attention of a bare forward, from a profile of one. To be called warm."""
+    with record_kernels(cell.device) as kernels:
+        run_forwards(cell, model, batch)
+    return tuple(kernels)
 
 
 def measure_cost(
@@ -28,36 +42,37 @@ def measure_cost(
     *,
     load_time_s: float | None,
     repeats: int | None,
-) -> tuple[Cost, tuple[str, ...]]:
-    """Bare forwards of the first batch: time and memory, whether the bits repeat; and the attention kernels that ran.
-
-    One forward is profiled and its output compared; those that are timed are not, and tell the memory too.
+) -> Cost:
+    """Bare forwards of the first batch, timed. The first also tells the memory, and whether the bits repeat. To be
+    called warm.
 
     Args:
         captured_NF: the same batch's output with hooks.
         repeats: how many forwards are timed; None is five, or fewer that take `ENOUGH_MS` together.
     """
-    with record_kernels(cell.device) as kernels:
-        again_NF = run_forwards(cell, model, batch)
     allocated = _start_of_peak() if cell.device == "cuda" else None
-    times: list[float] = []
+    time_ms, again_NF = _timed_ms(cell, model, batch)
+    peak_memory_gib = None if allocated is None else _peak_memory_gib(model, allocated)
+    repeatable = _same_bits(captured_NF, again_NF)
+    del again_NF
+    times = [time_ms]
     while len(times) < (repeats or MOST_REPEATS) and (repeats or sum(times) < ENOUGH_MS):
-        times.append(_timed_ms(cell, model, batch))
-    cost = Cost(
+        times.append(_timed_ms(cell, model, batch)[0])
+    return Cost(
         load_time_s=load_time_s,
         latency_ms=statistics.median(times),
-        peak_memory_gib=None if allocated is None else _peak_memory_gib(model, allocated),
-        repeatable=_same_bits(captured_NF, again_NF),
+        peak_memory_gib=peak_memory_gib,
+        repeatable=repeatable,
     )
-    return cost, tuple(kernels)
 
 
-def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> float:
+def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[float, Tensor]:
+    """How long a forward took, and its output."""
     synchronize(cell.device)
     start = time.perf_counter()
-    run_forwards(cell, model, batch)
+    output_NF = run_forwards(cell, model, batch)
     synchronize(cell.device)
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3, output_NF
 
 
 def _start_of_peak() -> int:
@@ -74,5 +89,5 @@ def _peak_memory_gib(model: nn.Module, allocated: int) -> float:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    same = first.eq(second) | (first.isnan() & second.isnan())
-    return bool(same.all())
+    """Whether all elements are equal, NaN to NaN. Both can be gigabytes: one pass, unless something differs."""
+    return torch.equal(first, second) or bool((first.eq(second) | (first.isnan() & second.isnan())).all())

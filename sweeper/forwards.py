@@ -27,11 +27,13 @@ class BatchesRun:
     """What running all batches left behind, besides what was compared.
 
     Attributes:
-        first_output_NF: the first batch's output over its real tokens.
+        first_batch: the calls of the first batch.
+        first_output_NF: its output over its real tokens.
         unaligned: what could not be aligned, and why.
         sample: inputs and a corner of the output.
     """
 
+    first_batch: Sequence[layout.Forward]
     first_output_NF: Tensor
     unaligned: dict[str, str]
     sample: Sample
@@ -110,7 +112,7 @@ class HookedModel:
         self._running = running
         self._hidden = hidden
         self._outputs = outputs
-        self._first: tuple[Sampler, Tensor] | None = None
+        self._first: tuple[Sequence[layout.Forward], Tensor, Sampler] | None = None
 
     def run(self, texts: Sequence[int]) -> BatchOutputs:
         """Runs one batch; its tensors are on the device only from here on, and only until it is compared."""
@@ -118,15 +120,15 @@ class HookedModel:
         output_NF = run_forwards(self._cell, self._model, batch, self._running)
         embedding_SD = embeddings(self._hidden, batch, self._cell.checkpoint.pooling)
         if self._first is None:
-            self._first = Sampler(batch, self._outputs, output_NF), output_NF
+            self._first = batch, output_NF, Sampler(batch, self._outputs, output_NF)
         self._hidden.clear()
         self._outputs.clear()
         return BatchOutputs(output_NF, embedding_SD)
 
     def result(self) -> BatchesRun:
         assert self._first is not None, "inputs hold at least one text"
-        sampler, first_output_NF = self._first
-        return BatchesRun(first_output_NF, self._running.unaligned, sampler.sample())
+        batch, output_NF, sampler = self._first
+        return BatchesRun(batch, output_NF, self._running.unaligned, sampler.sample())
 
 
 @contextlib.contextmanager

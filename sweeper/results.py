@@ -284,7 +284,8 @@ class CellRecord(_Record):
         reference_id, reference_axes, reference_choices: the cell it was compared with.
         environment: versions, device, driver, host-independent.
         checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
-        attention_kernels: operators or kernels that ran in the attention, as the profiler saw them.
+        attention_kernels: operators or kernels that run in the attention, as the profiler saw them: in this cell, or in
+            one of this process that ran the same code on the same dtypes and texts.
         numerics_without_effect: flag -> why it means nothing here.
         unaligned: module outputs that could not be mapped to tokens, and why.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.

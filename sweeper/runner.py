@@ -20,11 +20,12 @@ from sweeper.attention import implementation
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.compare import Comparer, Figures, Recorder
 from sweeper.config import Cell, Checkpoint, Head, Inputs, LoadStrategy, Weights
-from sweeper.cost import measure_cost
+from sweeper.cost import attention_kernels, measure_cost, warm_up
 from sweeper.errors import AlignmentError, UnsupportedError
-from sweeper.forwards import BatchesRun, conditions, lay_out_texts, read_texts, steady_outputs
+from sweeper.forwards import BatchesRun, conditions, read_texts, steady_outputs
 from sweeper.in_step import twin
 from sweeper.inputs import batches
+from sweeper.layout import Forward
 from sweeper.loading import LoadedModel, ModelPool, free_bytes
 from sweeper.models import Comparison, compare_sides
 from sweeper.outcome import begun, checked, ended, reason_of
@@ -94,6 +95,7 @@ class Runner:
         self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
+        self._kernels: dict[tuple[Hashable, ...], tuple[str, ...]] = {}
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
@@ -128,26 +130,16 @@ class Runner:
         token_ids = self._token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
-        texts_of_batches = batches(token_ids, cell.inputs.batch_size)
-        if texts_of_batches != batches(token_ids, planned.reference.inputs.batch_size):
+        if batches(token_ids, cell.inputs.batch_size) != batches(token_ids, planned.reference.inputs.batch_size):
             raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
         ran, reference_sample = self._compare(planned, reference, loaded, comparer)
-        with conditions(cell) as without_effect, torch.inference_mode():
-            cost, kernels = measure_cost(
-                cell,
-                loaded.model,
-                lay_out_texts(cell, token_ids, texts_of_batches[0], loaded.model),
-                ran.first_output_NF,
-                load_time_s=loaded.load_time_s if was_loaded else None,
-                repeats=self._latency_repeats,
-            )
+        bare = self._run_bare(cell, loaded.model, ran, loaded.load_time_s if was_loaded else None)
         figures = comparer.finish()
         measured = record.model_copy(
             update={
+                **bare,
                 "checkpoint_revision": local.revision,
-                "attention_kernels": kernels,
-                "numerics_without_effect": without_effect,
                 "unaligned": ran.unaligned,
                 "first_divergence": figures.first_divergence,
                 "output_kind": "logits" if cell.checkpoint.head is Head.CAUSAL_LM else "last_hidden_state",
@@ -155,13 +147,29 @@ class Runner:
                 "language": figures.language,
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
-                "cost": cost,
                 "verdict": self._judge(planned, figures),
                 "sample": ran.sample,
                 "reference_sample": reference_sample,
             }
         )
         return checked(measured, figures.output), figures.modules
+
+    def _run_bare(self, cell: Cell, model: nn.Module, ran: BatchesRun, load_time_s: float | None) -> dict[str, object]:
+        """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
+        batch, repeats = ran.first_batch, self._latency_repeats
+        with conditions(cell) as without_effect, torch.inference_mode():
+            warm_up(cell, model, batch)
+            kernels = self._attention_kernels(cell, model, batch)
+            cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
+        return {"attention_kernels": kernels, "numerics_without_effect": without_effect, "cost": cost}
+
+    def _attention_kernels(self, cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[str, ...]:
+        """Profiled once for all cells that run the same code on the same dtypes and shapes, whatever the numbers."""
+        dtypes = tuple(tensor.dtype for tensor in [*model.parameters(), *model.buffers()])
+        key = (*_code_path(cell), cell.numerics, cell.inputs, dtypes)
+        if key not in self._kernels:
+            self._kernels[key] = attention_kernels(cell, model, batch)
+        return self._kernels[key]
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
         if not self._verdict:
@@ -257,8 +265,7 @@ class Runner:
 
     def _steady_outputs(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
         """Which code runs decides them, not which numbers it has read."""
-        axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
-        key = (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))
+        key = _code_path(cell)
         if key not in self._steady:
             self._steady[key] = steady_outputs(cell, model, token_ids)
         return self._steady[key]
@@ -274,3 +281,9 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
+
+
+def _code_path(cell: Cell) -> tuple[Hashable, ...]:
+    """All choices that decide which code runs; the numbers in the weights do not."""
+    axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
+    return (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))

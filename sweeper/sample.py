@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sweeper.capture import tensors_of
@@ -42,27 +44,44 @@ class Sampler:
     def __init__(self, batch: Sequence[Forward], outputs: Sequence[Tensor], output_NF: Tensor) -> None:
         self._batch = batch
         lengths = [length for forward in batch for length in forward.lengths]
-        self._texts = [_corner(text_TF) for text_TF in output_NF.split(lengths)]
-        padded = [o for o, forward in zip(outputs, batch, strict=True) if "attention_mask" in forward.inputs]
-        self._rows = [_corner(row_TF) for output_BTF in padded for row_TF in output_BTF]
+        self._texts = _Corners(output_NF, lengths)
+        self._rows = [
+            _Corners(output_BTF.flatten(0, 1), [output_BTF.shape[1]] * output_BTF.shape[0])
+            for output_BTF, forward in zip(outputs, batch, strict=True)
+            if "attention_mask" in forward.inputs
+        ]
 
     def sample(self) -> Sample:
         tokens = sum(forward.inputs["input_ids"].numel() for forward in self._batch)
         return Sample(
             calls=tuple(map(_call, self._batch)) if tokens <= MOST_TOKENS else (),
-            texts=tuple(_corner_record(*corner) for corner in self._texts),
-            padded_rows=tuple(_corner_record(*corner) for corner in self._rows),
+            texts=tuple(self._texts.records()),
+            padded_rows=tuple(itertools.chain.from_iterable(corners.records() for corners in self._rows)),
         )
 
 
-def _corner(matrix: Tensor) -> tuple[tuple[int, int], Tensor]:
-    """The shape of a matrix, and its corner, copied: the matrix itself can be freed."""
-    rows, columns = matrix.shape
-    return (rows, columns), matrix[corner_places(rows)][:, corner_places(columns)]
+class _Corners:
+    """Of matrices that lie one below the other in `stacked_NF`: copied at once, so that it can be freed.
 
+    Args:
+        lengths: rows of each matrix.
+    """
 
-def _corner_record(shape: tuple[int, int], corner: Tensor) -> Corner:
-    return Corner(shape=shape, rows=tuple(" ".join(map(repr, row)) for row in corner.double().tolist()))
+    def __init__(self, stacked_NF: Tensor, lengths: Sequence[int]) -> None:
+        self._shapes = [(length, stacked_NF.shape[1]) for length in lengths]
+        starts = itertools.accumulate(lengths[:-1], initial=0)
+        rows = [start + place for start, length in zip(starts, lengths, strict=True) for place in corner_places(length)]
+        columns = corner_places(stacked_NF.shape[1])
+        # one copy, from pinned memory: indexing with lists would wait for the device at each of them
+        places = torch.tensor(rows + columns, pin_memory=stacked_NF.is_cuda).to(stacked_NF.device, non_blocking=True)
+        row_N, column_F = places.split([len(rows), len(columns)])
+        self._kept = stacked_NF[row_N[:, None], column_F]
+
+    def records(self) -> Iterator[Corner]:
+        """In one transfer."""
+        rows = iter([" ".join(map(repr, row)) for row in self._kept.double().tolist()])
+        for shape in self._shapes:
+            yield Corner(shape=shape, rows=tuple(itertools.islice(rows, len(corner_places(shape[0])))))
 
 
 def _call(forward: Forward) -> CallRecord:
