@@ -27,12 +27,10 @@ HAS_KERNEL = bool(importlib.util.find_spec("triton")) and (
 EXAMPLES = 30 if HAS_KERNEL and DEVICE == "cpu" else 150  # the interpreter is slow
 Compare = Callable[[Tensor, Tensor, Tensor], Tokens]
 Batch = tuple[Tensor, Tensor, Tensor]
+KERNEL = pytest.param("kernel", marks=pytest.mark.skipif(not HAS_KERNEL, reason="no GPU, no interpreter"))
 
 
-@pytest.fixture(
-    params=["torch", pytest.param("kernel", marks=pytest.mark.skipif(not HAS_KERNEL, reason="no GPU, no interpreter"))],
-    scope="module",
-)
+@pytest.fixture(params=["torch", KERNEL], scope="module")
 def compare(request: pytest.FixtureRequest) -> Compare:
     module = "sweeper.metrics.language_fused" if request.param == "kernel" else "sweeper.metrics.language"
     of_device: Compare = importlib.import_module(module).compare
@@ -132,6 +130,7 @@ def test_views(compare: Compare) -> None:
         assert_same(figures(compare, view), expected(*view))
 
 
+@pytest.mark.parametrize("compare", [KERNEL], indirect=True)
 def test_a_token_is_the_same_bits_in_any_batch(compare: Compare) -> None:
     batch = a_batch(5, 3000)
     together, again = compare(*batch), compare(*batch)
