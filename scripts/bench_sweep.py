@@ -7,9 +7,9 @@ Prints one JSON line for each kind of inputs: the default sentences, and long te
 
 - sweep_s: wall time of `sweeper.app.run`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
-  cost (bare forwards; inside it: `timed`, and `kernels`, which are profiled once a code path), state (parameters and
-  buffers), figures, tokens, steady (which outputs are overwritten); `machinery` is all that is left: planning, ids,
-  layout, records, store, sinks, terminal, page. Its `cpu` time tells the same on a machine that others use too.
+  cost (bare forwards; `timed` is part of it), state (parameters and buffers), figures, tokens, steady (which outputs
+  are overwritten); `machinery` is all that is left: planning, ids, layout, records, store, sinks, terminal, page. Its
+  `cpu` time tells the same on a machine that others use too.
 - unique_s: behind the sweep, in the same process: each load that the cells name, once, by its own `from_pretrained` and
   casts, and each cell's and reference's bare forwards over all batches, once (the faster of two). `reads` counts
   loads that differ in the last cast alone as one.
@@ -39,7 +39,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from torch import Tensor, nn
 
-from sweeper import app, cost, loading, runner
+from sweeper import app, code_paths, cost, loading, runner
 from sweeper.attention import implementation
 from sweeper.capture import tensors_of
 from sweeper.checkpoints import prepare
@@ -60,13 +60,11 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "compare": [(runner, "record_reference"), (runner, "compare_recorded"), (runner, "compare_in_step")],
     "cost": [(runner.Runner, "_run_bare")],
     "timed": [(cost, "_timed_ms")],
-    "kernels": [(runner, "attention_kernels")],
-    "steady": [(runner, "steady_outputs")],
+    "steady": [(code_paths, "steady_outputs")],
     "state": [(runner, "compare_state")],
     "figures": [(Comparer, "finish")],
     "tokens": [(runner, "read_texts")],
 }
-INSIDE_COST = ("timed", "kernels")
 WORDS = ("the", "kettle", "is", "boiling", "and", "a", "ferry", "waits", "in", "rain", "for", "grey", "moon", "dust")
 
 
@@ -100,7 +98,7 @@ def timed(original: Callable[..., Any], phase: str, seconds: Counter[str], devic
         finally:
             synchronize(device)
             seconds[phase] += time.perf_counter() - start
-            if phase not in INSIDE_COST:
+            if phase != "timed":
                 seconds["cpu"] += time.process_time() - cpu
 
     return call
@@ -213,7 +211,7 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
         raise SystemExit("a cell or a sink failed: see above")
     gc.collect()
     machinery_cpu = cpu - seconds.pop("cpu")
-    seconds["machinery"] = sweep - sum(seconds[phase] for phase in PHASES if phase not in INSIDE_COST)
+    seconds["machinery"] = sweep - sum(seconds.values()) + seconds["timed"]
     token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager"))
     unique = unique_seconds(pairs, local.folder, token_ids)
     result: dict[str, Any] = {

@@ -88,10 +88,9 @@ def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
     results: Any = (
         profiled.profiler.kineto_results
     )  # the public `events()` builds a tree, which takes some 30 times as long
-    operators: set[str] = set()
-    gpu_kernels: set[str] = set()
-    for event in results.events():
-        (gpu_kernels if event.device_type() == DeviceType.CUDA else operators).add(event.name())
+    events = {event.name(): event for event in results.events()}  # of ten thousand, some hundred names
+    gpu_kernels = {name for name, event in events.items() if event.device_type() == DeviceType.CUDA}
+    operators = events.keys() - gpu_kernels
     found = {name for name in operators if OPERATOR.search(name)}
     found |= {short for name in gpu_kernels if (short := short_kernel_name(name))}
     if not found and any(name.startswith(COMPILED) for name in operators):

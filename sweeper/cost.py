@@ -1,4 +1,4 @@
-"""What a cell costs, and which kernels it runs: bare forwards, without hooks."""
+"""What a cell costs: bare forwards, without hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sweeper.attention import record_kernels
 from sweeper.config import Attention, Cell, LoadStrategy
 from sweeper.forwards import run_forwards
 from sweeper.layout import Forward
@@ -25,13 +24,6 @@ def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> None:
     autocast casts the weights. All else is warm: the same batch ran with hooks."""
     if cell.attention is Attention.FLEX_ATTENTION or cell.load_strategy is LoadStrategy.AUTOCAST:
         run_forwards(cell, model, batch)
-
-
-def attention_kernels(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[str, ...]:
-    """What runs in the attention of a bare forward, from a profile of one. To be called warm."""
-    with record_kernels(cell.device) as kernels:
-        run_forwards(cell, model, batch)
-    return tuple(kernels)
 
 
 def measure_cost(

@@ -6,7 +6,7 @@ A recording serves every cell that names the reference. In step nothing is kept;
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from sweeper.attention import forget_compiled
 from sweeper.compare import Comparer, DoesNotFit, Recorder
 from sweeper.config import Cell, LoadStrategy
-from sweeper.forwards import BatchesRun, conditions, hooked, steady_outputs, turn
+from sweeper.forwards import BatchesRun, conditions, hooked, turn
 from sweeper.in_step import InStep, Turn, bytes_a_turn
 from sweeper.inputs import batches
 
@@ -48,13 +48,21 @@ def compare_recorded(
     token_ids: list[list[int]],
     comparer: Comparer,
     progress: Progress,
+    *,
+    around_first: AbstractContextManager[object] | None = None,
 ) -> BatchesRun:
-    """Runs a candidate and compares it with a recorded reference, which ran the same batches."""
+    """Runs a candidate and compares it with a recorded reference, which ran the same batches.
+
+    `around_first` is entered for the run of the first batch.
+    """
     with conditions(cell), torch.inference_mode(), hooked(cell, model, token_ids, comparer.modules.take) as running:
         for texts, recorded in zip(_batches(cell, token_ids, progress), recorder.batches, strict=True):
             for name, reference_NF in recorded.modules:
                 comparer.modules.give(name, reference_NF)
-            comparer.end_batch(texts, recorded.outputs, running.run(texts))
+            with around_first or nullcontext():
+                outputs = running.run(texts)
+            around_first = None
+            comparer.end_batch(texts, recorded.outputs, outputs)
         return running.result()
 
 
@@ -65,14 +73,14 @@ def compare_in_step(
     comparer: Comparer,
     progress: Progress,
     *,
+    steady: Container[str] = frozenset(),
     turn_bytes: int = 0,
 ) -> tuple[BatchesRun, BatchesRun]:
     """Runs both, which form the same batches, and compares them; bit for bit what a recording gives.
 
-    `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under flex_attention: torch compiles for the
-    shapes that it has seen, of both sides here.
+    `steady`, of the reference, and `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under
+    flex_attention: torch compiles for the shapes that it has seen, of both sides here.
     """
-    steady = steady_outputs(*reference, token_ids)
     around, turns = _conditions(reference[0], candidate[0])
     turn_bytes = turn_bytes or bytes_a_turn(candidate[0].device)
     in_step = InStep(comparer.modules, steady=steady, conditions=turns, turn_bytes=turn_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ from torch import nn
 from sweeper import judging
 from sweeper.attention import implementation
 from sweeper.checkpoints import LocalCheckpoint, prepare
+from sweeper.code_paths import CodePaths
 from sweeper.compare import Comparer, Figures, Recorder
-from sweeper.config import Cell, Checkpoint, Head, Inputs, LoadStrategy, Weights
-from sweeper.cost import attention_kernels, measure_cost, warm_up
+from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
+from sweeper.cost import measure_cost, warm_up
 from sweeper.errors import AlignmentError, UnsupportedError
-from sweeper.forwards import BatchesRun, conditions, read_texts, steady_outputs
+from sweeper.forwards import BatchesRun, conditions, read_texts
 from sweeper.in_step import twin
 from sweeper.inputs import batches
-from sweeper.layout import Forward
 from sweeper.loading import LoadedModel, ModelPool, free_bytes
 from sweeper.models import Comparison, compare_sides
 from sweeper.outcome import begun, checked, ended, reason_of
@@ -94,8 +94,7 @@ class Runner:
         self._reference: ReferenceRun | None = None
         self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
-        self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
-        self._kernels: dict[tuple[Hashable, ...], tuple[str, ...]] = {}
+        self._code_paths = CodePaths()
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
@@ -134,7 +133,7 @@ class Runner:
             raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
         ran, reference_sample = self._compare(planned, reference, loaded, comparer)
-        bare = self._run_bare(cell, loaded.model, ran, loaded.load_time_s if was_loaded else None)
+        bare = self._run_bare(cell, loaded, ran, loaded.load_time_s if was_loaded else None)
         figures = comparer.finish()
         measured = record.model_copy(
             update={
@@ -154,22 +153,16 @@ class Runner:
         )
         return checked(measured, figures.output), figures.modules
 
-    def _run_bare(self, cell: Cell, model: nn.Module, ran: BatchesRun, load_time_s: float | None) -> dict[str, object]:
+    def _run_bare(
+        self, cell: Cell, loaded: LoadedModel, ran: BatchesRun, load_time_s: float | None
+    ) -> dict[str, object]:
         """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
-        batch, repeats = ran.first_batch, self._latency_repeats
+        model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
         with conditions(cell) as without_effect, torch.inference_mode():
             warm_up(cell, model, batch)
-            kernels = self._attention_kernels(cell, model, batch)
+            kernels = self._code_paths.kernels(cell, loaded, batch)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
         return {"attention_kernels": kernels, "numerics_without_effect": without_effect, "cost": cost}
-
-    def _attention_kernels(self, cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[str, ...]:
-        """Profiled once for all cells that run the same code on the same dtypes and shapes, whatever the numbers."""
-        dtypes = tuple(tensor.dtype for tensor in [*model.parameters(), *model.buffers()])
-        key = (*_code_path(cell), cell.numerics, cell.inputs, dtypes)
-        if key not in self._kernels:
-            self._kernels[key] = attention_kernels(cell, model, batch)
-        return self._kernels[key]
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
         if not self._verdict:
@@ -235,9 +228,16 @@ class Runner:
         cell, token_ids = planned.cell, reference.token_ids
         if reference.recorded is not None:
             recorder, sample = reference.recorded
-            return compare_recorded(recorder, cell, loaded.model, token_ids, comparer, self._progress), sample
+            around_first = self._code_paths.learning_kernels(cell, loaded)
+            ran = compare_recorded(
+                recorder, cell, loaded.model, token_ids, comparer, self._progress, around_first=around_first
+            )
+            return ran, sample
         beside = planned.reference, self._model_beside(loaded, planned.reference)
-        reference_ran, ran = compare_in_step(beside, (cell, loaded.model), token_ids, comparer, self._progress)
+        steady = self._code_paths.steady(*beside, token_ids)
+        reference_ran, ran = compare_in_step(
+            beside, (cell, loaded.model), token_ids, comparer, self._progress, steady=steady
+        )
         return ran, reference_ran.sample
 
     def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
@@ -259,16 +259,9 @@ class Runner:
         return Comparer(
             token_ids,
             is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
-            steady=self._steady_outputs(cell, model, token_ids),
+            steady=self._code_paths.steady(cell, model, token_ids),
             launch_bytes=launch_bytes(cell.device),
         )
-
-    def _steady_outputs(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
-        """Which code runs decides them, not which numbers it has read."""
-        key = _code_path(cell)
-        if key not in self._steady:
-            self._steady[key] = steady_outputs(cell, model, token_ids)
-        return self._steady[key]
 
     def _local(self, cell: Cell) -> LocalCheckpoint:
         key = (cell.checkpoint, cell.device)
@@ -281,9 +274,3 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
-
-
-def _code_path(cell: Cell) -> tuple[Hashable, ...]:
-    """All choices that decide which code runs; the numbers in the weights do not."""
-    axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
-    return (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))

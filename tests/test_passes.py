@@ -69,9 +69,9 @@ def test_in_step_gives_the_records_of_a_recording(
     kept = records(plan, 2**30)
     ran = []
 
-    def compare_in_step(*arguments: Any) -> Any:
+    def compare_in_step(*arguments: Any, **options: Any) -> Any:
         ran.append(arguments)
-        return passes.compare_in_step(*arguments, turn_bytes=turn_bytes)
+        return passes.compare_in_step(*arguments, **options, turn_bytes=turn_bytes)
 
     monkeypatch.setattr(runner, "compare_in_step", compare_in_step)
     assert records(plan, 1000) == kept

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from sweeper import cost, loading
-from sweeper.config import Attention, Cell, Pooling
+from sweeper import loading
+from sweeper.config import Pooling
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
 from sweeper.results import CellRecord, ModuleRecord, Status
@@ -248,26 +248,3 @@ def test_other_batches_than_the_references_are_a_failure_that_says_what_to_give(
     record, _ = Runner({}, say=print).run(replace(planned, reference=reference, reference_id="another"))
     assert record.status is Status.FAILED
     assert record.reason == "reference and candidate form other batches: give both the same inputs.batch_size"
-
-
-def test_kernels_are_profiled_once_for_cells_of_the_same_code_and_dtypes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    profiled = []
-
-    def attention_kernels(cell: Cell, *arguments: Any) -> tuple[str, ...]:
-        profiled.append((cell.attention, cell.load_strategy))
-        return cost.attention_kernels(cell, *arguments)
-
-    monkeypatch.setattr("sweeper.runner.attention_kernels", attention_kernels)
-    strategies = ("dtype_at_load", "device_map", "cast_after_load", "auto_then_cast", "autocast")
-    plan = plan_of(tmp_path, "attention=eager,sdpa", f"load_strategy={','.join(strategies)}")
-    records = [record for record, _ in run(plan)]
-    # rotary tables in float32; rotary tables cast with the rest; autocast
-    assert len(profiled) == len(set(profiled)) == 2 * 3
-    of = {
-        Attention.EAGER: "eager: matmul + softmax",
-        Attention.SDPA: "aten::_scaled_dot_product_flash_attention_for_cpu",
-    }
-    for planned, record in zip(plan.cells, records, strict=True):
-        assert record.attention_kernels == (of[planned.cell.attention],)
