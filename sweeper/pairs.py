@@ -22,7 +22,7 @@ from sweeper.metrics.tables import Tables
 # Bytes of both sides that wait for a launch: the fewer launches, the less the host costs, and what is the same memory
 # twice is measured once. On a CPU no more than stays in the caches.
 _LAUNCH_BYTES = {"cuda": 2**29, "cpu": 2**24}
-_STATES_AT_ONCE = 256
+_STATES_AT_ONCE = 64
 
 
 def launch_bytes(device: str) -> int:

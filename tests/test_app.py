@@ -75,7 +75,7 @@ def test_stopping_keeps_what_is_finished_and_the_same_command_goes_on(
 
 
 def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_hides_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Any) -> str:
+    def fail(*_: Any) -> str:
         raise RuntimeError("no such template")
 
     with monkeypatch.context() as patch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sweeper.results import CellRecord, ModuleRecord, Status
@@ -28,34 +30,30 @@ LABEL_LETTERS = 38  # right of a chart
 
 
 class HtmlSink:
-    """Writes the page once the sweep is over."""
+    """Writes the page once the sweep is over, from the store, where the cells of an earlier run lie too.
+
+    What the page shows of a cell is made when the cell is finished: to read its modules again would take most of the
+    page's time.
+    """
 
     name = "page"
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
+        self._contents: dict[tuple[str, str], CellContent] = {}
 
     def sweep_started(self, plan: Plan) -> None:
         self._plan = plan
 
     def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
-        """Nothing yet: the page is made from the store, where the cells of an earlier run lie too."""
+        self._contents[record.cell_id, record.attempt] = _content(record, modules)
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         assert self._plan is not None, "sweep_started comes first"
         path = self._plan.folder / PAGE_FILE
         temporary = path.with_name(f".{PAGE_FILE}.{os.getpid()}")
-        temporary.write_text(page(Sweep.read(self._plan.folder)), encoding="utf-8")
+        temporary.write_text(page(Sweep.read(self._plan.folder), self._contents), encoding="utf-8")
         temporary.replace(path)
-
-
-@dataclass(frozen=True)
-class CellView:
-    """What the page shows of one cell below the table."""
-
-    record: CellRecord
-    label: str
-    sections: list[Section]
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,42 @@ class Layers:
         return max(value if math.isfinite(value) else math.inf for value in self.max_abs)
 
 
-def page(sweep: Sweep) -> str:
-    """The page as HTML text. Names from configs and models are escaped."""
+@dataclass(frozen=True)
+class CellContent:
+    """What the page shows of one cell, whatever the others are.
+
+    Attributes:
+        layers: without a label yet; None where there are no layers.
+    """
+
+    sections: list[Section]
+    layers: Layers | None
+
+
+@dataclass(frozen=True)
+class CellView:
+    """What the page shows of one cell below the table."""
+
+    record: CellRecord
+    label: str
+    sections: list[Section]
+
+
+def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = MappingProxyType({})) -> str:
+    """The page as HTML text. Names from configs and models are escaped.
+
+    Args:
+        contents: of cells whose modules need not be read, by cell_id and attempt.
+    """
     varying = varying_axes([record.axes for record in sweep.records])
     ids = short_ids([record.cell_id for record in sweep.records])
     views, layers = [], []
     for record in sweep.records:
-        modules = sweep.modules(record.cell_id)
+        content = contents.get((record.cell_id, record.attempt)) or _content(record, sweep.modules(record.cell_id))
         label = short_label(record.axes, varying)
-        views.append(CellView(record, label, sections(record, modules)))
-        layers += _layers(f"{ids[record.cell_id]} {label}", modules)
+        views.append(CellView(record, label, content.sections))
+        if content.layers is not None:
+            layers.append(replace(content.layers, labels=(f"{ids[record.cell_id]} {label}",)))
     curves = styled(merged(layers))
     return _template().render(
         sweep=sweep,
@@ -126,14 +150,18 @@ def styled(curves: Sequence[Layers]) -> list[Layers]:
     return [replace(curve, style=styles.get(curve.label)) for curve in curves]
 
 
-def _layers(label: str, modules: Sequence[ModuleRecord]) -> list[Layers]:
+def _content(record: CellRecord, modules: Sequence[ModuleRecord]) -> CellContent:
+    return CellContent(sections(record, modules), _layers(modules))
+
+
+def _layers(modules: Sequence[ModuleRecord]) -> Layers | None:
     outputs = layer_outputs(modules)
     if not outputs:
-        return []
+        return None
     # a tensor with no finite element on both sides has NaN figures: a gap; equal tensors are 0 even then
     figures = [module.measures if module_differs(module) else None for module in outputs]
     max_abs = tuple(figure.max_abs if figure else 0.0 for figure in figures)
-    return [Layers((label,), max_abs, tuple(figure.mean_abs if figure else 0.0 for figure in figures))]
+    return Layers((), max_abs, tuple(figure.mean_abs if figure else 0.0 for figure in figures))
 
 
 def _charts(curves: Sequence[Layers]) -> list[tuple[str, str]]:
@@ -164,6 +192,7 @@ def _table(sweep: Sweep) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 

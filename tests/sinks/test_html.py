@@ -37,10 +37,14 @@ def in_browser(path: Path, profile: Path, fragment: str = "") -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_the_sink_writes_the_page_into_the_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished_now", [0, 2, 4])
+def test_the_sink_writes_the_page_into_the_sweep(finished_now: int, tmp_path: Path) -> None:
     sweep = report_1(tmp_path)
+    sweep = stored(tmp_path, [(measured("dddd9999"), []), *((r, sweep.modules(r.cell_id)) for r in sweep.records)])
     sink = HtmlSink()
     sink.sweep_started(SmallPlan(tmp_path, ()))  # type: ignore[arg-type]
+    for record in sweep.records[:finished_now]:
+        sink.cell_finished(record, sweep.modules(record.cell_id))
     sink.sweep_finished(sweep.records)
     assert (tmp_path / "index.html").read_text(encoding="utf-8") == page(sweep)
     assert not list(tmp_path.glob(".index*"))
