@@ -258,7 +258,7 @@ class Settings(_Frozen):
         sweep: name of the folder; None derives it from the plan, so that the same command finds its folder again.
         dry_run: print the plan and stop.
         verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some twenty runs of two texts each.
-        latency_repeats: bare forwards that are timed a cell, for the median; None is up to 5 in 0.1 s, at least 1.
+        latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
         wandb: see `WandbSettings`.
