@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -58,8 +59,9 @@ class Capture:
         shape = forward.inputs["input_ids"].shape
         self._no_pads = shape if len(forward.flat_N) == shape.numel() else None
 
-    def hook(self, name: str, module_type: str, output: Any) -> None:
-        """Hands over what a module gave. Runs thousands of times a second: on a GPU, the host is the limit."""
+    def hook(self, name: str, module_type: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """The forward hook of a module: hands over what it gave. Runs thousands of times a second; on a GPU the host is
+        the limit."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         called = f"{name}#{call}" if call else name
@@ -85,9 +87,9 @@ class Capture:
             self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
 
     def _tokens(self, tensor: Tensor) -> Tensor | None:
-        """`to_tokens`, in one operation where it is a plain view."""
-        if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads and tensor.is_contiguous():
-            return tensor.view(-1, tensor.shape[2])
+        """`to_tokens`, in one operation where no row is left out."""
+        if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
+            return tensor.flatten(0, 1)
         return to_tokens(tensor, self._begun)
 
 
@@ -99,18 +101,12 @@ def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterato
     try:
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_hook(_hook(running, name, type(module).__name__)))
+                hook = functools.partial(running.hook, name, type(module).__name__)
+                handles.append(module.register_forward_hook(hook))
         yield running
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hook(running: Capture, name: str, module_type: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        running.hook(name, module_type, output)
-
-    return hook
 
 
 def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:

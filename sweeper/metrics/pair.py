@@ -127,17 +127,16 @@ def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
         updates: on one device.
         tables: the launches' addresses, kept from batch to batch.
     """
-    known: dict[ModuleType, list[Update]] = {}
-    for update in updates:
-        accumulator, reference_NF, candidate_NF = update
+    fused = _fused(updates[0].reference_NF.device.type) if updates else None
+    pairs = []
+    for accumulator, reference_NF, candidate_NF in updates:
         accumulator._check(reference_NF, candidate_NF)
-        fused = None if torch.float64 in accumulator.dtypes else _fused(reference_NF.device.type)
-        if fused is None or not reference_NF.numel():
+        if fused is None or not reference_NF.numel() or torch.float64 in accumulator.dtypes:
             accumulator._update(reference_NF, candidate_NF)
         else:
-            known.setdefault(fused, []).append(update)
-    for fused, theirs in known.items():
-        fused.update([Pair(one.accumulator.state, one.reference_NF, one.candidate_NF) for one in theirs], tables)
+            pairs.append(Pair(accumulator.state, reference_NF, candidate_NF))
+    if fused is not None and pairs:
+        fused.update(pairs, tables)
 
 
 @functools.cache

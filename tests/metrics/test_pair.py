@@ -111,7 +111,7 @@ def test_plain_torch_equals_the_oracle(plain_torch: None) -> None:
 
 def test_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modules are not imported yet, and numba cannot be."""
-    for name in ("cpu", "cpu_kernels"):
+    for name in ("cpu", "cpu_kernels", "compiled"):
         monkeypatch.delitem(sys.modules, f"sweeper.metrics.{name}", raising=False)
         monkeypatch.delattr(sweeper.metrics, name, raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
