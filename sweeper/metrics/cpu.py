@@ -11,26 +11,22 @@ The loops are in `cpu_kernels.py`. Shapes: N tokens, F features, E elements, B b
 from __future__ import annotations
 
 import functools
-import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sweeper.metrics import cpu_kernels
+from sweeper.metrics.compiled import DTYPES, as_bits, run
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
 from sweeper.metrics.state import Count, Pair, Real
 from sweeper.metrics.tables import Tables
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+__all__ = ["DTYPES", "update"]
 
 # Elements of a block, about 0.1 ms: enough that handing it to a thread costs little, few enough to share a pair evenly.
 _BLOCK = 2**16
-_INTEGER = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _FORM = {
     torch.float16: cpu_kernels.FLOAT16,
     torch.bfloat16: cpu_kernels.BFLOAT16,
@@ -59,7 +55,7 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
     for place, pair in zip(places, pairs, strict=True):
         if place not in measured:
             measured[place] = _blocks(pair)
-    _run([block for one in measured.values() for block in one.blocks])
+    run(cpu_kernels.measure, [block for one in measured.values() for block in one.blocks])
     for place, pair in zip(places, pairs, strict=True):
         one = measured[place]
         cpu_kernels.join(one.reals_BK, one.counts_BK, pair.state.reals.numpy(), pair.state.counts.numpy())
@@ -80,7 +76,7 @@ def _blocks(pair: Pair) -> _Measured:
     step = max(1, _BLOCK // F) * F
     count = -(-N * F // step)
     reals_BK, counts_BK = np.empty((count, len(Real))), np.empty((count, len(Count)), np.int64)
-    reference_E, candidate_E = _elements(reference_NF), _elements(candidate_NF)
+    reference_E, candidate_E = as_bits(reference_NF).reshape(-1), as_bits(candidate_NF).reshape(-1)
     rows = [slice(b * step, (b + 1) * step) for b in range(count)]
     blocks = [
         (reference_E[rows[b]], candidate_E[rows[b]], forms, F, rtol, reals_BK[b], counts_BK[b]) for b in range(count)
@@ -93,37 +89,3 @@ def _forms(reference: torch.dtype, candidate: torch.dtype) -> tuple[tuple[int, i
     """The formats of both and the coarser one, as `cpu_kernels` numbers them, and the relative tolerance."""
     coarser = coarser_dtype(reference, candidate)
     return (_FORM[reference], _FORM[candidate], _FORM[coarser]), default_tolerance(coarser).rtol
-
-
-def _elements(tensor_NF: Tensor) -> np.ndarray:
-    """The bits of the elements, in row order; a copy if that is not how they lie in memory."""
-    return tensor_NF.detach().contiguous().view(_INTEGER[tensor_NF.dtype]).numpy().reshape(-1)
-
-
-def _run(blocks: list[tuple[Any, ...]]) -> None:
-    """Measures each block. The loops let go of Python's lock; the caller's thread takes its share."""
-    waiting = deque(blocks)
-
-    def work() -> None:
-        while True:
-            try:
-                block = waiting.popleft()
-            except IndexError:
-                return
-            cpu_kernels.measure(*block)
-
-    threads = min(torch.get_num_threads(), len(blocks))
-    others = [_pool(torch.get_num_threads()).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait, as starting one costs as much as a small pair. numba's own would spin beside torch's."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="sweeper-metrics")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process

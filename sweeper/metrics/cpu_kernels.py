@@ -14,12 +14,9 @@ Shapes: E elements of consecutive rows, F features, K fields of a state.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from sweeper.metrics.compiled import entry, inner
 from sweeper.metrics.precision import INT64_MIN
 from sweeper.metrics.state import Count, Real
 
@@ -46,29 +43,17 @@ assert [*Count] == [
 ]
 
 
-def _entry(function: Any) -> Any:
-    """Compiles what Python calls. Code is kept in `__pycache__`, else in the user's cache folder, else not at all."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder can be written
-        return njit(nogil=True, error_model="numpy")(function)
-
-
-# Compiles what only compiled code calls.
-_inner = functools.partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-@_inner()
+@inner()
 def _float32(bits):
     return np.int32(bits).view(np.float32)
 
 
-@_inner()
+@inner()
 def _bits(number):
     return np.float32(number).view(np.int32)
 
 
-@_inner()
+@inner()
 def _float16_bits(bits):
     """The bits of the same number in float32."""
     magnitude = np.int32(bits & 0x7FFF)
@@ -81,7 +66,7 @@ def _float16_bits(bits):
     return sign | (special if magnitude >= 0x7C00 else normal if magnitude >= 0x400 else subnormal)
 
 
-@_inner()
+@inner()
 def _widen(bits_E, form, wide_E):
     """Writes the same numbers as float32. Returns the bits of the largest magnitude, with infinity and NaN on top."""
     largest = np.int32(0)
@@ -103,7 +88,7 @@ def _widen(bits_E, form, wide_E):
     return largest
 
 
-@_inner()
+@inner()
 def _ordinal(number, coarser):
     """`precision.ordinal` of the number, rounded to `coarser`: to the nearest, ties to even."""
     bits = _bits(number)
@@ -120,7 +105,7 @@ def _ordinal(number, coarser):
     return np.int32(np.int32(magnitude ^ sign) - sign)
 
 
-@_inner()
+@inner()
 def _distance(reference, candidate, coarser):
     """Wraps around modulo 2**32, hence is right as an unsigned number."""
     reference_ordinal, candidate_ordinal = _ordinal(reference, coarser), _ordinal(candidate, coarser)
@@ -128,7 +113,7 @@ def _distance(reference, candidate, coarser):
     return np.uint32(np.uint32(larger) - np.uint32(smaller))
 
 
-@_inner()
+@inner()
 def _max_distance(reference_E, candidate_E, coarser):
     """The largest distance in ULPs."""
     largest = np.uint32(0)
@@ -144,7 +129,7 @@ def _max_distance(reference_E, candidate_E, coarser):
     return np.int64(largest)
 
 
-@_inner()
+@inner()
 def _max_distance_16(reference_E, candidate_E):
     """`_max_distance` of finite numbers in one format of 16 bits, by their bits: twice as many lanes, no rounding."""
     largest = np.uint16(0)
@@ -157,7 +142,7 @@ def _max_distance_16(reference_E, candidate_E):
     return np.int64(largest)
 
 
-@_inner(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _bounds(reference_E, candidate_E, rtol):
     """In float32: how many numbers differ, max_abs rounded to float32, and no less than max_excess.
 
@@ -174,7 +159,7 @@ def _bounds(reference_E, candidate_E, rtol):
     return unequal, _float32(max_abs), _float32(max_excess)
 
 
-@_inner()
+@inner()
 def _maxima(reference_E, candidate_E, rtol):
     """max_abs and max_excess, in float64."""
     max_abs, max_excess = np.int64(0), np.int64(0)
@@ -186,7 +171,7 @@ def _maxima(reference_E, candidate_E, rtol):
     return np.int64(max_abs + 0).view(np.float64), np.int64(max_excess + 0).view(np.float64)
 
 
-@_inner(fastmath={"reassoc", "contract", "nsz"})
+@inner(fastmath={"reassoc", "contract", "nsz"})
 def _add_sums(reference_F, candidate_F, row_K):
     """Adds |difference|, squares of the reference, the candidate and the difference, and products."""
     abs_sum = references = candidates = differences = products = 0.0
@@ -205,7 +190,7 @@ def _add_sums(reference_F, candidate_F, row_K):
     row_K[_PRODUCTS] += products
 
 
-@_inner(fastmath={"reassoc", "contract", "nsz"})
+@inner(fastmath={"reassoc", "contract", "nsz"})
 def _add_squares(reference_F, row_K):
     """`_add_sums` of a row with itself."""
     squares = 0.0
@@ -217,7 +202,7 @@ def _add_squares(reference_F, row_K):
     row_K[_PRODUCTS] += squares
 
 
-@_inner()
+@inner()
 def _cosine(row_K):
     """`pair.cosine`; nothing overflows, as squares of float32 are small for float64."""
     if row_K[_DIFFERENCES] == 0:
@@ -228,7 +213,7 @@ def _cosine(row_K):
     return min(max(ratio, -1.0), 1.0)
 
 
-@_inner()
+@inner()
 def _add_row(row_K, reals_K):
     """Adds a row that is finished, and begins the next."""
     if row_K[_FIELDS - 1]:
@@ -239,7 +224,7 @@ def _add_row(row_K, reals_K):
         row_K[k] = 0
 
 
-@_inner()
+@inner()
 def _mask(reference_E, candidate_E, finite_E, counts_K):
     """Makes 0 on both sides what is not finite on both, and adds to the counts from NONFINITE_MISMATCH on."""
     for e in range(len(reference_E)):
@@ -255,7 +240,7 @@ def _mask(reference_E, candidate_E, finite_E, counts_K):
             reference_E[e] = candidate_E[e] = 0
 
 
-@_inner()
+@inner()
 def _add_worst(reference_E, candidate_E, finite_E, start, F, max_abs, reals_K, counts_K):
     """Notes the first element whose |difference| is `max_abs`; elements are counted from `start`."""
     for e in range(len(reference_E)):
@@ -270,7 +255,7 @@ def _add_worst(reference_E, candidate_E, finite_E, start, F, max_abs, reals_K, c
             return
 
 
-@_inner()
+@inner()
 def _count(flag_E):
     count = 0
     for e in range(len(flag_E)):
@@ -278,7 +263,7 @@ def _count(flag_E):
     return count
 
 
-@_inner()
+@inner()
 def _add_rows(reference_E, candidate_E, finite_E, start, F, differ, row_K, reals_K):
     """Adds the sums of some rows, or of a part of one. `finite_E` is empty where all elements are finite."""
     for row in range(0, len(reference_E), F):
@@ -292,7 +277,7 @@ def _add_rows(reference_E, candidate_E, finite_E, start, F, differ, row_K, reals
             _add_row(row_K, reals_K)
 
 
-@_inner()
+@inner()
 def _add_maxima(reference_E, candidate_E, finite_E, start, F, bounds, rtol, reals_K, counts_K):
     """Looks for new maxima in float64, if the bounds (unequal, max_abs, max_excess) allow any."""
     unequal, max_abs_bound, max_excess_bound = bounds
@@ -304,7 +289,7 @@ def _add_maxima(reference_E, candidate_E, finite_E, start, F, bounds, rtol, real
         _add_worst(reference_E, candidate_E, finite_E, start, F, max_abs, reals_K, counts_K)
 
 
-@_inner()
+@inner()
 def _add_tile(reference_bits, candidate_bits, forms, tiles, start, F, rtol, row_K, reals_K, counts_K):
     """Adds some rows, or a part of one, whose elements are counted from `start`.
 
@@ -331,7 +316,7 @@ def _add_tile(reference_bits, candidate_bits, forms, tiles, start, F, rtol, row_
     counts_K[_UNEQUAL] += bounds[0]
 
 
-@_inner()
+@inner()
 def _clear(reals_K, counts_K):
     """`state.empty_state`."""
     for k in range(len(reals_K)):
@@ -345,7 +330,7 @@ def _clear(reals_K, counts_K):
     counts_K[_WORST_TOKEN] = counts_K[_WORST_FEATURE] = -1
 
 
-@_entry
+@entry
 def measure(reference_E, candidate_E, forms, F, rtol, reals_K, counts_K):
     """Writes the state of some rows.
 
@@ -368,7 +353,7 @@ def measure(reference_E, candidate_E, forms, F, rtol, reals_K, counts_K):
     counts_K[_NUMEL] = len(reference_E)
 
 
-@_entry
+@entry
 def join(reals_BK, counts_BK, reals_K, counts_K):
     """`state.merge` of a state with others, in order and in place."""
     for b in range(len(reals_BK)):

@@ -139,10 +139,12 @@ def _top(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _fused(device: str) -> ModuleType | None:
-    """What compares tokens in one launch: Triton's kernel on a GPU. None where there is none."""
+    """What compares tokens at once: Triton's kernel on a GPU, numba's loops on a CPU. None where there is none."""
     try:
         if device == "cuda" and torch.version.cuda:
             return importlib.import_module("sweeper.metrics.language_fused")
-    except ImportError:  # no Triton
+        if device == "cpu":
+            return importlib.import_module("sweeper.metrics.language_cpu")
+    except ImportError:  # no Triton, no numba
         return None
     return None

@@ -1,5 +1,5 @@
-"""`LanguageFigures` against the definitions, an element at a time: of plain torch, and of the kernel where one can run
-(on a GPU, or in Triton's interpreter: TRITON_INTERPRET=1)."""
+"""`LanguageFigures` against the definitions, an element at a time: of plain torch, of numba's loops on the CPU, and of
+Triton's kernel where it can run (on a GPU, or in the interpreter: TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,31 @@ HAS_KERNEL = bool(importlib.util.find_spec("triton")) and (
 EXAMPLES = 30 if HAS_KERNEL and DEVICE == "cpu" else 150  # the interpreter is slow
 Compare = Callable[[Tensor, Tensor, Tensor], Tokens]
 Batch = tuple[Tensor, Tensor, Tensor]
-KERNEL = pytest.param("kernel", marks=pytest.mark.skipif(not HAS_KERNEL, reason="no GPU, no interpreter"))
+TORCH = pytest.param(("sweeper.metrics.language", DEVICE), id="torch")
+LOOPS = pytest.param(
+    ("sweeper.metrics.language_cpu", "cpu"),
+    marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no numba"),
+    id="loops",
+)
+KERNEL = pytest.param(
+    ("sweeper.metrics.language_fused", DEVICE),
+    marks=pytest.mark.skipif(not HAS_KERNEL, reason="no GPU, no interpreter"),
+    id="kernel",
+)
 
 
-@pytest.fixture(params=["torch", KERNEL], scope="module")
+@pytest.fixture(params=[TORCH, LOOPS, KERNEL], scope="module")
 def compare(request: pytest.FixtureRequest) -> Compare:
-    module = "sweeper.metrics.language_fused" if request.param == "kernel" else "sweeper.metrics.language"
+    module, device = request.param
     of_device: Compare = importlib.import_module(module).compare
-    return lambda *batch: of_device(*(part.to(DEVICE) for part in batch))
+    return lambda *batch: of_device(*(part.to(device) for part in batch))
 
 
 def figures(compare: Compare, *batches: Batch) -> LanguageFigures:
-    accumulator = LanguageAccumulator(DEVICE)
-    for batch in batches:
-        if len(batch[0]):
-            accumulator._add(compare(*batch))
+    tokens = [compare(*batch) for batch in batches if len(batch[0])]
+    accumulator = LanguageAccumulator(tokens[0].reals_KN.device if tokens else DEVICE)
+    for one in tokens:
+        accumulator._add(one)
     return accumulator.finish()
 
 
@@ -130,7 +140,7 @@ def test_views(compare: Compare) -> None:
         assert_same(figures(compare, view), expected(*view))
 
 
-@pytest.mark.parametrize("compare", [KERNEL], indirect=True)
+@pytest.mark.parametrize("compare", [LOOPS, KERNEL], indirect=True)
 def test_a_token_is_the_same_bits_in_any_batch(compare: Compare) -> None:
     batch = a_batch(5, 3000)
     together, again = compare(*batch), compare(*batch)
@@ -181,7 +191,8 @@ def test_one_logit_that_is_not_finite_leaves_its_token_out(compare: Compare, sid
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "_CHUNK", {"cpu": 50})
-    batch = a_batch(11, 20)
+    reference_NV, candidate_NV, next_token_N = a_batch(11, 20)
+    batch = reference_NV.double(), candidate_NV, next_token_N  # a dtype that plain torch serves
     accumulator = LanguageAccumulator("cpu")
     accumulator.update(*batch)
     assert_same(accumulator.finish(), expected(*batch))
