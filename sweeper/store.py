@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -107,6 +108,7 @@ def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache
 def modules_schema() -> pyarrow.Schema:
     """The columns of `modules.parquet`, derived from the records, so that the two cannot drift apart."""
     import pyarrow
