@@ -258,7 +258,8 @@ class Settings(_Frozen):
         sweep: name of the folder; None derives it from the plan, so that the same command finds its folder again.
         dry_run: print the plan and stop.
         verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some twenty runs of two texts each.
-        latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5.
+        latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5;
+            0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
         wandb: see `WandbSettings`.
@@ -268,7 +269,7 @@ class Settings(_Frozen):
     sweep: str | None = None
     dry_run: bool = False
     verdict: bool = True
-    latency_repeats: int | None = Field(default=None, ge=1)
+    latency_repeats: int | None = Field(default=None, ge=0)
     weights: Weights = "resident"
     wandb: WandbSettings = WandbSettings()
 

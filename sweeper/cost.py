@@ -42,6 +42,8 @@ def measure_cost(
         captured_NF: the same batch's output with hooks.
         repeats: how many forwards are timed; None is five, or fewer that take `ENOUGH_MS` together.
     """
+    if repeats == 0:
+        return Cost(load_time_s=load_time_s)
     allocated = _start_of_peak() if cell.device == "cuda" else None
     time_ms, again_NF = _timed_ms(cell, model, batch)
     peak_memory_gib = None if allocated is None else _peak_memory_gib(model, allocated)

@@ -259,6 +259,8 @@ class VerdictRecord(_Record):
 class Cost(_Record):
     """What the cell cost. `load_time_s` is None when the weights were in memory already (shared with another cell).
 
+    Without bare forwards (`latency_repeats=0`) there is nothing else.
+
     Attributes:
         load_time_s: from the folder to the device in the cell's dtype.
         latency_ms: median of bare forwards of the first batch, without hooks (`cost.py`).
@@ -267,9 +269,9 @@ class Cost(_Record):
     """
 
     load_time_s: float | None
-    latency_ms: float
-    peak_memory_gib: float | None
-    repeatable: bool
+    latency_ms: float | None = None
+    peak_memory_gib: float | None = None
+    repeatable: bool | None = None
 
 
 class CellRecord(_Record):

@@ -76,7 +76,17 @@ def test_one_forward_serves_for_all_and_more_only_for_the_median(
     found = measured(cell, model, batch, captured_NF, repeats=repeats, load_time_s=2.0)
     assert len(calls) == forwards
     assert (found.repeatable, found.load_time_s, found.peak_memory_gib) == (True, 2.0, None)
+    assert found.latency_ms is not None
     assert found.latency_ms > 0
+
+
+def test_no_forward_is_run_where_none_is_asked_for(
+    cell: Cell, model: nn.Module, batch: list[Forward], calls: list[nn.Module]
+) -> None:
+    captured_NF = output(cell, model, batch)
+    calls.clear()
+    assert measured(cell, model, batch, captured_NF, repeats=0, load_time_s=2.0) == Cost(load_time_s=2.0)
+    assert not calls
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sweeper.results import CellRecord, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures, VerdictRecord
+from sweeper.results import (
+    CellRecord,
+    Cost,
+    ModuleRecord,
+    PairMeasures,
+    StateFigures,
+    Status,
+    TextFigures,
+    VerdictRecord,
+)
 from sweeper.sinks.figures import cosine, fraction, is_reference, number
 from sweeper.sinks.origin import EqualLayers, layer_outputs, module_differs, origin, steps
 
@@ -231,14 +240,17 @@ def _conditions(record: CellRecord) -> Section:
     rows += [(f"{flag}: no effect", why) for flag, why in record.numerics_without_effect.items()]
     rows += [(f"{name}: not compared", why) for name, why in record.unaligned.items()]
     if record.cost is not None:
-        load, memory = record.cost.load_time_s, record.cost.peak_memory_gib
-        rows += [
-            ("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s"),
-            ("forward, median", f"{record.cost.latency_ms:.1f} ms"),
-            *([] if memory is None else [("peak memory", f"{memory:.2f} GiB")]),
-            ("second forward", "same bits" if record.cost.repeatable else "OTHER BITS: this cell does not repeat"),
-        ]
+        rows += _cost(record.cost)
     return Section("Kernels and cost", (), ("what", "value"), tuple(rows), text_columns=2)
+
+
+def _cost(cost: Cost) -> list[tuple[str, str]]:
+    load, memory = cost.load_time_s, cost.peak_memory_gib
+    rows = [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]
+    rows += [] if cost.latency_ms is None else [("forward, median", f"{cost.latency_ms:.1f} ms")]
+    rows += [] if memory is None else [("peak memory", f"{memory:.2f} GiB")]
+    repeats = {None: "was not run", True: "same bits", False: "OTHER BITS: this cell does not repeat"}
+    return [*rows, ("second forward", repeats[cost.repeatable])]
 
 
 def _environment(record: CellRecord) -> Section:

@@ -112,7 +112,7 @@ def status(record: CellRecord) -> str:
     if record.status is not Status.OK:
         return record.status.value
     name = "reference" if is_reference(record) else "ok"
-    return name if record.cost is None or record.cost.repeatable else f"{name}, not repeatable"
+    return name if record.cost is None or record.cost.repeatable is not False else f"{name}, not repeatable"
 
 
 def is_reference(record: CellRecord) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeper.results import Status
+from sweeper.results import Cost, Status
 from sweeper.sinks.terminal import TerminalSink, print_cell, print_sweep
 from sweeper.sweep import Sweep
 from tests.sinks.records import Planned, SmallPlan, cell, measures, module
@@ -86,6 +86,8 @@ def test_a_cell_that_does_not_repeat_says_so_in_the_table(tmp_path: Path) -> Non
     assert made.cost is not None
     wobbly = made.model_copy(update={"cost": made.cost.model_copy(update={"repeatable": False})})
     assert "ok, not repeatable" in printed(stored(tmp_path, [(wobbly, layered(0.0))]), 200)
+    untimed = made.model_copy(update={"cost": Cost(load_time_s=None)})
+    assert "repeatable" not in printed(stored(tmp_path / "untimed", [(untimed, layered(0.0))]), 200)
 
 
 def test_a_nan_is_counted_beside_the_largest_difference(tmp_path: Path) -> None:
