@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
 from sweeper.metrics.figures import cosine
-from sweeper.metrics.pair import PairAccumulator, Update, finish, update_all
+from sweeper.metrics.pair import PairAccumulator, Update, finish, join_all, update_all
 from sweeper.metrics.state import Count, Real, State, empty_block, merge_rows, rows_of
 from sweeper.metrics.tables import Tables
 from sweeper.results import PairMeasures, TextFigures
@@ -63,6 +63,7 @@ class TextAccumulator:
         pairs = zip(accumulators, *(output_NF.split(lengths) for output_NF in outputs), strict=True)
         self._tables.rewind()
         update_all([Update(*pair) for pair in pairs], self._tables)
+        join_all(self._tables)
         self._embeddings_S3[rows] = embedding_figures(*embeddings)
         self._order += texts
 

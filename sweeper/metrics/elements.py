@@ -14,6 +14,7 @@ import triton.language as tl
 
 ROWS_A_TILE = tl.constexpr(4)
 R, L = ROWS_A_TILE, tl.constexpr(8)
+FAR = tl.constexpr(2**31 - 1)  # beyond every row and column
 
 
 class Side(NamedTuple):
@@ -25,15 +26,16 @@ class Side(NamedTuple):
 
 
 @triton.jit
-def load(side, rows_R, first, F, here_R, PACKED: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr):
-    """Columns from `first` on of some rows, 0 outside: [R, C]. PACKED: two 16-bit numbers in an int32, [R, C / 2]."""
+def load(start_R, step, first, F, here_R, PACKED: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr):
+    """Columns from `first` on of the rows that start there, 0 outside: [R, C]. PACKED: two 16-bit numbers in an int32,
+    [R, C / 2]. ALIGNED: columns are side by side, whatever the step."""
     if PACKED:
         column = first // 2 + tl.arange(0, L * E // 2)
-        start_R, width = (side.start + rows_R * side.row).to(tl.pointer_type(tl.int32)), F // 2
-        return tl.load(start_R[:, None] + column[None, :], (column < width)[None, :] & here_R[:, None], other=0)
+        place = start_R.to(tl.pointer_type(tl.int32))[:, None] + column[None, :]
+        return tl.load(place, (column < F // 2)[None, :] & here_R[:, None], other=0)
     else:
         column = first + tl.arange(0, L * E)
-        place = (side.start + rows_R * side.row)[:, None] + column[None, :] * (1 if ALIGNED else side.column)
+        place = start_R[:, None] + column[None, :] * (1 if ALIGNED else step)
         return tl.load(place, (column < F)[None, :] & here_R[:, None], other=0.0)
 
 

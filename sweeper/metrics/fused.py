@@ -4,30 +4,34 @@
 which are float64 here too, up to the order of additions. That order depends on shapes, strides and alignment alone, and
 there are no atomics, so the same tensors give the same bits. Nothing synchronises with the device.
 
-The kernels are in `kernels.py` and `joining.py`. Shapes: N tokens, F features.
+The kernels are in `kernels.py`, which leaves partials of the pairs, and in `joining.py`, which adds them to the states:
+that needs no pairs any more, so once a batch is enough. Shapes: N tokens, F features.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from sweeper.metrics import joining, kernels
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
 from sweeper.metrics.state import Pair
-from sweeper.metrics.tables import Tables
+from sweeper.metrics.tables import Measured, Tables
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Elements that one warp measures: enough that its partial costs nothing, few enough that a layer fills the device.
 _ELEMENTS_A_WARP = 2**15
-# A warp a program, so that no barrier is needed; no more registers than 20 warps a multiprocessor have.
-_OPTIONS = {"num_warps": 1, "maxnreg": 96}
+# A warp a program, so that no barrier is needed. With 128 registers 16 warps fit into a multiprocessor: loads run far
+# enough ahead that more warps, with fewer registers each, measured less on an H200.
+_OPTIONS = {"num_warps": 1, "maxnreg": 128}
+# Partials that may wait to be joined: far more than a batch leaves whose outputs fit into the device.
+_MEASURED_BYTES = 2**28
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -40,8 +44,9 @@ class _Kind(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the two tensors are: the first columns of the pairs' table."""
+    """Where the two tensors of a pair are, and of what kind."""
 
+    dtypes: tuple[torch.dtype, torch.dtype]
     reference: int
     candidate: int
     N: int
@@ -52,46 +57,70 @@ class _Place(NamedTuple):
     candidate_column: int
 
 
-class _Target(NamedTuple):
-    """A pair, and the addresses of the state that it is added to."""
+class _Launch:
+    """Pairs of one kind, as the kernel's table has them."""
 
-    place: _Place
-    reals: int
-    counts: int
+    def __init__(self, kind: _Kind) -> None:
+        self.kind = kind
+        self.numbers: list[int] = []
+        self.pairs = 0
+        self.partials = 0
+        self.most_warps = 0
 
-
-class _Plan(NamedTuple):
-    """Of one launch: the pairs' table and, from `targets` on, that of the targets."""
-
-    numbers: list[int]
-    targets: int
-    pairs: int
-    partials: int
-    most_warps: int
+    def add(self, place: _Place) -> tuple[int, int]:
+        """Which partials are to be its own: the first, and how many."""
+        tile = kernels.ROWS_A_TILE.value
+        rows = max(1, _ELEMENTS_A_WARP // (tile * place.F)) * tile
+        warps, first = -(-place.N // rows), self.partials
+        self.numbers += (*place[1:], rows, first)
+        self.pairs += 1
+        self.partials += warps
+        self.most_warps = max(self.most_warps, warps)
+        return first, warps
 
 
 def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
     """Adds each pair's rows to its state, in place; of pairs that share a state, one after the other.
 
     Pairs that are the same memory on both sides (a block that returns its last module's output) are read once.
+
+    Args:
+        tables: the launches' addresses. With them, the states have the rows only after `join`.
     """
-    tables = tables or Tables()
-    launches: dict[tuple[int, _Kind], list[_Target]] = {}
-    turns: Counter[int] = Counter()  # a state takes part once a launch
-    for state, reference, candidate in pairs:
-        place = _Place(
-            reference.data_ptr(),
-            candidate.data_ptr(),
-            *reference.shape,
-            *reference.stride(),
-            *candidate.stride(),
+    kept = tables or Tables()
+    launches, shares = _plan(
+        tuple(
+            _Place(
+                (reference.dtype, candidate.dtype),
+                reference.data_ptr(),
+                candidate.data_ptr(),
+                *reference.shape,
+                *reference.stride(),
+                *candidate.stride(),
+            )
+            for _, reference, candidate in pairs
         )
-        target = _Target(place, state.reals.data_ptr(), state.counts.data_ptr())
-        kind = _Kind(reference.dtype, candidate.dtype, _is_aligned(place))
-        launches.setdefault((turns[target.reals], kind), []).append(target)
-        turns[target.reals] += 1
-    for (_, kind), targets in sorted(launches.items(), key=lambda launch: launch[0][0]):
-        _launch(_plan(tuple(targets)), kind, len(targets), tables, pairs[0].reference_NF.device)
+    )
+    partials = [_launch(launch, kept, pairs[0].reference_NF.device) for launch in launches]
+    kept.measured += [
+        Measured(pair.state, partials[launch], *share) for pair, (launch, *share) in zip(pairs, shares, strict=True)
+    ]
+    kept.measured_bytes += sum(one.nbytes for one in partials)
+    if tables is None or kept.measured_bytes > _MEASURED_BYTES:
+        join(kept)
+
+
+@functools.lru_cache(maxsize=256)  # batches of one shape mostly have the addresses of the one before
+def _plan(places: tuple[_Place, ...]) -> tuple[list[_Launch], list[tuple[int, int, int, int, int]]]:
+    """The launches; and of each pair its launch, the first of its partials and their number, N and F."""
+    launches: dict[_Kind, _Launch] = {}
+    known: dict[_Place, tuple[int, int, int, int, int]] = {}
+    for place in places:
+        if place not in known:
+            kind = _Kind(*place.dtypes, _is_aligned(place))
+            launch = launches.setdefault(kind, _Launch(kind))
+            known[place] = (list(launches).index(kind), *launch.add(place), place.N, place.F)
+    return list(launches.values()), [known[place] for place in places]
 
 
 def _is_aligned(place: _Place) -> bool:
@@ -102,38 +131,39 @@ def _is_aligned(place: _Place) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=256)  # batches of one shape mostly have the addresses of the one before
-def _plan(targets: tuple[_Target, ...]) -> _Plan:
-    indices: dict[_Place, int] = {}
-    pair_table: list[int] = []
-    target_table: list[int] = []
-    partials = most_warps = 0
-    tile = kernels.ROWS_A_TILE.value
-    for place, reals, counts in targets:
-        if place not in indices:
-            indices[place] = len(indices)
-            rows = max(1, _ELEMENTS_A_WARP // (tile * place.F)) * tile
-            pair_table += (*place, rows, partials)
-            warps = -(-place.N // rows)
-            partials += warps
-            most_warps = max(most_warps, warps)
-        target_table += (indices[place], reals, counts)
-    return _Plan(pair_table + target_table, len(pair_table), len(indices), partials, most_warps)
-
-
-def _launch(plan: _Plan, kind: _Kind, targets: int, tables: Tables, device: torch.device) -> None:
-    table = tables.place(plan.numbers, device)
-    reals = torch.empty(kernels.PARTIAL_REALS.value * plan.partials, dtype=torch.float64, device=device)
-    counts = torch.empty(kernels.PARTIAL_COUNTS.value * plan.partials, dtype=torch.int64, device=device)
-    coarser = coarser_dtype(kind.reference, kind.candidate)
-    meta: dict[str, Any] = {"REFERENCE": _TRITON[kind.reference], "CANDIDATE": _TRITON[kind.candidate]}
+def _launch(launch: _Launch, tables: Tables, device: torch.device) -> Tensor:
+    """The partials, [fields, partials]; fields that are integers as their bits."""
+    table = tables.place(launch.numbers, device)
+    partials = table.new_empty((kernels.PARTIAL_FIELDS.value, launch.partials), dtype=torch.float64)
     with torch.cuda.device_of(table):
-        kernels.measure[(plan.most_warps, plan.pairs)](
-            *(table, reals, counts, plan.partials),
-            **meta,
-            COARSER=_TRITON[coarser],
-            RTOL=default_tolerance(coarser).rtol,
-            ALIGNED=kind.aligned,
-            **_OPTIONS,
+        kernels.measure[(launch.most_warps, launch.pairs)](
+            *(table, partials, launch.partials), **_constants(launch.kind), **_OPTIONS
         )
-        joining.join[(targets,)](table, table[plan.targets :], reals, counts, plan.partials, **meta, num_warps=8)
+    return partials
+
+
+@functools.cache
+def _constants(kind: _Kind) -> dict[str, Any]:
+    coarser = coarser_dtype(kind.reference, kind.candidate)
+    return {
+        "REFERENCE": _TRITON[kind.reference],
+        "CANDIDATE": _TRITON[kind.candidate],
+        "COARSER": _TRITON[coarser],
+        "RTOL": default_tolerance(coarser).rtol,
+        "ALIGNED": kind.aligned,
+    }
+
+
+def join(tables: Tables) -> None:
+    """Adds all that was measured with these tables to its states, in one launch."""
+    if not tables.measured:
+        return
+    numbers: list[int] = []
+    for state, partials, first, number, N, F in sorted(tables.measured, key=lambda one: one.state.reals.data_ptr()):
+        address = partials.data_ptr() + 8 * first
+        numbers += (state.reals.data_ptr(), state.counts.data_ptr(), address, partials.shape[1], number, N, F)
+    targets, device = len(tables.measured), tables.measured[0].partials.device
+    table = tables.place(numbers, device)
+    with torch.cuda.device_of(table):
+        joining.join[(targets,)](table, targets, num_warps=8)
+    tables.measured, tables.measured_bytes = [], 0

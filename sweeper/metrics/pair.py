@@ -125,7 +125,7 @@ def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
 
     Args:
         updates: on one device.
-        tables: the launches' addresses, kept from batch to batch.
+        tables: the launches' addresses, kept from batch to batch. With them, the states are complete after `join_all`.
     """
     fused = _fused(updates[0].reference_NF.device.type) if updates else None
     pairs = []
@@ -137,6 +137,12 @@ def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
             pairs.append(Pair(accumulator.state, reference_NF, candidate_NF))
     if fused is not None and pairs:
         fused.update(pairs, tables)
+
+
+def join_all(tables: Tables) -> None:
+    """Adds what `update_all` has measured with these tables to its states, in one launch."""
+    if tables.measured:
+        importlib.import_module("sweeper.metrics.fused").join(tables)
 
 
 @functools.cache

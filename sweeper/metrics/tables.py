@@ -1,9 +1,24 @@
-"""Tables of addresses that the fused kernels read, on the device, and sent only when they change."""
+"""What the fused kernels keep from launch to launch: tables of addresses on the device, and partials to be joined."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from sweeper.metrics.state import State
+
+
+class Measured(NamedTuple):
+    """A pair's partials, which are still to be added to the state."""
+
+    state: State
+    partials: Tensor  # of the whole launch, [fields, partials]
+    first: int
+    number: int
+    N: int
+    F: int
 
 
 class Tables:
@@ -11,17 +26,23 @@ class Tables:
 
     A slot whose addresses are those of the time before, as when batches repeat a shape, is not sent again. While a CUDA
     graph is captured nothing is sent: call `upload` before its first replay.
+
+    Attributes:
+        measured: what is still to be joined, in order.
+        measured_bytes: of its partials.
     """
 
     def __init__(self) -> None:
+        self.measured: list[Measured] = []
+        self.measured_bytes = 0
         self._sent: list[tuple[list[int], Tensor]] = []
         self._late: list[tuple[Tensor, list[int]]] = []
         self._captured: list[tuple[Tensor, list[int]]] = []  # graphs read these as long as they live
         self._slot = 0
 
     def rewind(self) -> None:
-        """The next launch is the first of a batch."""
-        self._slot = 0
+        """The next launch is the first of a batch; what was not joined of the one before is forgotten."""
+        self.measured, self.measured_bytes, self._slot = [], 0, 0
 
     def place(self, numbers: list[int], device: torch.device) -> Tensor:
         """The numbers on the device, int64."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
 import torch
 from torch import Tensor
 
+from sweeper.capture import ModuleOutput
+from sweeper.metrics import pair as pair_module
 from sweeper.metrics.pair import PairAccumulator
+from sweeper.pairs import ModulePairs
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from sweeper.metrics import fused
-from sweeper.metrics.state import Count, Pair, State
+from sweeper.metrics.state import Count, Pair, Real, State
 from sweeper.metrics.tables import Tables
 from tests.metrics import twin
 from tests.metrics.twin import assert_same, by_the_twin, spoil
@@ -92,6 +96,18 @@ def test_the_first_of_equal_worst_elements_counts() -> None:
     candidate_NF[7, 65] = candidate_NF[7, 66] = candidate_NF[8, 0] = candidate_NF[39, 1] = 1.0
     state = by_the_kernels([(reference_NF, candidate_NF), (reference_NF, candidate_NF)])
     assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [7, 65]
+    candidate_NF[6, 71] = -1.0  # a row before, a column behind
+    state = by_the_kernels([(reference_NF, candidate_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [6, 71]
+
+
+@pytest.mark.parametrize("nans", [1, 70, 200])
+def test_where_nothing_differs_the_first_finite_element_is_the_worst(nans: int) -> None:
+    reference_NF = torch.ones(5, 257, dtype=torch.bfloat16, device=DEVICE)
+    reference_NF[0] = reference_NF[1, :nans] = math.nan
+    state = by_the_kernels([(reference_NF, reference_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [1, nans]
+    assert state.reals[[Real.MAX_ABS, Real.WORST_REFERENCE, Real.WORST_CANDIDATE]].tolist() == [0, 1, 1]
 
 
 def test_batches_are_merged_in_order() -> None:
@@ -107,10 +123,44 @@ def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
     for _ in range(2):
         tables.rewind()
         fused.update([Pair(state, *pair) for state, pair in zip(together, pairs, strict=True)], tables)
+        fused.join(tables)
     for state, pair in zip(together, pairs, strict=True):
         alone = by_the_kernels([pair, pair])
         assert torch.equal(alone.reals, state.reals.cpu())
         assert torch.equal(alone.counts, state.counts.cpu())
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_is_joined_late_is_joined_in_order(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that takes part several times, in launches of two kinds; joined each time, or once."""
+    monkeypatch.setattr(fused, "_MEASURED_BYTES", limit)
+    pairs = [a_pair(shape, torch.bfloat16, torch.bfloat16) for shape in [(3, 24), (5, 17), (4, 24)]]
+    late, other = (PairAccumulator(torch.bfloat16, torch.bfloat16, DEVICE).state for _ in range(2))
+    tables = Tables()
+    for pair in pairs:
+        fused.update([Pair(late, *pair), Pair(other, *pair), Pair(late, *pair)], tables)
+    fused.join(tables)
+    for state, expected in (late, [pair for pair in pairs for _ in range(2)]), (other, pairs):
+        at_once = by_the_kernels(expected)
+        assert torch.equal(at_once.reals, state.reals.cpu())
+        assert torch.equal(at_once.counts, state.counts.cpu())
+
+
+def test_a_batch_that_is_abandoned_leaves_the_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_module, "_fused", lambda device: fused)
+    pairs = ModulePairs()
+    reference_NF, candidate_NF = a_pair((5, 24), torch.bfloat16, torch.bfloat16)
+
+    def module() -> None:
+        pairs.give("a", reference_NF)
+        pairs.take(ModuleOutput("a", "Linear", candidate_NF, candidate_NF))
+
+    module()
+    pairs.abandon_batch()
+    module()
+    pairs.end_batch()
+    state = pairs.modules["a"].accumulator.state
+    assert_same(State(state.reals.cpu(), state.counts.cpu()), by_the_twin([(reference_NF, candidate_NF)]))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
@@ -128,6 +178,7 @@ def test_a_captured_batch_replays_to_the_bits_of_the_eager_one() -> None:
         outputs = [(r.clone(), c.clone()) for r, c in inputs]
         tables.rewind()
         fused.update([Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
+        fused.join(tables)
 
     batch()
     graph = torch.cuda.CUDAGraph()
