@@ -19,7 +19,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ from sweeper.checkpoints.seeded import initialise, model_config
 from sweeper.config import Layout, Positions, SeededCheckpoint
 from sweeper.in_step import SideBySide
 from sweeper.layout import Forward, lay_out
-from sweeper.metrics.pair import PairAccumulator, Update, update_all
+from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
 from sweeper.metrics.state import State, empty_state
+from sweeper.metrics.tables import Tables
 
 GEOMETRY = Path(__file__).parent.parent / "conf" / "checkpoint" / "qwen3_0_6b_geometry.yaml"
+_SLEEP_CYCLES = 6_000_000  # about 3 ms
 
 
 def the_models() -> tuple[nn.Module, nn.Module]:
@@ -185,28 +187,54 @@ def bench(
 
 
 def ceilings() -> dict[str, float]:
-    """TB/s of a device-to-device copy (read and written) and of the kernels alone (read), and what launches cost."""
+    """TB/s of a device-to-device copy (read and written) and of the kernels alone (read), and what launches cost the
+    host: with their tables on the device, as when batches repeat, and with tables to be sent."""
     pairs = [torch.randn(2, 16384, 3072, device="cuda", dtype=torch.bfloat16).unbind() for _ in range(8)]
     accumulators = [PairAccumulator(torch.bfloat16, torch.bfloat16, "cuda") for _ in pairs]
     updates = [Update(a, *pair) for a, pair in zip(accumulators, pairs, strict=True)]
     nbytes = sum(tensor.nbytes for pair in pairs for tensor in pair)
+    tables = Tables()
     source = torch.empty(2**30, dtype=torch.int32, device="cuda").random_()
     target = torch.empty_like(source)
     small = [Update(a, r[:3], c[:3]) for a, (r, c) in zip(accumulators, pairs, strict=True)]
-    one = small[:1]
     return {
         "copy_tb_s": 2 * source.nbytes / _event_ms(lambda: target.copy_(source)) / 1e9,
-        "kernels_tb_s": nbytes / _event_ms(lambda: update_all(updates)) / 1e9,
-        "launch_of_one_pair_host_us": 1e3 * milliseconds(lambda: [update_all(one) for _ in range(100)], 3) / 100,
-        "launch_of_eight_pairs_host_us": 1e3 * milliseconds(lambda: [update_all(small) for _ in range(100)], 3) / 100,
-        "empty_kernel_host_us": 1e3 * milliseconds(lambda: [source[:1].zero_() for _ in range(1000)], 3) / 1000,
+        "kernels_tb_s": nbytes / _event_ms(lambda: _batch(updates, tables, join=True)) / 1e9,
+        "measure_one_pair_host_us": _host_us(lambda: _batch(small[:1], tables)),
+        "measure_eight_pairs_host_us": _host_us(lambda: _batch(small, tables)),
+        "measure_and_join_one_pair_host_us": _host_us(lambda: _batch(small[:1], tables, join=True)),
+        "measure_and_join_eight_pairs_host_us": _host_us(lambda: _batch(small, tables, join=True)),
+        "all_of_one_pair_host_us": _host_us(lambda: update_all(small[:1])),
+        "all_of_eight_pairs_host_us": _host_us(lambda: update_all(small)),
+        "empty_kernel_host_us": _host_us(lambda: source[:1].zero_()),
     }
 
 
+def _batch(updates: Sequence[Update], tables: Tables, *, join: bool = False) -> None:
+    tables.rewind()
+    update_all(updates, tables)
+    if join:
+        join_all(tables)
+
+
+def _host_us(work: Callable[[], object]) -> float:
+    """Of one call among many, none of which waits for the device."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(100):
+            work()
+        times.append((time.perf_counter() - start) * 1e4)
+        torch.cuda.synchronize()
+    return statistics.median(times)
+
+
 def _event_ms(work: Callable[[], object]) -> float:
+    """On the device. It sleeps until all is queued, so that the host's time is not counted."""
     times = []
     for _ in range(12):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_SLEEP_CYCLES)
         start.record()
         work()
         end.record()

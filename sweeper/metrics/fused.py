@@ -11,6 +11,8 @@ that needs no pairs any more, so once a batch is enough. Shapes: N tokens, F fea
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from sweeper.metrics import joining, kernels
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
-from sweeper.metrics.state import Pair
+from sweeper.metrics.state import Pair, State
 from sweeper.metrics.tables import Measured, Tables
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -88,19 +90,7 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
         tables: the launches' addresses. With them, the states have the rows only after `join`.
     """
     kept = tables or Tables()
-    launches, shares = _plan(
-        tuple(
-            _Place(
-                (reference.dtype, candidate.dtype),
-                reference.data_ptr(),
-                candidate.data_ptr(),
-                *reference.shape,
-                *reference.stride(),
-                *candidate.stride(),
-            )
-            for _, reference, candidate in pairs
-        )
-    )
+    launches, shares = _plan(tuple([_place(*pair) for pair in pairs]))
     partials = [_launch(launch, kept, pairs[0].reference_NF.device) for launch in launches]
     kept.measured += [
         Measured(pair.state, partials[launch], *share) for pair, (launch, *share) in zip(pairs, shares, strict=True)
@@ -110,17 +100,26 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
         join(kept)
 
 
+def _place(_: State, reference: Tensor, candidate: Tensor) -> tuple[Any, ...]:
+    """The fields of `_Place`."""
+    return (
+        *((reference.dtype, candidate.dtype), reference.data_ptr(), candidate.data_ptr()),
+        *(*reference.shape, *reference.stride(), *candidate.stride()),
+    )
+
+
 @functools.lru_cache(maxsize=256)  # batches of one shape mostly have the addresses of the one before
-def _plan(places: tuple[_Place, ...]) -> tuple[list[_Launch], list[tuple[int, int, int, int, int]]]:
+def _plan(places: tuple[tuple[Any, ...], ...]) -> tuple[list[_Launch], list[tuple[int, int, int, int, int]]]:
     """The launches; and of each pair its launch, the first of its partials and their number, N and F."""
     launches: dict[_Kind, _Launch] = {}
-    known: dict[_Place, tuple[int, int, int, int, int]] = {}
-    for place in places:
-        if place not in known:
+    known: dict[tuple[Any, ...], tuple[int, int, int, int, int]] = {}
+    for fields in places:
+        if fields not in known:
+            place = _Place(*fields)
             kind = _Kind(*place.dtypes, _is_aligned(place))
             launch = launches.setdefault(kind, _Launch(kind))
-            known[place] = (list(launches).index(kind), *launch.add(place), place.N, place.F)
-    return list(launches.values()), [known[place] for place in places]
+            known[fields] = (list(launches).index(kind), *launch.add(place), place.N, place.F)
+    return list(launches.values()), [known[fields] for fields in places]
 
 
 def _is_aligned(place: _Place) -> bool:
@@ -158,12 +157,15 @@ def join(tables: Tables) -> None:
     """Adds all that was measured with these tables to its states, in one launch."""
     if not tables.measured:
         return
-    numbers: list[int] = []
-    for state, partials, first, number, N, F in sorted(tables.measured, key=lambda one: one.state.reals.data_ptr()):
-        address = partials.data_ptr() + 8 * first
-        numbers += (state.reals.data_ptr(), state.counts.data_ptr(), address, partials.shape[1], number, N, F)
-    targets, device = len(tables.measured), tables.measured[0].partials.device
-    table = tables.place(numbers, device)
+    targets = [
+        (
+            *(state.reals.data_ptr(), state.counts.data_ptr(), partials.data_ptr() + 8 * first, partials.shape[1]),
+            *(number, N, F),
+        )
+        for state, partials, first, number, N, F in tables.measured
+    ]
+    targets.sort(key=operator.itemgetter(0))  # what a state gets stays in its order
+    table = tables.place([*itertools.chain.from_iterable(targets)], tables.measured[0].partials.device)
     with torch.cuda.device_of(table):
-        joining.join[(targets,)](table, targets, num_warps=8)
+        joining.join[(len(targets),)](table, len(targets), num_warps=8)
     tables.measured, tables.measured_bytes = [], 0
