@@ -1,6 +1,6 @@
-"""What the Triton kernel of `kernels.py` accumulates of its rows: tile by tile, then four rows at a time.
+"""What the Triton kernel of `kernels.py` accumulates of its rows: tile by tile, then the rows of a tile at a time.
 
-Shapes: R rows, L lanes a row, E elements a lane, C = L E columns.
+Shapes: R rows, L lanes a row, E elements a lane, C = L E columns; R L are a warp's lanes.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from sweeper.metrics import elements
-from sweeper.metrics.elements import FAR, L, R, larger, largest
+from sweeper.metrics.elements import FAR, LANES, larger, largest
 
 
 class Sums(NamedTuple):
@@ -28,7 +28,7 @@ class Sums(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of the rows so far: float64 sums of every fourth row [R], and what each lane has seen [R, L]."""
+    """Of the rows so far: float64 sums of every R-th row [R], and what each lane has seen [R, L]."""
 
     references: Any
     candidates: Any
@@ -69,8 +69,9 @@ class Worst(NamedTuple):
 
 
 @triton.jit
-def nothing(COARSER: tl.constexpr):
+def nothing(COARSER: tl.constexpr, R: tl.constexpr):
     """Of no rows."""
+    L: tl.constexpr = LANES // R
     real_R, real_RL, count_RL = tl.zeros((R,), tl.float64), tl.zeros((R, L), tl.float64), tl.zeros((R, L), tl.int32)
     ulp_RL = tl.zeros((R, L), tl.uint32 if COARSER == tl.float32 else tl.float32)
     far_RL = count_RL + FAR
@@ -126,8 +127,9 @@ def mask(nonfinite, r32, c32, inside):
 
 
 @triton.jit
-def inside(first, F, here_R, ALIGNED: tl.constexpr, E: tl.constexpr):
+def inside(first, F, here_R, ALIGNED: tl.constexpr, R: tl.constexpr, E: tl.constexpr):
     """[R, L, E]: which elements of a tile exist."""
+    L: tl.constexpr = LANES // R
     inside_RC = (first + tl.arange(0, L * E) < F)[None, :] & here_R[:, None]
     if ALIGNED:
         return tl.reshape(inside_RC, (R, L, E))
@@ -137,7 +139,7 @@ def inside(first, F, here_R, ALIGNED: tl.constexpr, E: tl.constexpr):
 
 @triton.jit
 def add_rows(rows, sums, rows_R, here_R):
-    """Adds four rows; `here_R` are those with a finite element."""
+    """Adds the rows of a tile; `here_R` are those with a finite element."""
     rr_R, cc_R = tl.sum(sums.references, 1), tl.sum(sums.candidates, 1)
     dd_R, rc_R = tl.sum(sums.differences, 1), tl.sum(sums.products, 1)
     cosine_R = tl.where(here_R, elements.cosine(rr_R, cc_R, dd_R, rc_R), float("inf"))

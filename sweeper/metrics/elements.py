@@ -1,6 +1,6 @@
 """What the Triton kernels of `kernels.py` do with a tile: load it, look at its numbers, reduce it.
 
-Shapes of a tile: R rows, L lanes a row, E elements a lane, C = L E columns.
+Shapes of a tile: R rows, L lanes a row, E elements a lane, C = L E columns; R L are a warp's lanes.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-ROWS_A_TILE = tl.constexpr(4)
-R, L = ROWS_A_TILE, tl.constexpr(8)
+LANES = tl.constexpr(32)
 FAR = tl.constexpr(2**31 - 1)  # beyond every row and column
 
 
@@ -26,21 +25,21 @@ class Side(NamedTuple):
 
 
 @triton.jit
-def load(start_R, step, first, F, here_R, PACKED: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr):
+def load(start_R, step, first, F, here_R, PACKED: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr):
     """Columns from `first` on of the rows that start there, 0 outside: [R, C]. PACKED: two 16-bit numbers in an int32,
     [R, C / 2]. ALIGNED: columns are side by side, whatever the step."""
     if PACKED:
-        column = first // 2 + tl.arange(0, L * E // 2)
+        column = first // 2 + tl.arange(0, C // 2)
         place = start_R.to(tl.pointer_type(tl.int32))[:, None] + column[None, :]
         return tl.load(place, (column < F // 2)[None, :] & here_R[:, None], other=0)
     else:
-        column = first + tl.arange(0, L * E)
+        column = first + tl.arange(0, C)
         place = start_R[:, None] + column[None, :] * (1 if ALIGNED else step)
         return tl.load(place, (column < F)[None, :] & here_R[:, None], other=0.0)
 
 
 @triton.jit
-def unpack(loaded, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr):
+def unpack(loaded, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, E: tl.constexpr):
     """What `load` gave as float32, [R, L, E]: the elements of a lane are those that it loaded, no lane sends any."""
     if loaded.dtype == tl.int32:
         if DTYPE == tl.bfloat16:
@@ -49,11 +48,11 @@ def unpack(loaded, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr):
         else:
             low = loaded.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
             high = (loaded >> 16).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
-        return tl.reshape(tl.join(low, high), (R, L, E))
+        return tl.reshape(tl.join(low, high), (R, LANES // R, E))
     elif ALIGNED:
-        return tl.reshape(as_float32(loaded), (R, L, E))
+        return tl.reshape(as_float32(loaded), (R, LANES // R, E))
     else:
-        return tl.permute(tl.reshape(as_float32(loaded), (R, E, L)), (0, 2, 1))
+        return tl.permute(tl.reshape(as_float32(loaded), (R, E, LANES // R)), (0, 2, 1))
 
 
 @triton.jit

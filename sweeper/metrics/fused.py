@@ -32,17 +32,20 @@ _ELEMENTS_A_WARP = 2**15
 # A warp a program, so that no barrier is needed. With 128 registers 16 warps fit into a multiprocessor: loads run far
 # enough ahead that more warps, with fewer registers each, measured less on an H200.
 _OPTIONS = {"num_warps": 1, "maxnreg": 128}
-# Partials that may wait to be joined: far more than a batch leaves whose outputs fit into the device.
+# Rows this long are measured one at a time: four of a vocabulary would leave few warps to a device.
+_LONG_ROW = 2**15
+# Of the partials that wait to be joined: what about 200 GB of large outputs leave.
 _MEASURED_BYTES = 2**28
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 class _Kind(NamedTuple):
-    """What one launch is compiled for. Aligned: every lane's eight elements are whole 16-byte words."""
+    """What one launch is compiled for."""
 
     reference: torch.dtype
     candidate: torch.dtype
-    aligned: bool
+    aligned: bool  # every lane's eight elements are whole 16-byte words
+    rows: int  # that are measured at a time
 
 
 class _Place(NamedTuple):
@@ -71,8 +74,7 @@ class _Launch:
 
     def add(self, place: _Place) -> tuple[int, int]:
         """Which partials are to be its own: the first, and how many."""
-        tile = kernels.ROWS_A_TILE.value
-        rows = max(1, _ELEMENTS_A_WARP // (tile * place.F)) * tile
+        rows = max(1, _ELEMENTS_A_WARP // (self.kind.rows * place.F)) * self.kind.rows
         warps, first = -(-place.N // rows), self.partials
         self.numbers += (*place[1:], rows, first)
         self.pairs += 1
@@ -116,7 +118,7 @@ def _plan(places: tuple[tuple[Any, ...], ...]) -> tuple[list[_Launch], list[tupl
     for fields in places:
         if fields not in known:
             place = _Place(*fields)
-            kind = _Kind(*place.dtypes, _is_aligned(place))
+            kind = _Kind(*place.dtypes, _is_aligned(place), 4 if place.F < _LONG_ROW else 1)
             launch = launches.setdefault(kind, _Launch(kind))
             known[fields] = (list(launches).index(kind), *launch.add(place), place.N, place.F)
     return list(launches.values()), [known[fields] for fields in places]
@@ -150,6 +152,7 @@ def _constants(kind: _Kind) -> dict[str, Any]:
         "COARSER": _TRITON[coarser],
         "RTOL": default_tolerance(coarser).rtol,
         "ALIGNED": kind.aligned,
+        "R": kind.rows,
     }
 
 

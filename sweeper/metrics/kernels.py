@@ -1,7 +1,7 @@
 """The Triton kernel that measures pairs, for `fused.py`.
 
-One warp takes some rows of one pair, four rows at a time, eight lanes a row, and leaves a *partial*: the state of its
-rows. `joining.py` adds the partials to states.
+One warp takes some rows of one pair, four rows at a time, eight lanes a row (or one row, where that is long enough for
+all lanes), and leaves a *partial*: the state of its rows. `joining.py` adds the partials to states.
 
 Rows and their tiles are one loop, so that the loads run ahead of their use all the way (Triton makes asynchronous
 copies to shared memory of them), from one row to the next too.
@@ -19,9 +19,8 @@ import triton
 import triton.language as tl
 
 from sweeper.metrics import accumulating, elements
-from sweeper.metrics.elements import FAR, L, R, Side, largest, total
+from sweeper.metrics.elements import FAR, LANES, Side, largest, total
 
-ROWS_A_TILE = elements.ROWS_A_TILE
 # Fields of a partial, 8 bytes each; each is an array over all partials of a launch. First `state.Real`, then of
 # `state.Count` those from FINITE on, in their order.
 PARTIAL_REALS = tl.constexpr(10)
@@ -71,15 +70,15 @@ def _side(row, AT: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _start(pair, rows_R):
-    """The first tile of four rows."""
+    """The first tile of these rows."""
     reference_R = pair.reference.start + rows_R.to(tl.int64) * pair.reference.row
     candidate_R = pair.candidate.start + rows_R.to(tl.int64) * pair.candidate.row
     return _Ahead(rows_R, reference_R, candidate_R, tl.full((), 0, tl.int32))
 
 
 @triton.jit
-def _after(ahead, width, pair):
-    """The tile so many columns behind this one, or the first of the next four rows."""
+def _after(ahead, width, pair, R: tl.constexpr):
+    """The tile so many columns behind this one, or the first of the next R rows."""
     column = ahead.column + width
     rows = tl.where(column < pair.F, 0, R)
     return _Ahead(
@@ -92,21 +91,23 @@ def _after(ahead, width, pair):
 
 @triton.jit
 def _load(
-    pair, ahead, first, stop, REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, ALIGNED: tl.constexpr, E: tl.constexpr
+    pair, ahead, first, stop,
+    REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """Both sides from a column on, float32 [R, L, E], and 0 outside; both have their elements in the same lanes."""
     PACKED: tl.constexpr = ALIGNED and REFERENCE != tl.float32 and CANDIDATE != tl.float32
+    C: tl.constexpr = LANES // R * E
     here_R = ahead.rows < stop
-    r = elements.load(ahead.reference, pair.reference.column, first, pair.F, here_R, PACKED, ALIGNED, E)
-    c = elements.load(ahead.candidate, pair.candidate.column, first, pair.F, here_R, PACKED, ALIGNED, E)
-    return elements.unpack(r, REFERENCE, ALIGNED, E), elements.unpack(c, CANDIDATE, ALIGNED, E)
+    r = elements.load(ahead.reference, pair.reference.column, first, pair.F, here_R, PACKED, ALIGNED, C)
+    c = elements.load(ahead.candidate, pair.candidate.column, first, pair.F, here_R, PACKED, ALIGNED, C)
+    return elements.unpack(r, REFERENCE, ALIGNED, R, E), elements.unpack(c, CANDIDATE, ALIGNED, R, E)
 
 
 @triton.jit
 def _measure_rows(
     pair, first, stop, reals, partials,
     REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, COARSER: tl.constexpr, RTOL: tl.constexpr,
-    ALIGNED: tl.constexpr, MASKED: tl.constexpr,
+    ALIGNED: tl.constexpr, R: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Writes the partial of the rows from `first` to `stop` but for the worst element. Returns what is known of that,
     and whether all elements are finite on both sides.
@@ -115,21 +116,21 @@ def _measure_rows(
     """
     # A lane's load is 16 bytes at most.
     E: tl.constexpr = 4 if REFERENCE == tl.float32 and CANDIDATE == tl.float32 else 8
-    C: tl.constexpr = L * E
-    rows, sums, whole, nonfinite = accumulating.nothing(COARSER)
+    C: tl.constexpr = LANES // R * E
+    rows, sums, whole, nonfinite = accumulating.nothing(COARSER, R)
     none, finite_before_RL = sums, nonfinite.finite
     rows_R, column = first + tl.arange(0, R), 0
     ahead = _start(pair, rows_R)
     turns = tl.cdiv(pair.F, _TILES * C) * tl.cdiv(stop - first, R)
     for _ in tl.range(0, turns, num_stages=1 if MASKED else _STAGES):
         for tile in tl.static_range(_TILES):
-            r32, c32 = _load(pair, ahead, ahead.column + tile * C, stop, REFERENCE, CANDIDATE, ALIGNED, E)
+            r32, c32 = _load(pair, ahead, ahead.column + tile * C, stop, REFERENCE, CANDIDATE, ALIGNED, R, E)
             at = column + tile * C
             if MASKED:
-                inside = accumulating.inside(at, pair.F, rows_R < stop, ALIGNED, E)
+                inside = accumulating.inside(at, pair.F, rows_R < stop, ALIGNED, R, E)
                 nonfinite, r32, c32 = accumulating.mask(nonfinite, r32, c32, inside)
             sums, whole = accumulating.add(sums, whole, r32, c32, at, REFERENCE, CANDIDATE, COARSER, RTOL)
-        ahead = _after(ahead, _TILES * C, pair)
+        ahead = _after(ahead, _TILES * C, pair, R)
         column += _TILES * C
         if column >= pair.F:
             here_R = rows_R < stop
@@ -205,7 +206,7 @@ def _value(side, row, column, here):
 def measure(
     table, reals, partials,
     REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, COARSER: tl.constexpr, RTOL: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    ALIGNED: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """The partials of all pairs in the table; programs are warps x pairs."""
     row = table + tl.program_id(1) * PAIR_COLUMNS
@@ -216,11 +217,11 @@ def measure(
         pair = _pair(row, REFERENCE, CANDIDATE, ALIGNED)
         reals += tl.load(row + 9) + tl.program_id(0)
         worst, finite = _measure_rows(
-            pair, start, stop, reals, partials, REFERENCE, CANDIDATE, COARSER, RTOL, ALIGNED, False
+            pair, start, stop, reals, partials, REFERENCE, CANDIDATE, COARSER, RTOL, ALIGNED, R, False
         )
         # Squares of NaN or Inf make the sums so: rare, hence found out for nothing, and then measured again with care.
         if not finite:
             worst, finite = _measure_rows(
-                pair, start, stop, reals, partials, REFERENCE, CANDIDATE, COARSER, RTOL, ALIGNED, True
+                pair, start, stop, reals, partials, REFERENCE, CANDIDATE, COARSER, RTOL, ALIGNED, R, True
             )
         _store_worst(worst, pair, reals, partials)

@@ -27,7 +27,7 @@ from tests.metrics.twin import assert_same, by_the_twin, spoil
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1), (5, 24), (3, 257), (37, 8)]
 if DEVICE == "cuda":
-    SHAPES += [(700, 1024), (3, 151_669), (16_384, 128), (513, 3072)]
+    SHAPES += [(700, 1024), (3, 151_669), (3, 151_936), (16_384, 128), (513, 3072)]
 
 
 def a_pair(
@@ -55,6 +55,17 @@ def test_equals_the_twin(shape: tuple[int, int], reference: torch.dtype, candida
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> None:
     pair = a_pair(shape, dtype, dtype)
+    spoil(*pair)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (3, 257)], ids=str)
+def test_long_rows(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_LONG_ROW", 16)
+    fused._plan.cache_clear()
+    pair = a_pair(shape, dtype, dtype)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
     spoil(*pair)
     assert_same(by_the_kernels([pair]), by_the_twin([pair]))
 
