@@ -125,8 +125,12 @@ def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object
     with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
         running.begin(forward)
         call()
+        # whether it is the same is read once for all
+        same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist()
     return frozenset(
-        name for name, tensor, writes, copy in seen if _writes(tensor) == writes and torch.equal(tensor, copy)
+        name
+        for (name, tensor, writes, _), is_same in zip(seen, same, strict=True)
+        if is_same and _writes(tensor) == writes
     )
 
 

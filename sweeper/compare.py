@@ -22,6 +22,7 @@ from sweeper.metrics.pair import finished
 from sweeper.pairs import ModulePair, ModulePairs
 from sweeper.results import LanguageFigures, ModuleRecord, PairMeasures, TextFigures
 from sweeper.texts import TextAccumulator
+from sweeper.transfer import to_device
 
 _MODULES = TypeAdapter(tuple[ModuleRecord, ...])
 
@@ -150,7 +151,7 @@ class Comparer:
         self._texts.update(texts, (reference_NF, candidate.output_NF), embeddings)
         if self._is_logits:
             self._language = self._language or LanguageAccumulator(device)
-            self._language.update(reference_NF, candidate.output_NF, self._next_tokens(texts).to(device))
+            self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
         self._order += texts
 
     def _next_tokens(self, texts: Sequence[int]) -> Tensor:

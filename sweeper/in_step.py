@@ -29,9 +29,9 @@ from sweeper.metrics.tables import Tables
 from sweeper.pairs import ModulePairs, launch_bytes
 from sweeper.results import PairMeasures
 
-# Bytes of the reference's outputs in one turn. On a GPU, the fewer turns and launches, the less the host costs: a layer
-# of Qwen3-0.6B gives 0.8 GB at 32 x 512 tokens. On a CPU, what waits is to be in the caches still.
-_TURN_BYTES = {"cuda": 3 * 2**28, "cpu": 2**24}
+# Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`pairs.py`). On a CPU, what
+# waits is to be in the caches still.
+_TURN_BYTES = {"cuda": 2**29, "cpu": 2**24}
 
 Turn = Callable[[], AbstractContextManager[object]]
 """Makes the context of a turn: what is global in torch and the other side does not share."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sweeper.config import Layout, Positions
+from sweeper.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def _lay_out_one(
 
 def _on(device: torch.device | str, arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
     """Arrays of one shape as tensors on the device, in one transfer."""
-    return torch.from_numpy(np.stack(arrays)).to(device).unbind()
+    return to_device(torch.from_numpy(np.stack(arrays)), device).unbind()
 
 
 def _places(

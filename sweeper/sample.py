@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sweeper.capture import tensors_of
 from sweeper.layout import Forward
 from sweeper.results import CallRecord, Corner, Sample, corner_places
+from sweeper.transfer import to_device
 
 MOST_TOKENS = 4096  # of a batch whose calls are recorded, pads included: about 50 KiB of text in cell.json
 
@@ -72,8 +73,8 @@ class _Corners:
         starts = itertools.accumulate(lengths[:-1], initial=0)
         rows = [start + place for start, length in zip(starts, lengths, strict=True) for place in corner_places(length)]
         columns = corner_places(stacked_NF.shape[1])
-        # one copy, from pinned memory: indexing with lists would wait for the device at each of them
-        places = torch.tensor(rows + columns, pin_memory=stacked_NF.is_cuda).to(stacked_NF.device, non_blocking=True)
+        # one copy: indexing with lists would wait for the device at each of them
+        places = to_device(torch.tensor(rows + columns), stacked_NF.device)
         row_N, column_F = places.split([len(rows), len(columns)])
         self._kept = stacked_NF[row_N[:, None], column_F]
 

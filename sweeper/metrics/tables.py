@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.state import State
+from sweeper.transfer import to_device
 
 
 class Measured(NamedTuple):
@@ -53,7 +54,7 @@ class Tables:
             table = self._known(slot, len(numbers))
             self._late.append((table, numbers))
         else:
-            table = _sent(numbers, device)
+            table = to_device(torch.tensor(numbers), device)
         self._sent[slot : slot + 1] = [(numbers, table)]
         return table
 
@@ -70,8 +71,3 @@ class Tables:
             table.copy_(torch.tensor(numbers))
         self._captured += self._late
         self._late = []
-
-
-def _sent(numbers: list[int], device: torch.device) -> Tensor:
-    # From pinned memory the copy is asynchronous; torch frees it when the copy is done.
-    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
