@@ -255,8 +255,10 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=32, help="of the long inputs; in batches of 8")
     parser.add_argument("--tokens", type=int, default=512, help="of each of the long texts")
     parser.add_argument("--naive-cells", type=int, default=1000, help="at most so many; 0: none")
+    parser.add_argument("--override", nargs="*", default=[], help="of the sweep's configuration: latency_repeats=0")
     asked = parser.parse_args()
     common = [f"checkpoint={asked.checkpoint}", f"device={asked.device}", "verdict=false", "wandb.mode=disabled"]
+    common += asked.override
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as name:
         folder = Path(name)
         path = long_texts(folder, asked.texts)
