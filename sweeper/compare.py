@@ -12,7 +12,6 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -154,10 +153,10 @@ class Comparer:
             self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
         self._order += texts
 
-    def _next_tokens(self, texts: Sequence[int]) -> Tensor:
-        """The token that follows each token, -1 behind the last one of a text; shape [N]."""
-        following = [[*self._token_ids[text][1:], -1] for text in texts]
-        return torch.tensor(list(itertools.chain.from_iterable(following)), dtype=torch.int64)
+    def _next_tokens(self, texts: Sequence[int]) -> list[int]:
+        """The token that follows each token, -1 behind the last one of a text; N of them."""
+        following = ([*self._token_ids[text][1:], -1] for text in texts)
+        return list(itertools.chain.from_iterable(following))
 
     def finish(self) -> Figures:
         """Takes the figures off the device, in the order of the texts."""

@@ -105,7 +105,7 @@ def _lay_out_one(
 
 def _on(device: torch.device | str, arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
     """Arrays of one shape as tensors on the device, in one transfer."""
-    return to_device(torch.from_numpy(np.stack(arrays)), device).unbind()
+    return to_device(np.stack(arrays), device).unbind()
 
 
 def _places(

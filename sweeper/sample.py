@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sweeper.capture import tensors_of
@@ -74,7 +73,7 @@ class _Corners:
         rows = [start + place for start, length in zip(starts, lengths, strict=True) for place in corner_places(length)]
         columns = corner_places(stacked_NF.shape[1])
         # one copy: indexing with lists would wait for the device at each of them
-        places = to_device(torch.tensor(rows + columns), stacked_NF.device)
+        places = to_device(rows + columns, stacked_NF.device)
         row_N, column_F = places.split([len(rows), len(columns)])
         self._kept = stacked_NF[row_N[:, None], column_F]
 

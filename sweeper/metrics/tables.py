@@ -54,7 +54,7 @@ class Tables:
             table = self._known(slot, len(numbers))
             self._late.append((table, numbers))
         else:
-            table = to_device(torch.tensor(numbers), device)
+            table = to_device(numbers, device)
         self._sent[slot : slot + 1] = [(numbers, table)]
         return table
 
