@@ -102,7 +102,7 @@ class Runner:
         if planned.unsupported:
             return ended(record, Status.UNSUPPORTED, planned.unsupported), ()
         try:
-            return self._measure(planned, record)
+            return self._run(planned, record)
         except UnsupportedError as error:
             return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
@@ -121,7 +121,14 @@ class Runner:
         if planned.cell.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+    def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        measured, figures = self._measure(planned, record)
+        # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
+        judged = measured.model_copy(update={"verdict": self._judge(planned, figures)})
+        return checked(judged, figures.output), figures.modules
+
+    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures]:
+        """The record without its verdict."""
         cell = planned.cell
         reference = self._reference_run(planned)
         local = self._local(cell)
@@ -146,12 +153,11 @@ class Runner:
                 "language": figures.language,
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
-                "verdict": self._judge(planned, figures),
                 "sample": ran.sample,
                 "reference_sample": reference_sample,
             }
         )
-        return checked(measured, figures.output), figures.modules
+        return measured, figures
 
     def _run_bare(
         self, cell: Cell, loaded: LoadedModel, ran: BatchesRun, load_time_s: float | None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,20 @@ def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare = Runner.comparison
-    kept: list[bool] = []
+    kept: list[weakref.ref[object]] = []
+    alive: list[bool] = []
 
     def comparison(self: Runner, *arguments: Any) -> Any:
-        kept.append(self._reference is not None)
-        if kept[-1]:
+        if not kept:
+            assert self._reference is not None
+            kept.extend(map(weakref.ref, [self._reference, *(held.model for held in self._pool._models.values())]))
             raise torch.OutOfMemoryError("CUDA out of memory")
+        alive.extend(what() is not None for what in kept)
         return compare(self, *arguments)
 
     monkeypatch.setattr(Runner, "comparison", comparison)
     assert verdict(tmp_path, "dtype=bfloat16").kind == "rounding"
-    assert kept == [True, False]
+    assert alive == [False] * 3
 
 
 FLOAT32 = "reference={load_strategy:dtype_at_load,dtype:float32}"
