@@ -37,7 +37,7 @@ class CodePaths:
 
         Not of flex_attention, which may compile in it.
         """
-        if self._kernels_key(cell, loaded) in self._kernels or cell.attention is Attention.FLEX_ATTENTION:
+        if self.knows_kernels(cell, loaded) or cell.attention is Attention.FLEX_ATTENTION:
             yield
             return
         with self._profile(cell, loaded):
@@ -45,11 +45,14 @@ class CodePaths:
 
     def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Forward]) -> tuple[str, ...]:
         """What runs in the attention; by a forward of its own where no other has told it. To be called warm."""
-        key = self._kernels_key(cell, loaded)
-        if key not in self._kernels:
+        if not self.knows_kernels(cell, loaded):
             with self._profile(cell, loaded):
                 run_forwards(cell, loaded.model, batch)
-        return self._kernels[key]
+        return self._kernels[self._kernels_key(cell, loaded)]
+
+    def knows_kernels(self, cell: Cell, loaded: LoadedModel) -> bool:
+        """Whether `kernels` runs nothing."""
+        return self._kernels_key(cell, loaded) in self._kernels
 
     @contextmanager
     def _profile(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:

@@ -165,7 +165,8 @@ class Runner:
         """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
         model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
         with conditions(cell) as without_effect, torch.inference_mode():
-            warm_up(cell, model, batch)
+            if repeats != 0 or not self._code_paths.knows_kernels(cell, loaded):
+                warm_up(cell, model, batch)
             kernels = self._code_paths.kernels(cell, loaded, batch)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
         return {"attention_kernels": kernels, "numerics_without_effect": without_effect, "cost": cost}

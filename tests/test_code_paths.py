@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweeper import attention, code_paths, forwards
+from sweeper import attention, code_paths, cost, forwards
 from sweeper.config import Attention
 from sweeper.environment import environment
 from sweeper.plan import Plan, make_plan
@@ -46,7 +46,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def kernels(plan: Plan, **options: Any) -> list[tuple[str, ...]]:
-    running = Runner(plan.environment, latency_repeats=1, verdict=False, say=print, **options)
+    running = Runner(plan.environment, verdict=False, say=print, **{"latency_repeats": 1, **options})
     return [running.run(planned)[0].attention_kernels for planned in plan.cells]
 
 
@@ -67,6 +67,18 @@ def test_a_pass_in_step_tells_the_candidates_kernels_alone(tmp_path: Path, learn
     plan = plan_of(tmp_path, "attention=sdpa,sdpa_math", "layout=packed", "reference={attention:eager}")
     assert kernels(plan, kept_bytes=kept_bytes) == [KERNELS[planned.cell.attention] for planned in plan.cells]
     assert learned.count("kernels") == 2
+
+
+def test_where_nothing_is_timed_no_forward_is_run_beside_the_compared_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "dtype=bfloat16", "load_strategy=autocast,dtype_at_load")
+    bare = []
+    run_forwards = forwards.run_forwards
+    for module in (cost, code_paths):
+        monkeypatch.setattr(module, "run_forwards", lambda *called: bare.append(called) or run_forwards(*called))
+    assert kernels(plan, latency_repeats=0) == [KERNELS[planned.cell.attention] for planned in plan.cells]
+    assert not bare
 
 
 @pytest.mark.parametrize(
