@@ -22,7 +22,7 @@ TARGET_COLUMNS = tl.constexpr(7)
 _FIRST_COUNT = tl.constexpr(2)  # state.Count.FINITE
 
 
-class _Joined(NamedTuple):
+class _State(NamedTuple):
     """A state; in `counts` the ULP distance is still an ordinary number."""
 
     reals: Any  # the first eight [K]
@@ -41,7 +41,7 @@ def _read(reals, counts):
     """The state as it is."""
     field_K = tl.arange(0, 8)
     count_K = tl.load(counts + _FIRST_COUNT + field_K)
-    return _Joined(
+    return _State(
         tl.load(reals + field_K),
         tl.where(field_K == 7, count_K - tl.full((), -(2**63), tl.int64), count_K),
         tl.load(counts),
@@ -118,7 +118,7 @@ def _merged(state, target):
     reals_K, counts_K, worst, first = _joined(reals, counts, partials, tl.load(target + 4))
     worse = worst > state.worst
     field_K = tl.arange(0, 8)
-    return _Joined(
+    return _State(
         _merged_reals(field_K, state.reals, reals_K),
         _merged_counts(field_K, state.counts, counts_K),
         state.rows + N,

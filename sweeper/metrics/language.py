@@ -6,7 +6,6 @@ Shapes: N tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
-import importlib
 from enum import IntEnum
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sweeper.metrics.fast import fast_module
 from sweeper.results import LanguageFigures
 
 # Logits in a chunk of rows, which takes about five float64 tensors of this size: 20 MiB, what a CPU's caches hold, or
@@ -139,12 +139,5 @@ def _top(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _fused(device: str) -> ModuleType | None:
-    """What compares tokens at once: Triton's kernel on a GPU, numba's loops on a CPU. None where there is none."""
-    try:
-        if device == "cuda" and torch.version.cuda:
-            return importlib.import_module("sweeper.metrics.language_fused")
-        if device == "cpu":
-            return importlib.import_module("sweeper.metrics.language_cpu")
-    except ImportError:  # no Triton, no numba
-        return None
-    return None
+    """What compares many tokens at once."""
+    return fast_module(device, on_cuda="language_fused", on_cpu="language_cpu")

@@ -10,8 +10,9 @@ and then, with x = a + b = Σ Q / S - 1 and ψ(x) = x - log1p(x),
     KL = log1p(x) - b = a - ψ(x)
 
 a and ψ(x) are of the second order in u, so that KL keeps its digits however alike the logits are; it loses at most a
-factor of S, and S is 1 over the largest probability. The order of additions depends on V alone, and there are no
-atomics, so a token's bits are the same in every run and in every batch. Nothing synchronises with the device.
+factor of S, and S is 1 over the largest probability. The order of additions depends on V, strides and alignment
+alone, and there are no atomics, so a token's bits are the same in every run, and in every batch whose logits lie in
+memory like these. Nothing synchronises with the device.
 
 Shapes: N tokens, V vocabulary, W columns in one turn of a loop.
 """
@@ -27,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sweeper.metrics.elements import as_float32
+from sweeper.metrics.elements import FAR, as_float32
 from sweeper.metrics.language import Tokens
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -35,7 +36,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Columns in one turn: of the sums, which take many registers, and of the maxima, which only wait for memory.
 _WIDTHS = {"SUMS": 1024, "MAXIMA": 4096}
 _WARPS = 8
-_FAR = tl.constexpr(2**31 - 1)
 _TERMS = tl.constexpr(10)
 # Of (expm1(u) - u) / u**2, the last one first: to 1e-17 where u is below 1/8.
 _EXCESS = tl.constexpr(tuple(1 / math.factorial(power + 2) for power in reversed(range(_TERMS.value))))
@@ -97,15 +97,15 @@ def _add(sums, column_W, V, r32_W, c32_W, largest_r, largest_c):
         sums.candidate + Q_W,
         sums.excess + _excess(P_W, Q_W, u_W),
         sums.change + P_W * u_W,
-        tl.minimum(sums.reference_top, tl.where(r32_W == largest_r, column_W, _FAR)),
-        tl.minimum(sums.candidate_top, tl.where(c32_W == largest_c, column_W, _FAR)),
+        tl.minimum(sums.reference_top, tl.where(r32_W == largest_r, column_W, FAR)),
+        tl.minimum(sums.candidate_top, tl.where(c32_W == largest_c, column_W, FAR)),
     )
 
 
 @triton.jit
 def _sums(reference, candidate, V, largest_r, largest_c, W: tl.constexpr):
     """Loads of the next columns start before these are used."""
-    zero_W, far_W = tl.zeros((W,), tl.float64), tl.full((W,), _FAR, tl.int32)
+    zero_W, far_W = tl.zeros((W,), tl.float64), tl.full((W,), FAR, tl.int32)
     sums = _Sums(zero_W, zero_W, zero_W, zero_W, far_W, far_W)
     next_r, next_c = _load(reference, tl.arange(0, W), V), _load(candidate, tl.arange(0, W), V)
     for first in range(0, V, W):

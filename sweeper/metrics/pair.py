@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from sweeper.metrics.fast import fast_module
 from sweeper.metrics.figures import cosine, figures
 from sweeper.metrics.precision import INT64_MIN, coarser_dtype, default_tolerance, max_ulp_distance
 from sweeper.metrics.state import Count, Pair, State, empty_state, merge
@@ -147,15 +148,8 @@ def join_all(tables: Tables) -> None:
 
 @functools.cache
 def _fused(device: str) -> ModuleType | None:
-    """What measures a pair in one pass: Triton's kernels on a GPU, numba's loops on a CPU. None where there is none."""
-    try:
-        if device == "cuda" and torch.version.cuda:
-            return importlib.import_module("sweeper.metrics.fused")
-        if device == "cpu":
-            return importlib.import_module("sweeper.metrics.cpu")
-    except ImportError:  # no Triton, no numba
-        return None
-    return None
+    """What measures a pair in one pass."""
+    return fast_module(device, on_cuda="fused", on_cpu="cpu")
 
 
 def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sweeper.metrics
-from sweeper.metrics import pair
+from sweeper.metrics import language, pair
 from sweeper.metrics.pair import PairAccumulator, finish, measure
 from sweeper.results import PairMeasures
 from tests.metrics import oracle
@@ -109,13 +110,14 @@ def test_plain_torch_equals_the_oracle(plain_torch: None) -> None:
     check()
 
 
-def test_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("definition", [pair, language], ids=["pair", "language"])
+def test_does_without_numba(definition: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modules are not imported yet, and numba cannot be."""
-    for name in ("cpu", "cpu_kernels", "compiled"):
+    for name in ("cpu", "cpu_kernels", "language_cpu", "compiled"):
         monkeypatch.delitem(sys.modules, f"sweeper.metrics.{name}", raising=False)
         monkeypatch.delattr(sweeper.metrics, name, raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert pair._fused.__wrapped__("cpu") is None
+    assert definition._fused.__wrapped__("cpu") is None
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
