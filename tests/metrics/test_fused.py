@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -59,11 +60,18 @@ def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> 
     assert_same(by_the_kernels([pair]), by_the_twin([pair]))
 
 
-@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(5, 24), (3, 257)], ids=str)
-def test_long_rows(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def rows_of_16_are_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plans are kept by address and shape, which other tests may have too."""
     monkeypatch.setattr(fused, "_LONG_ROW", 16)
     fused._plan.cache_clear()
+    yield
+    fused._plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (3, 257)], ids=str)
+def test_long_rows(shape: tuple[int, int], dtype: torch.dtype, rows_of_16_are_long: None) -> None:
     pair = a_pair(shape, dtype, dtype)
     assert_same(by_the_kernels([pair]), by_the_twin([pair]))
     spoil(*pair)
