@@ -34,6 +34,7 @@ _ELEMENTS_A_WARP = 2**15
 _OPTIONS = {"num_warps": 1, "maxnreg": 128}
 # Rows this long are measured one at a time: four of a vocabulary would leave few warps to a device.
 _LONG_ROW = 2**15
+_MOST_PAIRS = 2**16 - 1  # of a launch: what CUDA allows of a grid's second dimension
 # Of the partials that wait to be joined: what about 200 GB of large outputs leave.
 _MEASURED_BYTES = 2**28
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -113,15 +114,18 @@ def _place(_: State, reference: Tensor, candidate: Tensor) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=256)  # batches of one shape mostly have the addresses of the one before
 def _plan(places: tuple[tuple[Any, ...], ...]) -> tuple[list[_Launch], list[tuple[int, int, int, int, int]]]:
     """The launches; and of each pair its launch, the first of its partials and their number, N and F."""
-    launches: dict[_Kind, _Launch] = {}
+    launches: list[_Launch] = []
+    filling: dict[_Kind, int] = {}
     known: dict[tuple[Any, ...], tuple[int, int, int, int, int]] = {}
     for fields in places:
         if fields not in known:
             place = _Place(*fields)
             kind = _Kind(*place.dtypes, _is_aligned(place), 4 if place.F < _LONG_ROW else 1)
-            launch = launches.setdefault(kind, _Launch(kind))
-            known[fields] = (list(launches).index(kind), *launch.add(place), place.N, place.F)
-    return list(launches.values()), [known[fields] for fields in places]
+            if kind not in filling or launches[filling[kind]].pairs == _MOST_PAIRS:
+                filling[kind] = len(launches)
+                launches.append(_Launch(kind))
+            known[fields] = (filling[kind], *launches[filling[kind]].add(place), place.N, place.F)
+    return launches, [known[fields] for fields in places]
 
 
 def _is_aligned(place: _Place) -> bool:

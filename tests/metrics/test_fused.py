@@ -149,6 +149,18 @@ def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
         assert torch.equal(alone.counts, state.counts.cpu())
 
 
+def test_no_launch_has_more_pairs_than_a_grid_takes() -> None:
+    """Small outputs of many texts, one after the other: 100,000 places, of two kinds, that nobody reads."""
+    dtypes = torch.bfloat16, torch.bfloat16
+    places = tuple((dtypes, 64 * pair, 64 * pair, 1, 8 + pair % 2, 16, 1, 16, 1) for pair in range(200_000))
+    launches, shares = fused._plan.__wrapped__(places)
+    assert all(launch.pairs <= 2**16 - 1 for launch in launches)
+    assert len({share[:2] for share in shares}) == len(places)
+    for place, (launch, first, *_) in zip(places, shares, strict=True):
+        assert launches[launch].numbers[10 * first] == place[1]  # one partial a pair
+        assert launches[launch].kind.aligned == (place[4] == 8)
+
+
 @pytest.mark.parametrize("limit", [1, 2**28])
 def test_what_is_joined_late_is_joined_in_order(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state that takes part several times, in launches of two kinds; joined each time, or once."""
