@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def test_stopping_keeps_what_is_finished_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         count_runs(patch, stop_at=1, stop=stop)
         assert sweep(tmp_path, "dtype=bfloat16,float32") == code
+    assert gc.get_freeze_count() == 0
     assert len(store(tmp_path).records()) == 1
     assert "1 of 2 cells" in capsys.readouterr().err
     ran = count_runs(monkeypatch)

@@ -110,6 +110,14 @@ def test_a_cell_in_full_collapses_the_layers_before_the_first_that_differs() -> 
     assert "model.layers.4" not in starts
 
 
+def test_a_cell_in_full_tells_only_the_costs_that_were_measured() -> None:
+    out = Console(file=io.StringIO(), width=100)
+    print_cell(measured().model_copy(update={"cost": Cost(load_time_s=2.0)}), layered(0.0), out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    costs = [line.split() for line in text.splitlines() if line.startswith(("weights", "forward", "peak", "second"))]
+    assert costs == [["weights", "loaded", "in", "2.00", "s"], ["second", "forward", "was", "not", "run"]]
+
+
 @pytest.mark.parametrize(("width", "has_type"), [(80, False), (160, True)])
 def test_the_modules_of_a_cell_in_full_keep_their_names_in_one_piece(
     tmp_path: Path, width: int, has_type: bool
