@@ -15,13 +15,14 @@ class _Staging:
     """Hands out pieces of pinned memory, each once. torch frees a block when the copies from it are done."""
 
     def __init__(self) -> None:
-        self._start_anew(0)
+        self._block = torch.empty(0, dtype=torch.int64)  # not pinned: importing this must not start a GPU
+        self._numbers = self._block.numpy()  # writing through it takes a third of the host time of `copy_`
+        self._used = 0
 
     def _start_anew(self, size: int) -> None:
         with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
             self._block = torch.empty(size, dtype=torch.int64, pin_memory=torch.cuda.is_available())
-        self._numbers = self._block.numpy()  # writing through it takes a third of the host time of `copy_`
-        self._used = 0
+        self._numbers, self._used = self._block.numpy(), 0
 
     def put(self, numbers: np.ndarray) -> Tensor:
         """A copy in pinned memory (plain memory where there is no GPU)."""
