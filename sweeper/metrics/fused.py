@@ -35,6 +35,7 @@ _OPTIONS = {"num_warps": 1, "maxnreg": 128}
 # Rows this long are measured one at a time: four of a vocabulary would leave few warps to a device.
 _LONG_ROW = 2**15
 _MOST_PAIRS = 2**16 - 1  # of a launch: what CUDA allows of a grid's second dimension
+_MOST_REMEMBERED = 512  # pairs of a plan: 256 such plans take 50 MB of the host's memory
 # Of the partials that wait to be joined: what about 200 GB of large outputs leave.
 _MEASURED_BYTES = 2**28
 _TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -93,7 +94,8 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
         tables: the launches' addresses. With them, the states have the rows only after `join`.
     """
     kept = tables or Tables()
-    launches, shares = _plan(tuple([_place(*pair) for pair in pairs]))
+    plan = _plan if len(pairs) <= _MOST_REMEMBERED else _plan.__wrapped__
+    launches, shares = plan(tuple([_place(*pair) for pair in pairs]))
     partials = [_launch(launch, kept, pairs[0].reference_NF.device) for launch in launches]
     kept.measured += [
         Measured(pair.state, partials[launch], *share) for pair, (launch, *share) in zip(pairs, shares, strict=True)
