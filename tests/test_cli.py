@@ -47,6 +47,18 @@ def test_help_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     assert not imported & {"torch", "transformers", "hydra", "wandb", "pandas", "pyarrow"}
 
 
+def test_threads_spin_briefly_unless_somebody_chose_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, expected in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)):
+        with monkeypatch.context() as context:
+            for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+                context.delenv(name, raising=False)
+            for name, value in chosen.items():
+                context.setenv(name, value)
+            context.setattr(os, "environ", dict(os.environ))
+            cli._let_threads_rest()
+            assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 @pytest.mark.parametrize("order", ["-m {}", "{} -m", "+grid=load_strategy -m dtype=float16", "{}"])
 def test_minus_m_may_stand_anywhere_and_be_left_out(tmp_path: Path, order: str) -> None:
     done = sweeper(*PLAN, *order.format("+grid=load_strategy dtype=float16").split(), cwd=tmp_path)
