@@ -126,7 +126,7 @@ def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object
         running.begin(forward)
         call()
         # whether it is the same is read once for all
-        same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist()
+        same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist() if seen else []
     return frozenset(
         name
         for (name, tensor, writes, _), is_same in zip(seen, same, strict=True)
