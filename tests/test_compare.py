@@ -218,3 +218,9 @@ def test_steady_outputs_are_found_of_a_model_made_in_inference_mode_and_without_
         steady = steady_in_call(model, forward, lambda: model(forward.inputs["input_ids"]))
     assert steady == {"0", "1"}
     assert grad_modes == [False]
+
+
+def test_a_model_without_outputs_of_tokens_has_no_steady_ones() -> None:
+    (forward,) = lay_out([[1, 2]], [0], layout=Layout.SINGLE, positions=Positions.IMPLICIT, pad_id=0, device="cpu")
+    model = nn.Sequential(nn.Flatten(0))  # what it gives has no token dimension
+    assert steady_in_call(model, forward, lambda: model(torch.ones(2, 3))) == frozenset()
