@@ -27,13 +27,13 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from sweeper.capture import tensors_of
 from sweeper.checkpoints.seeded import initialise, model_config
+from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.in_turns import SideBySide
 from sweeper.config import Layout, Positions, SeededCheckpoint
-from sweeper.in_step import SideBySide
-from sweeper.layout import Forward, lay_out
+from sweeper.inputs.layout import Forward, lay_out
 from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
-from sweeper.metrics.state import State, empty_state
+from sweeper.metrics.sums import State, empty_state
 from sweeper.metrics.tables import Tables
 
 GEOMETRY = Path(__file__).parent.parent / "conf" / "checkpoint" / "qwen3_0_6b_geometry.yaml"

@@ -38,9 +38,9 @@ from sweeper.config import (
     Weights,
 )
 from sweeper.environment import environment
-from sweeper.plan import PlannedCell
-from sweeper.results import CellRecord, ModuleRecord, Status
-from sweeper.runner import Runner
+from sweeper.planning.plan import PlannedCell
+from sweeper.records.cell import CellRecord, ModuleRecord, Status
+from sweeper.sweep.runner import Runner
 
 CHECKPOINTS = Path(__file__).parent.parent / "conf" / "checkpoint"
 Result = tuple[CellRecord, tuple[ModuleRecord, ...]]

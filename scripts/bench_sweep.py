@@ -5,7 +5,7 @@ Two cells are run before, elsewhere, in both dtypes, so that imports, the device
 counted anywhere.
 Prints one JSON line for each kind of inputs: the default sentences, and long texts (`--texts` x `--tokens`).
 
-- sweep_s: wall time of `sweeper.app.run`, from the plan to the page.
+- sweep_s: wall time of `sweeper.sweep.run.run`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
   cost (bare forwards; `timed` is part of it), state (parameters and buffers), figures, tokens, steady (which outputs
   are overwritten); `machinery` is all that is left: planning, ids, layout, records, store, sinks, terminal, page. Its
@@ -39,21 +39,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from torch import Tensor, nn
 
-from sweeper import app, code_paths, cost, loading, runner
-from sweeper.attention import implementation
-from sweeper.capture import tensors_of
 from sweeper.checkpoints import prepare
-from sweeper.cli import config_folder
-from sweeper.compare import Comparer
-from sweeper.compose import arrange
+from sweeper.cli.compose import arrange
+from sweeper.cli.main import config_folder
+from sweeper.comparator.comparer import Comparer
+from sweeper.comparator.forwards import arguments, conditions, lay_out_texts, read_texts, run_forwards
+from sweeper.comparator.hooks import tensors_of
 from sweeper.config import Cell
-from sweeper.forwards import arguments, conditions, lay_out_texts, read_texts, run_forwards
-from sweeper.grid import SweepRequest, expand
-from sweeper.inputs import batches
-from sweeper.layout import Forward
-from sweeper.loading import load, synchronize
-from sweeper.support import unsupported_reason
-from sweeper.weights import WeightsKey
+from sweeper.devices import synchronize
+from sweeper.inputs.layout import Forward
+from sweeper.inputs.texts import batches
+from sweeper.models import loading
+from sweeper.models.attention import implementation
+from sweeper.models.loading import load
+from sweeper.models.weights import WeightsKey
+from sweeper.planning.grid import SweepRequest, expand
+from sweeper.planning.unsupported import unsupported_reason
+from sweeper.sweep import code_paths, cost, runner
+from sweeper.sweep import run as app
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from sweeper.models import Comparison, compare_models
+from sweeper._version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["Comparison", "compare_models"]
+if TYPE_CHECKING:
+    from sweeper.verdict.comparison import Comparison, compare_models
+
+__all__ = ["Comparison", "__version__", "compare_models"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when a model is compared: `import sweeper` alone stays fast."""
     if name not in __all__:
         raise AttributeError(f"module 'sweeper' has no attribute {name!r}")
-    from sweeper import models
+    from sweeper.verdict import comparison
 
-    return getattr(models, name)
+    return getattr(comparison, name)

@@ -1,6 +1,6 @@
 """`python -m sweeper`."""
 
-from sweeper.cli import main
+from sweeper.cli.main import main
 
 if __name__ == "__main__":
     main()

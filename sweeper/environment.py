@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeper import __version__
+from sweeper._version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core")
 ATTENTION_PACKAGES = ("flash-attn", "flash-attn-3")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from sweeper.models import compare_models
-from sweeper.side import Inputs
-from sweeper.verdict import Kind
+from sweeper.comparator.side import Inputs
+from sweeper.verdict.comparison import compare_models
+from sweeper.verdict.rules import Kind
 
 
 def assert_same_function(

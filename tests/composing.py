@@ -8,9 +8,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from sweeper.cli import config_folder
-from sweeper.compose import arrange
-from sweeper.grid import SweepRequest, expand
+from sweeper.cli.compose import arrange
+from sweeper.cli.main import config_folder
+from sweeper.planning.grid import SweepRequest, expand
 
 
 def request_of(*arguments: str, user_conf: Path | None = None) -> SweepRequest:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.cli import config_folder
+from sweeper.cli.main import config_folder
 from sweeper.config import AXES, Settings
 from sweeper.environment import environment
-from sweeper.grid import DEFAULT_REFERENCE
-from sweeper.plan import make_plan
+from sweeper.planning.grid import DEFAULT_REFERENCE
+from sweeper.planning.plan import make_plan
 from tests.composing import request_of
 
 CONF = config_folder()

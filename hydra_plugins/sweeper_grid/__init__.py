@@ -29,7 +29,7 @@ class GridSweeperConfig:
 
 
 class GridSweeper(Sweeper):
-    """Runs a whole grid in this process. `params` and `exclude` are read from the config by `sweeper.grid`."""
+    """Runs a whole grid in this process. `params` and `exclude` are read from the config by `sweeper.planning.grid`."""
 
     def __init__(self, params: Any, exclude: Any) -> None:
         self.launcher = None
@@ -40,8 +40,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the sweep. Hydra drops what a sweeper returns, so the exit code leaves as SystemExit."""
-        from sweeper.cli import carry_out
-        from sweeper.grid import expand
+        from sweeper.cli.main import carry_out
+        from sweeper.planning.grid import expand
 
         assert self.hydra_context is not None
         assert self.config is not None

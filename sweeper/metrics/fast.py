@@ -8,17 +8,17 @@ from types import ModuleType
 import torch
 
 
-def fast_module(device: str, *, on_cuda: str, on_cpu: str) -> ModuleType | None:
-    """The module of `sweeper.metrics` with Triton's kernels for a GPU, or with numba's loops for a CPU.
+def fast_module(device: str, name: str) -> ModuleType | None:
+    """The module of that name in `metrics/cuda` (Triton's kernels), or in `metrics/cpu` (numba's loops).
 
     Returns:
         None for any other device, and where Triton or numba cannot be imported.
     """
     try:
         if device == "cuda" and torch.version.cuda:
-            return importlib.import_module(f"sweeper.metrics.{on_cuda}")
+            return importlib.import_module(f"sweeper.metrics.cuda.{name}")
         if device == "cpu":
-            return importlib.import_module(f"sweeper.metrics.{on_cpu}")
+            return importlib.import_module(f"sweeper.metrics.cpu.{name}")
     except ImportError:
         return None
     return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.precision import INT64_MIN, Tolerance
-from sweeper.metrics.state import Count, Real, State
+from sweeper.metrics.sums import Count, Real, State
 
 
 def cosine(

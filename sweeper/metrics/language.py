@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.fast import fast_module
-from sweeper.results import LanguageFigures
+from sweeper.records.cell import LanguageFigures
 
 # Logits in a chunk of rows, which takes about five float64 tensors of this size: 20 MiB, what a CPU's caches hold, or
 # 640 MiB, so that a GPU has few launches.
@@ -140,4 +140,4 @@ def _top(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _fused(device: str) -> ModuleType | None:
     """What compares many tokens at once."""
-    return fast_module(device, on_cuda="language_fused", on_cpu="language_cpu")
+    return fast_module(device, "language")

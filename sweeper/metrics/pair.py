@@ -18,9 +18,9 @@ from torch import Tensor
 from sweeper.metrics.fast import fast_module
 from sweeper.metrics.figures import cosine, figures
 from sweeper.metrics.precision import INT64_MIN, coarser_dtype, default_tolerance, max_ulp_distance
-from sweeper.metrics.state import Count, Pair, State, empty_state, merge
+from sweeper.metrics.sums import Count, Pair, State, empty_state, merge
 from sweeper.metrics.tables import Tables
-from sweeper.results import PairMeasures
+from sweeper.records.cell import PairMeasures
 
 # Elements in a chunk. On the CPU a chunk (3 MiB for the three float64 planes) stays in the caches of a few cores; on a
 # GPU it fills the device, and everything that it needs stays below 64 MiB.
@@ -143,13 +143,13 @@ def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
 def join_all(tables: Tables) -> None:
     """Adds what `update_all` has measured with these tables to its states, in one launch."""
     if tables.measured:
-        importlib.import_module("sweeper.metrics.fused").join(tables)
+        importlib.import_module("sweeper.metrics.cuda.pair").join(tables)
 
 
 @functools.cache
 def _fused(device: str) -> ModuleType | None:
     """What measures a pair in one pass."""
-    return fast_module(device, on_cuda="fused", on_cpu="cpu")
+    return fast_module(device, "pair")
 
 
 def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sweeper.metrics.state import State
-from sweeper.transfer import to_device
+from sweeper.devices import to_device
+from sweeper.metrics.sums import State
 
 
 class Measured(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sweeper.plan import Plan
-    from sweeper.results import CellRecord, ModuleRecord
+    from sweeper.planning.plan import Plan
+    from sweeper.records.cell import CellRecord, ModuleRecord
 
 
 class Sink(Protocol):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
-from sweeper.results import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
-from sweeper.sinks.cell import furthest
-from sweeper.store import module_rows
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
+from sweeper.records.store import module_rows
+from sweeper.reports.cell import furthest
 
 if TYPE_CHECKING:
-    from sweeper.plan import Plan
+    from sweeper.planning.plan import Plan
 
 LAYER_MEASURES = ("max_abs", "mean_abs", "rel_l2", "sqnr_db", "cosine", "equal_fraction")
 MOST_TEXTS = 1000  # that have a row each: the curve of a W&B chart has no more points than that

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sweeper.metrics import language
 from sweeper.metrics.language import LanguageAccumulator, Tokens
-from sweeper.results import LanguageFigures
+from sweeper.records.cell import LanguageFigures
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_KERNEL = bool(importlib.util.find_spec("triton")) and (
@@ -29,12 +29,12 @@ Compare = Callable[[Tensor, Tensor, Tensor], Tokens]
 Batch = tuple[Tensor, Tensor, Tensor]
 TORCH = pytest.param(("sweeper.metrics.language", DEVICE), id="torch")
 LOOPS = pytest.param(
-    ("sweeper.metrics.language_cpu", "cpu"),
+    ("sweeper.metrics.cpu.language", "cpu"),
     marks=pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="no numba"),
     id="loops",
 )
 KERNEL = pytest.param(
-    ("sweeper.metrics.language_fused", DEVICE),
+    ("sweeper.metrics.cuda.language", DEVICE),
     marks=pytest.mark.skipif(not HAS_KERNEL, reason="no GPU, no interpreter"),
     id="kernel",
 )
@@ -241,5 +241,5 @@ def test_a_captured_batch_adds_the_bits_of_the_kernel() -> None:
     for batch in batches[1:]:
         inputs[0].copy_(batch[0])
         graph.replay()
-    kernel: Compare = importlib.import_module("sweeper.metrics.language_fused").compare
+    kernel: Compare = importlib.import_module("sweeper.metrics.cuda.language").compare
     assert captured.finish() == figures(kernel, *batches)

@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 import numpy as np
 from numba import njit
 
-from sweeper.metrics import language_cpu
+from sweeper.metrics.cpu import language as language_cpu
 from sweeper.metrics.language import LanguageAccumulator, Tokens
 from tests.metrics.test_language import divergence
 

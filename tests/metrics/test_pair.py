@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import sweeper.metrics
+import sweeper.metrics.cpu
 from sweeper.metrics import language, pair
 from sweeper.metrics.pair import PairAccumulator, finish, measure
-from sweeper.results import PairMeasures
+from sweeper.records.cell import PairMeasures
 from tests.metrics import oracle
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -113,9 +113,9 @@ def test_plain_torch_equals_the_oracle(plain_torch: None) -> None:
 @pytest.mark.parametrize("definition", [pair, language], ids=["pair", "language"])
 def test_does_without_numba(definition: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modules are not imported yet, and numba cannot be."""
-    for name in ("cpu", "cpu_kernels", "language_cpu", "compiled"):
-        monkeypatch.delitem(sys.modules, f"sweeper.metrics.{name}", raising=False)
-        monkeypatch.delattr(sweeper.metrics, name, raising=False)
+    for name in ("pair", "kernels", "language", "compiled"):
+        monkeypatch.delitem(sys.modules, f"sweeper.metrics.cpu.{name}", raising=False)
+        monkeypatch.delattr(sweeper.metrics.cpu, name, raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     assert definition._fused.__wrapped__("cpu") is None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sweeper.metrics.pair import PairAccumulator
-from sweeper.metrics.state import Count, Real, State
+from sweeper.metrics.sums import Count, Real, State
 
 
 def a_pair(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.config import Cell, parse
-from sweeper.results import CellRecord, Cost, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures
+from sweeper.records.cell import CellRecord, Cost, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures
 
 REFERENCE_AXES: dict[str, str | bool] = {"dtype": "float32", "attention": "eager", "use_cache": False}
 
@@ -21,7 +21,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class SmallPlan:
-    """What a sink needs of `sweeper.plan.Plan`."""
+    """What a sink needs of `sweeper.planning.plan.Plan`."""
 
     folder: Path
     cells: tuple[Planned, ...]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeper.results import CellRecord, ModuleRecord, StateDifference, StateFigures
-from sweeper.store import Store
-from sweeper.sweep import Sweep
+from sweeper.records.cell import CellRecord, ModuleRecord, StateDifference, StateFigures
+from sweeper.records.store import Store
+from sweeper.records.sweep import Sweep
 from tests.sinks.records import cell, measures, module, record
 
 INV_FREQ = StateDifference(

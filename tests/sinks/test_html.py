@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.results import Status
+from sweeper.records.cell import Status
+from sweeper.reports.page.chart import HEIGHT, Curve, chart
 from sweeper.sinks.html import HtmlSink, page
-from sweeper.sinks.page.chart import HEIGHT, Curve, chart
 from tests.sinks.records import SmallPlan
 from tests.sinks.sweeps import many, measured, report_1, stored
 

@@ -39,7 +39,7 @@ class Mark:
 @functools.cache
 def examine(pair: Pair) -> Mark:
     """Compare the pair's models; explain the difference if it is harmful."""
-    from sweeper.models import compare_models
+    from sweeper.verdict.comparison import compare_models
 
     models = pair.build()
     comparison = compare_models(models.reference, models.candidate, models.inputs, models.candidate_inputs)

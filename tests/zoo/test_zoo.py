@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def verdict() -> None:
-    pytest.importorskip("sweeper.models")
+    pytest.importorskip("sweeper.verdict.comparison")
 
 
 def test_the_halves_are_those_that_were_drawn() -> None:

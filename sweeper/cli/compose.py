@@ -1,0 +1,109 @@
+"""Hydra's side of the command line: the order of the arguments, the start, and its errors as one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from sweeper.errors import ConfigError, SweeperError
+
+CELL_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_ADDABLE = re.compile(r"^((checkpoint|inputs|numerics)\.|reference=)")
+
+
+def start(config_folder: Path) -> int | str | None:
+    """Lets Hydra compose `sys.argv` and run the sweeper plugin. Bad input is one line. Returns the exit code.
+
+    With HYDRA_FULL_ERROR=1 in the environment errors keep their traceback.
+    """
+    with_traceback = os.environ.get(_FULL_ERROR) == "1"
+    try:
+        sys.argv[1:] = arrange(sys.argv[1:])
+        with _hydra_raises():
+            hydra.main(version_base="1.3", config_path=str(config_folder), config_name="config")(_other_sweeper)()
+    except SystemExit as end:  # the plugin's exit code
+        return end.code
+    except KeyboardInterrupt:
+        print("sweeper: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (SweeperError, HydraException, OmegaConfBaseException) as error:
+        if with_traceback:
+            raise
+        print(f"sweeper: {one_line(error)}", file=sys.stderr)
+        return CELL_FAILED if isinstance(error, SweeperError) and not isinstance(error, ConfigError) else BAD_INPUT
+    return 0
+
+
+def arrange(arguments: Sequence[str]) -> list[str]:
+    """Arguments in an order that Hydra takes: options, then overrides, and always `--multirun`.
+
+    Hydra refuses overrides on both sides of an option. Every sweep, of one cell too, goes through the sweeper plugin.
+    What Hydra would refuse as unknown gets `++`: config files leave out what has a default, and config.py knows what
+    there is; a reference may name other axes than the grid's.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        parsed, unknown = parser.parse_known_intermixed_args(list(arguments))
+    except ArgumentError as error:
+        raise ConfigError(f"{error}; see `python -m sweeper --hydra-help`") from None
+    if unknown or parsed.run:
+        raise ConfigError(f"{unknown[0] if unknown else '--run'}: no such option; see `python -m sweeper --help`")
+    options = [word for word in arguments if word not in ("-m", "--multirun", *parsed.overrides)]
+    overrides = [_ADDABLE.sub(r"++\g<0>", override) for override in parsed.overrides]
+    shows_something = parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+    return [*options, *([] if shows_something else ["--multirun"]), *overrides]
+
+
+def one_line(error: Exception) -> str:
+    """What the user did wrong, in one line: what was given, what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: no config named {name!r}. Allowed: {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}; write KEY=VALUE, with a value that has spaces or brackets in quotes"
+    if isinstance(error, MissingMandatoryValue):
+        key = error.full_key or str(error).rpartition(" ")[2]
+        return f"{key}: a value is missing; type {key}=..."
+    refused = re.search(r"Could not override '([^']+)'", str(error))
+    if refused:
+        return _refused_override(refused.group(1))
+    return " ".join(" ".join(str(part) for part in (error, error.__cause__) if part is not None).split())
+
+
+def _refused_override(key: str) -> str:
+    from sweeper.planning.grid import unknown_key
+
+    return "grid: write it with a plus: +grid=NAME" if key == "grid" else str(unknown_key(key))
+
+
+def _other_sweeper(_: Any) -> None:
+    """What Hydra would call under another sweeper."""
+    raise ConfigError("hydra/sweeper: leave it as it is")
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra raises instead of printing: it has no other switch for it than this environment variable."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before

@@ -1,0 +1,85 @@
+"""`python -m sweeper explain SWEEP CELL`: runs a stored cell and its reference again, and looks for the cause."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeper.config import Cell, parse
+from sweeper.errors import ConfigError, SweeperError
+from sweeper.planning.plan import PlannedCell
+from sweeper.records.cell import CellRecord, ExplanationRecord, TriedRecord
+from sweeper.records.store import Store
+from sweeper.records.sweep import Sweep
+
+
+def main() -> None:
+    """Exit code 0, 1 (it could not be run), 2 (bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeper explain",
+        description="Why a cell differs from its reference: one thing is put back at a time, and the cell runs again.",
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's folder: outputs/<grid>/<sweep>")
+    parser.add_argument("cell", metavar="CELL", help="a cell's id, or its first characters")
+    arguments = parser.parse_args()
+    try:
+        explain_cell(arguments.sweep, arguments.cell)
+    except SweeperError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
+    """Explains a cell, prints what was found and keeps it beside the sweep's cells.
+
+    Raises:
+        ConfigError: no such sweep or cell, or a cell that has nothing to explain.
+    """
+    record = Sweep.read(folder).find(prefix)
+    if record.output is None:
+        raise ConfigError(f"{record.cell_id}: {record.status.value}, nothing was compared ({record.reason})")
+    explanation = _explain(record)
+    Store(folder).write_explanation(explanation)
+    _print(record, explanation)
+    return explanation
+
+
+def _explain(record: CellRecord) -> ExplanationRecord:
+    from sweeper.environment import environment
+    from sweeper.sweep.judging import telling_texts
+    from sweeper.sweep.runner import Runner  # torch and transformers: not for a wrong id
+
+    planned = PlannedCell(
+        cell=parse(Cell, record.choices),
+        cell_id=record.cell_id,
+        reference=parse(Cell, record.reference_choices),
+        reference_id=record.reference_id,
+        unsupported=None,
+    )
+    runner = Runner(environment(planned.cell.device), say=lambda line: print(line, file=sys.stderr))
+    texts = record.verdict.texts if record.verdict else telling_texts(record.texts, planned.cell.inputs.batch_size)[0]
+    comparison = runner.comparison(planned, texts)
+    found = comparison.explain()
+    return ExplanationRecord(
+        cell_id=record.cell_id,
+        kind=comparison.verdict.kind,
+        reason=comparison.verdict.reason,
+        cause=found.cause,
+        closed_bitwise=found.closing is not None and found.closing.bitwise,
+        put_back=None if found.closing is None else found.closing.fix,
+        since=None if found.since is None else str(found.since),
+        tried=tuple(TriedRecord(**vars(tried)) for tried in found.tried),
+        environment=environment(planned.cell.device),
+    )
+
+
+def _print(record: CellRecord, explanation: ExplanationRecord) -> None:
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    out.print(f"{explanation.kind.upper()}: {explanation.reason}", style="bold")
+    out.print(explanation.cause)
+    out.print(f"\n{len(explanation.tried)} changes were run, the best first:")
+    for tried in explanation.tried:
+        out.print(f"  {tried}")

@@ -1,0 +1,87 @@
+"""`python -m sweeper report SWEEP_FOLDER`: shows a sweep again, from its files alone. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import NoReturn
+
+from sweeper.errors import ConfigError
+from sweeper.records.sweep import Sweep
+
+
+def main() -> NoReturn:
+    """Exit code 0, or 2 with one line on what was wrong."""
+    try:
+        sys.exit(report(_parser().parse_args()))
+    except ConfigError as error:
+        print(f"sweeper.cli.report: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report(asked: Namespace) -> int:
+    """Does what the command line asks for; returns the exit code.
+
+    Raises:
+        ConfigError: no such sweep, or no such cell.
+    """
+    if asked.schema:
+        from sweeper.cli.schema import schema_markdown
+
+        print(schema_markdown(), end="")
+        return 0
+    if asked.sweep is None:
+        raise ConfigError("which sweep? Give its folder: outputs/<grid>/<sweep>")
+    sweep = Sweep.read(asked.sweep)
+    if asked.markdown is not None:
+        from sweeper.reports.markdown import markdown
+
+        _write(asked.markdown, markdown(sweep))
+    if asked.html is not None:
+        from sweeper.records.store import PAGE_FILE
+        from sweeper.reports.page.page import page
+
+        _write(asked.html or sweep.folder / PAGE_FILE, page(sweep))
+    if asked.cell is not None or (asked.markdown is None and asked.html is None):
+        _show(sweep, asked.cell)
+    return 0
+
+
+def _show(sweep: Sweep, cell: str | None) -> None:
+    from sweeper.reports.tables import output_console, print_cell, print_sweep
+
+    if cell is None:
+        print_sweep(sweep, output_console())
+    else:
+        record = sweep.find(cell)
+        print_cell(record, sweep.modules(record.cell_id), output_console())
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    print(path)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m sweeper report",
+        description="Shows a finished sweep again: its table of cells, or what the options ask for.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("sweep", metavar="SWEEP_FOLDER", type=Path, nargs="?", help="outputs/<grid>/<sweep>")
+    parser.add_argument("--cell", metavar="ID", help="everything about one cell; the first digits of its id are enough")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table of cells as GitHub Markdown")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        nargs="?",
+        const=False,
+        help="write the page; without FILE to SWEEP_FOLDER/index.html",
+    )
+    parser.add_argument("--schema", action="store_true", help="print the schema of the files as Markdown")
+    return parser

@@ -1,0 +1,1 @@
+"""Runs models and lets the outputs of their modules meet, pair by pair."""

@@ -1,0 +1,230 @@
+"""Reference against candidate, batch by batch: what was compared becomes figures in the order of the texts.
+
+Nothing here knows a model, a file or a config: only named tensors in token order (text by text, position by position).
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from sweeper.comparator.hooks import ModuleOutput
+from sweeper.comparator.module_pairs import ModulePair, ModulePairs
+from sweeper.comparator.text_figures import TextAccumulator
+from sweeper.devices import to_device
+from sweeper.metrics.language import LanguageAccumulator
+from sweeper.metrics.pair import finished
+from sweeper.records.cell import LanguageFigures, ModuleRecord, PairMeasures, TextFigures
+
+_MODULES = TypeAdapter(tuple[ModuleRecord, ...])
+
+
+@dataclass(frozen=True)
+class BatchOutputs:
+    """What one batch of texts gave beside its modules' outputs, in token order.
+
+    Attributes:
+        output_NF: logits or last hidden state.
+        embedding_SD: pooled hidden state a text, not normalised.
+    """
+
+    output_NF: Tensor
+    embedding_SD: Tensor
+
+
+@dataclass(frozen=True)
+class RecordedBatch:
+    """What one batch gave: its modules' outputs, in order of execution, and the rest."""
+
+    modules: list[tuple[str, Tensor]]
+    outputs: BatchOutputs
+
+
+class DoesNotFit(Exception):
+    """What a reference gives is more than may be kept."""
+
+
+class Recorder:
+    """Keeps the outputs of a reference, batch by batch; copies, so that nothing is changed in place later.
+
+    Args:
+        most_bytes: that may be kept.
+        tokens: of all batches.
+
+    Attributes:
+        batches: what has been kept.
+    """
+
+    def __init__(self, most_bytes: int, tokens: int) -> None:
+        self.batches: list[RecordedBatch] = []
+        self._modules: list[tuple[str, Tensor]] = []
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._tokens = tokens
+        self._tokens_done = 0
+
+    def take(self, output: ModuleOutput) -> None:
+        """Keeps one module's output.
+
+        Raises:
+            DoesNotFit: now.
+        """
+        rows_NF = output.lasting(frozenset())
+        self._bytes += rows_NF.nbytes
+        if self._bytes > self._most_bytes:
+            raise DoesNotFit
+        self._modules.append((output.name, rows_NF))
+
+    def end_batch(self, outputs: BatchOutputs) -> None:
+        """Keeps the rest of a batch.
+
+        Raises:
+            DoesNotFit: in the end, if the other batches give as much a token.
+        """
+        self._bytes += outputs.output_NF.nbytes + outputs.embedding_SD.nbytes
+        self._tokens_done += outputs.output_NF.shape[0]
+        if self._bytes * self._tokens > self._most_bytes * self._tokens_done:
+            raise DoesNotFit
+        self.batches.append(RecordedBatch(self._modules, outputs))
+        self._modules = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """All that comparing outputs gives. Field names as in `sweeper.records.cell`."""
+
+    modules: tuple[ModuleRecord, ...]
+    first_divergence: str | None
+    output: PairMeasures
+    language: LanguageFigures | None
+    texts: tuple[TextFigures, ...]
+
+
+class Comparer:
+    """Compares a candidate with its reference while they run; no device synchronisation until `finish`.
+
+    A batch: the modules' outputs of both sides into `modules`, then `end_batch`.
+
+    Args:
+        token_ids: of every text; both sides run these.
+        is_logits: the output is logits, so the figures of language are taken too.
+        steady: see `ModulePairs`.
+        launch_bytes: see `ModulePairs`.
+
+    Attributes:
+        modules: where the modules' outputs of both sides meet.
+    """
+
+    def __init__(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        is_logits: bool,
+        steady: Container[str] = frozenset(),
+        launch_bytes: int = 0,
+    ) -> None:
+        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes)
+        self._token_ids = token_ids
+        self._texts = TextAccumulator([len(ids) for ids in token_ids])
+        self._is_logits = is_logits
+        self._language: LanguageAccumulator | None = None
+        self._order: list[int] = []
+
+    def end_batch(self, texts: Sequence[int], reference: BatchOutputs, candidate: BatchOutputs) -> None:
+        """Compares what is left of a batch of these texts.
+
+        Raises:
+            AlignmentError: a module's output that only one side has; both sets are named.
+        """
+        self.modules.end_batch()
+        device = candidate.output_NF.device
+        reference_NF = reference.output_NF.to(device)
+        embeddings = reference.embedding_SD.to(device), candidate.embedding_SD
+        self._texts.update(texts, (reference_NF, candidate.output_NF), embeddings)
+        if self._is_logits:
+            self._language = self._language or LanguageAccumulator(device)
+            self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
+        self._order += texts
+
+    def _next_tokens(self, texts: Sequence[int]) -> list[int]:
+        """The token that follows each token, -1 behind the last one of a text; N of them."""
+        following = ([*self._token_ids[text][1:], -1] for text in texts)
+        return list(itertools.chain.from_iterable(following))
+
+    def finish(self) -> Figures:
+        """Takes the figures off the device, in the order of the texts."""
+        output, texts = self._texts.finish()
+        pairs = self.modules.modules
+        measures = finished([pair.accumulator for pair in pairs.values()])
+        places = _Places([len(ids) for ids in self._token_ids], self._order)
+        rows = [
+            _module_row(order, name, pair, places, figures)
+            for order, ((name, pair), figures) in enumerate(zip(pairs.items(), measures, strict=True))
+        ]
+        modules = _MODULES.validate_python(rows)
+        return Figures(
+            modules=modules,
+            first_divergence=next((m.name for m in modules if m.measures.equal_fraction < 1), None),
+            output=output,
+            language=self._language.finish() if self._language else None,
+            texts=texts,
+        )
+
+
+class _Places:
+    """Which text and position each row is that the modules' accumulators counted.
+
+    Args:
+        lengths: tokens of every text.
+        order: the texts as they ran.
+    """
+
+    def __init__(self, lengths: Sequence[int], order: Sequence[int]) -> None:
+        self._order = order
+        self._ran = list(itertools.accumulate((lengths[text] for text in order), initial=0))
+        self._starts = list(itertools.accumulate(lengths, initial=0))
+
+    def of(self, row: int) -> tuple[int, int, int]:
+        """The text, the position in it, and the token among those of all texts in their order."""
+        index = bisect.bisect_right(self._ran, row) - 1
+        text, position = self._order[index], row - self._ran[index]
+        return text, position, self._starts[text] + position
+
+
+def _module_row(order: int, name: str, pair: ModulePair, places: _Places, measures: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `ModuleRecord`."""
+    layer, kind = layer_and_kind(name)
+    text = position = None
+    if measures["worst_token"] is not None:
+        text, position, measures["worst_token"] = places.of(measures["worst_token"])
+    return {
+        "order": order,
+        "name": name,
+        "module_type": pair.module_type,
+        "layer": layer,
+        "kind": kind,
+        "reference_dtype": pair.reference_dtype,
+        "candidate_dtype": pair.candidate_dtype,
+        "worst_text": text,
+        "worst_position": position,
+        "measures": measures,
+    }
+
+
+_LAYER = re.compile(r"^(?:.*?\.)?(\d+)(?:\.(.+))?$")
+
+
+def layer_and_kind(name: str) -> tuple[int | None, str]:
+    """`model.layers.3.mlp.up_proj` -> (3, "mlp.up_proj"); `model.layers.3` -> (3, "layer"); else (None, name)."""
+    path, mark, suffix = name.partition("#") if "#" in name else name.partition("[")
+    match = _LAYER.match(path)
+    if match is None:
+        return None, name
+    return int(match[1]), (match[2] or "layer") + mark + suffix

@@ -1,0 +1,90 @@
+"""What a cell was called with, and a corner of what came out: to be compared with tensors that others printed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from sweeper.comparator.hooks import tensors_of
+from sweeper.devices import to_device
+from sweeper.inputs.layout import Forward
+from sweeper.records.cell import CallRecord, Corner, Sample, corner_places
+
+MOST_TOKENS = 4096  # of a batch whose calls are recorded, pads included: about 50 KiB of text in cell.json
+
+
+@contextmanager
+def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
+    outputs: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(tensors_of(output)[0])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+class Sampler:
+    """Takes the corners on the device; `sample` brings them to the host.
+
+    Args:
+        batch: the calls of one batch.
+        outputs: what each gave, [B, T, F].
+        output_NF: the same over real tokens, in canonical order.
+    """
+
+    def __init__(self, batch: Sequence[Forward], outputs: Sequence[Tensor], output_NF: Tensor) -> None:
+        self._batch = batch
+        lengths = [length for forward in batch for length in forward.lengths]
+        self._texts = _Corners(output_NF, lengths)
+        self._rows = [
+            _Corners(output_BTF.flatten(0, 1), [output_BTF.shape[1]] * output_BTF.shape[0])
+            for output_BTF, forward in zip(outputs, batch, strict=True)
+            if "attention_mask" in forward.inputs
+        ]
+
+    def sample(self) -> Sample:
+        tokens = sum(forward.inputs["input_ids"].numel() for forward in self._batch)
+        return Sample(
+            calls=tuple(map(_call, self._batch)) if tokens <= MOST_TOKENS else (),
+            texts=tuple(self._texts.records()),
+            padded_rows=tuple(itertools.chain.from_iterable(corners.records() for corners in self._rows)),
+        )
+
+
+class _Corners:
+    """Of matrices that lie one below the other in `stacked_NF`: copied at once, so that it can be freed.
+
+    Args:
+        lengths: rows of each matrix.
+    """
+
+    def __init__(self, stacked_NF: Tensor, lengths: Sequence[int]) -> None:
+        self._shapes = [(length, stacked_NF.shape[1]) for length in lengths]
+        starts = itertools.accumulate(lengths[:-1], initial=0)
+        rows = [start + place for start, length in zip(starts, lengths, strict=True) for place in corner_places(length)]
+        columns = corner_places(stacked_NF.shape[1])
+        # one copy: indexing with lists would wait for the device at each of them
+        places = to_device(rows + columns, stacked_NF.device)
+        row_N, column_F = places.split([len(rows), len(columns)])
+        self._kept = stacked_NF[row_N[:, None], column_F]
+
+    def records(self) -> Iterator[Corner]:
+        """In one transfer."""
+        rows = iter([" ".join(map(repr, row)) for row in self._kept.double().tolist()])
+        for shape in self._shapes:
+            yield Corner(shape=shape, rows=tuple(itertools.islice(rows, len(corner_places(shape[0])))))
+
+
+def _call(forward: Forward) -> CallRecord:
+    return CallRecord(
+        **{name: tuple(" ".join(map(str, row)) for row in rows.tolist()) for name, rows in forward.inputs.items()}
+    )

@@ -1,0 +1,165 @@
+"""The reference's rows meet the same rows of the candidate, output by output, and many pairs share a launch.
+
+Rows are matched by the output's name and by their order within a batch, so that the two sides may share a batch's texts
+out among calls as they like. Shapes: N tokens, F features.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sweeper.comparator.hooks import ModuleOutput
+from sweeper.errors import AlignmentError
+from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
+from sweeper.metrics.sums import State, empty_block, rows_of
+from sweeper.metrics.tables import Tables
+
+# Bytes of both sides that wait for a launch: the fewer launches, the less the host costs, the more seldom a GPU runs
+# empty at the end of one, and what is the same memory twice is measured once. On a CPU no more than stays in the
+# caches.
+_LAUNCH_BYTES = {"cuda": 2**30, "cpu": 2**24}
+_STATES_AT_ONCE = 64
+
+
+def launch_bytes(device: str) -> int:
+    """What may wait for a launch on this device."""
+    return _LAUNCH_BYTES[device]
+
+
+@dataclass(frozen=True)
+class ModulePair:
+    """One output on both sides."""
+
+    module_type: str
+    reference_dtype: str
+    candidate_dtype: str
+    accumulator: PairAccumulator
+
+
+class ModulePairs:
+    """Compares the outputs of modules while they come; no device synchronisation.
+
+    Args:
+        steady: outputs of the candidate that no later module overwrites; the others are copied.
+        launch_bytes: of both sides, that may wait for a launch.
+
+    Attributes:
+        modules: what has been compared, by name, in the candidate's order of execution.
+        tables: the launches' addresses.
+    """
+
+    def __init__(self, *, steady: Container[str] = frozenset(), launch_bytes: int = 0) -> None:
+        self.modules: dict[str, ModulePair] = {}
+        self.tables = Tables()
+        self._steady = steady
+        self._launch_bytes = launch_bytes
+        self._waiting: defaultdict[str, deque[Tensor]] = defaultdict(deque)
+        self._pending: list[Update] = []
+        self._pending_bytes = 0
+        self._only_candidate: set[str] = set()
+        self._empty: list[State] = []  # for modules that are still to come
+
+    def give(self, name: str, reference_NF: Tensor) -> None:
+        """Takes the reference's next rows of an output, which nobody may overwrite."""
+        self._waiting[name].append(reference_NF)
+
+    def take(self, output: ModuleOutput, *, more_may_come: bool = False) -> bool:
+        """Compares the candidate's output with the reference's next rows; of a copy, where it has to wait.
+
+        Args:
+            more_may_come: then nothing is done, and False returned, until the reference has given all of these rows.
+
+        Raises:
+            AlignmentError: the reference's has other features, or not as many rows are left of it.
+        """
+        waiting, candidate_NF = self._waiting[output.name], output.tensor_NF
+        if waiting and waiting[0].shape == candidate_NF.shape:
+            self._compare(output, waiting.popleft())
+            return True
+        rows = candidate_NF.shape[0]
+        if more_may_come and (not waiting or sum(piece.shape[0] for piece in waiting) < rows):
+            return False
+        if not waiting:
+            self._only_candidate.add(output.name)  # an error, once all names of the batch are known
+            return True
+        reference_NF = _next_rows(waiting, rows)
+        if reference_NF.shape != candidate_NF.shape:
+            raise AlignmentError(
+                f"{output.name}: {tuple(reference_NF.shape)} (tokens, features) in the reference, "
+                f"{tuple(candidate_NF.shape)} in the candidate"
+            )
+        self._compare(output, reference_NF)
+        return True
+
+    def _compare(self, output: ModuleOutput, reference_NF: Tensor) -> None:
+        pair = self.modules.get(output.name) or self._started(output, reference_NF)
+        candidate_NF = output.lasting(self._steady)
+        if reference_NF.device != candidate_NF.device:
+            reference_NF = reference_NF.to(candidate_NF.device)
+        self._pending.append(Update(pair.accumulator, reference_NF, candidate_NF))
+        self._pending_bytes += reference_NF.nbytes + candidate_NF.nbytes
+        if self._pending_bytes >= self._launch_bytes:
+            self.flush()
+
+    def _started(self, output: ModuleOutput, reference_NF: Tensor) -> ModulePair:
+        dtypes = reference_NF.dtype, output.tensor_NF.dtype
+        self._empty = self._empty or rows_of(empty_block(_STATES_AT_ONCE, output.tensor_NF.device))
+        accumulator = PairAccumulator(*dtypes, self._empty.pop())
+        reference_dtype, candidate_dtype = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        pair = ModulePair(output.module_type, reference_dtype, candidate_dtype, accumulator)
+        self.modules[output.name] = pair
+        return pair
+
+    def flush(self) -> None:
+        """Measures what waits for a launch; a GPU's figures are in the accumulators at the end of the batch."""
+        update_all(self._pending, self.tables)
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def end_batch(self) -> None:
+        """Measures what is left of the batch.
+
+        Raises:
+            AlignmentError: an output that only one side has; both sets are named.
+        """
+        self.flush()
+        join_all(self.tables)
+        self.tables.rewind()
+        only_reference = {name for name, waiting in self._waiting.items() if waiting}
+        if only_reference or self._only_candidate:
+            raise AlignmentError(
+                f"modules that ran only in the reference: {_some(only_reference)}; "
+                f"only in the candidate: {_some(self._only_candidate)}"
+            )
+
+    def abandon_batch(self) -> None:
+        """Forgets what waits of a batch that failed."""
+        self._waiting.clear()
+        self._only_candidate.clear()
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.tables.rewind()
+
+
+def _next_rows(waiting: deque[Tensor], rows: int) -> Tensor:
+    """So many rows, or what is left."""
+    pieces = []
+    while waiting and rows:
+        piece = waiting.popleft()
+        if piece.shape[0] > rows:
+            waiting.appendleft(piece[rows:])
+            piece = piece[:rows]
+        rows -= piece.shape[0]
+        pieces.append(piece)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _some(names: Iterable[str], limit: int = 10) -> str:
+    names = sorted(names)
+    shown = ", ".join(names[:limit]) or "none"
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

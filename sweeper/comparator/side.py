@@ -1,0 +1,279 @@
+"""One side of a comparison: a model, its calls, and where the real tokens of each call are.
+
+The token map is derived from the keyword arguments themselves, so that padded, packed and single layouts can be
+compared row by row. Shapes as in `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.comparator.corners import kept_outputs
+from sweeper.comparator.hooks import tensors_of
+from sweeper.config import Pooling
+from sweeper.errors import AlignmentError, ConfigError
+from sweeper.inputs.layout import Forward, is_attention_map, to_tokens
+from sweeper.inputs.pooling import embeddings
+
+Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+POOLING = "(pooling)"  # the name of the pooled embeddings among the outputs: no module can have it
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model.
+
+    Attributes:
+        kwargs: what the model is called with.
+        forward: where its real tokens are; `inputs` there holds nothing but `input_ids` (zeros where there are none).
+    """
+
+    kwargs: dict[str, Any]
+    forward: Forward
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One global setting around a side's calls: a flag, a pinned kernel, autocast.
+
+    Attributes:
+        value: as a sentence names it.
+        fix: what a user types to have it so.
+        context: makes the context that sets it.
+    """
+
+    value: str
+    fix: str
+    context: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model with its calls.
+
+    Attributes:
+        model: left as it was found, whatever is done with it.
+        calls: one, or several whose tokens follow one another (each text alone).
+        switches: the global settings under which the model runs, by name; the same names on both sides.
+        pooling: also give the embedding of each text, made so from the last hidden states; None: the outputs alone.
+    """
+
+    model: nn.Module
+    calls: tuple[Call, ...]
+    switches: Mapping[str, Switch] = field(default_factory=dict)
+    pooling: Pooling | None = None
+
+    @contextlib.contextmanager
+    def conditions(self) -> Iterator[None]:
+        """All switches set."""
+        with contextlib.ExitStack() as stack:
+            for switch in self.switches.values():
+                stack.enter_context(switch.context())
+            yield
+
+
+def sides(
+    reference: nn.Module, candidate: nn.Module, inputs: Inputs, candidate_inputs: Inputs | None = None
+) -> tuple[Side, Side]:
+    """Both sides, aligned by token.
+
+    Args:
+        inputs, candidate_inputs: keyword arguments of the model, or a sequence of them (several calls, in text order).
+            Real tokens are those that `attention_mask` [B, T] keeps; without one, all. Where the two sides have the
+            same `input_ids`, one mask says for both which tokens are real.
+
+    Raises:
+        ConfigError: inputs without a tensor.
+        AlignmentError: the real tokens are not the same on both sides.
+    """
+    reference_kwargs = _as_calls(inputs)
+    candidate_kwargs = reference_kwargs if candidate_inputs is None else _as_calls(candidate_inputs)
+    reference_masks, candidate_masks = _shared_masks(reference_kwargs, candidate_kwargs)
+    reference_calls = tuple(map(_call, reference_kwargs, reference_masks))
+    candidate_calls = (
+        reference_calls if candidate_inputs is None else tuple(map(_call, candidate_kwargs, candidate_masks))
+    )
+    _check_same_tokens(reference_calls, candidate_calls)
+    return Side(reference, reference_calls), Side(candidate, candidate_calls)
+
+
+def _as_calls(inputs: Inputs) -> list[dict[str, Any]]:
+    calls = [dict(inputs)] if isinstance(inputs, Mapping) else [dict(call) for call in inputs]
+    if not calls or not all(any(isinstance(value, Tensor) for value in call.values()) for call in calls):
+        raise ConfigError("inputs: give the model's keyword tensors, e.g. {'input_ids': ids} (given: no tensor)")
+    return calls
+
+
+def _mask(kwargs: Mapping[str, Any]) -> Tensor | None:
+    mask = kwargs.get("attention_mask")
+    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _shared_masks(
+    reference: Sequence[Mapping[str, Any]], candidate: Sequence[Mapping[str, Any]]
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The mask of each call. A side that was called without one on the same ids reads the same pads: they stay pads."""
+    left, right = [_mask(kwargs) for kwargs in reference], [_mask(kwargs) for kwargs in candidate]
+    same_ids = len(reference) == len(candidate) and all(
+        "input_ids" in one and "input_ids" in other and torch.equal(one["input_ids"].cpu(), other["input_ids"].cpu())
+        for one, other in zip(reference, candidate, strict=True)
+    )
+    if not same_ids:
+        return left, right
+    shared = [one if one is not None else other for one, other in zip(left, right, strict=True)]
+    return shared, shared
+
+
+def _call(kwargs: dict[str, Any], mask_BT: Tensor | None) -> Call:
+    ids_BT = _ids(kwargs)
+    if mask_BT is None or mask_BT.shape != ids_BT.shape:
+        mask_BT = torch.ones(ids_BT.shape, dtype=torch.bool)
+    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    starts_N = _text_starts(kwargs.get("position_ids"), row_N, column_N)
+    text_N = starts_N.cumsum(0) - 1
+    lengths = torch.bincount(text_N)
+    first_N = (lengths.cumsum(0) - lengths)[text_N]
+    device = ids_BT.device
+    forward = Forward(
+        inputs={"input_ids": ids_BT},
+        row_N=row_N.to(device),
+        column_N=column_N.to(device),
+        flat_N=(row_N * ids_BT.shape[1] + column_N).to(device),
+        text_N=text_N,
+        position_N=torch.arange(len(text_N)) - first_N,
+        lengths=tuple(lengths.tolist()),
+        texts=tuple(range(len(lengths))),
+    )
+    return Call(kwargs, forward)
+
+
+def _ids(kwargs: Mapping[str, Any]) -> Tensor:
+    """Token ids [B, T]; without any, zeros in the shape of the first input: of [B, T, D], or of [B, F] with T = 1."""
+    if isinstance(kwargs.get("input_ids"), Tensor):
+        return kwargs["input_ids"]
+    tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
+    if not first.is_floating_point() and first.dim() == 2:
+        return first
+    shape = first.shape[:2] if first.dim() >= 3 else (first.shape[0], 1)
+    return torch.zeros(shape, dtype=torch.int64, device=first.device)
+
+
+def _text_starts(position_ids: Any, row_N: Tensor, column_N: Tensor) -> Tensor:
+    """Whether a text starts at each real token: where a new row does, and inside a row where positions restart at 0."""
+    starts_N = torch.ones_like(row_N)
+    starts_N[1:] = (row_N[1:] != row_N[:-1]).long()
+    if isinstance(position_ids, Tensor) and position_ids.dim() == 2 and position_ids.any():
+        position_N = position_ids.cpu().expand(int(row_N.max()) + 1, -1)[row_N, column_N]
+        starts_N[1:] |= (position_N[1:] == 0).long()
+    return starts_N
+
+
+def token_ids(calls: Sequence[Call]) -> Tensor:
+    """The real token ids of all calls, [N], on the CPU."""
+    return torch.cat([call.forward.inputs["input_ids"].flatten()[call.forward.flat_N].cpu() for call in calls])
+
+
+def text_lengths(*sides: Side) -> list[int]:
+    """Tokens of each text, of the side whose arguments tell the most texts apart."""
+    lengths = [[length for call in side.calls for length in call.forward.lengths] for side in sides]
+    return max(lengths, key=len)
+
+
+def _check_same_tokens(reference: Sequence[Call], candidate: Sequence[Call]) -> None:
+    left, right = token_ids(reference), token_ids(candidate)
+    if len(left) != len(right):
+        raise AlignmentError(
+            f"{len(left)} real tokens in the reference, {len(right)} in the candidate: "
+            "mark pads with attention_mask [B, T]"
+        )
+    if not torch.equal(left, right):
+        token = int((left != right).nonzero()[0])
+        raise AlignmentError(
+            f"real token {token} is {int(left[token])} in the reference and {int(right[token])} in the candidate: "
+            "both sides must read the same texts in the same order"
+        )
+
+
+def rows(tensor: Tensor, forward: Forward) -> Tensor | None:
+    """[N, F] over real tokens; a tensor without a token dimension keeps its batch rows, [B, F]. None: not aligned."""
+    if not tensor.is_floating_point() or is_attention_map(tensor, forward):
+        return None
+    tokens_NF = to_tokens(tensor, forward)
+    if tokens_NF is not None:
+        return tokens_NF
+    B, T = forward.inputs["input_ids"].shape
+    if tensor.dim() == 2 and tensor.shape == (B, T) and T > 1:  # a score a token
+        return tensor.flatten()[forward.flat_N][:, None]
+    return tensor.flatten(1) if tensor.dim() >= 2 and tensor.shape[0] == B else None
+
+
+Outputs = dict[str, Tensor]
+
+
+@torch.no_grad()
+def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
+    """The model's output tensors over the rows of all calls, [N, F] each, by name or index; `POOLING` [S, D] last.
+
+    Args:
+        before: told each call before it is made.
+
+    Raises:
+        AlignmentError: the model gave no floating-point tensor with a token or batch dimension.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    with side.conditions(), unchanged_buffers(side.model), _last_hidden(side) as hidden:
+        for call in side.calls:
+            if before is not None:
+                before(call)
+            for name, tensor in _named_tensors(side.model(**call.kwargs)):
+                rows_NF = rows(tensor, call.forward)
+                if rows_NF is not None:
+                    pieces.setdefault(name, []).append(rows_NF)
+    if side.pooling is not None:
+        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, side.calls, strict=True)]
+    if not pieces:
+        raise AlignmentError(
+            f"{type(side.model).__name__} gave no floating-point tensor with a token or batch dimension"
+        )
+    return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+
+
+def _last_hidden(side: Side) -> AbstractContextManager[list[Tensor]]:
+    """Keeps what pooling reads; nothing where the side has none."""
+    base: Any = side.model.base_model if side.pooling is not None else None
+    return contextlib.nullcontext([]) if base is None else kept_outputs(base)
+
+
+def _pooled(hidden_BTD: Tensor, call: Call, pooling: Pooling) -> Tensor:
+    """The embeddings of a call's texts, [S, D] float64, by the mask that the model was called with."""
+    inputs = {name: value for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+    return embeddings([hidden_BTD], [replace(call.forward, inputs=inputs)], pooling)
+
+
+def _named_tensors(output: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(output, Mapping):
+        return [(name, value) for name, value in output.items() if isinstance(value, Tensor)]
+    return [(f"output[{index}]" if index else "output", tensor) for index, tensor in enumerate(tensors_of(output))]
+
+
+@contextlib.contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Puts back the buffers that a forward in training mode writes (running statistics)."""
+    if not any(module.training for module in model.modules()):
+        yield
+        return
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)

@@ -1,0 +1,164 @@
+"""Texts become model calls (padded, packed or one by one), and what the model gives becomes tokens again.
+
+The *canonical order* of tokens is text by text, position by position. Every layout maps back to it, so two layouts can
+be compared row by row, and pads are gone before anything is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweeper.config import Layout, Positions
+from sweeper.devices import to_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """One call of the model, and where its N real tokens are.
+
+    Attributes:
+        inputs: keyword arguments of the call, each [B, T] int64 on the device: `input_ids`; `attention_mask` in padded
+            layouts; `position_ids` where they are explicit.
+        row_N, column_N: where each token is in [B, T], in canonical order; on the device.
+        flat_N: the same in [B * T], row after row; on the device.
+        text_N, position_N: which text (index into all inputs), which token of it; on the CPU.
+        lengths: tokens of each text of this call.
+        texts: index of each text of this call into all inputs.
+    """
+
+    inputs: dict[str, Tensor]
+    row_N: Tensor
+    column_N: Tensor
+    flat_N: Tensor
+    text_N: Tensor
+    position_N: Tensor
+    lengths: tuple[int, ...]
+    texts: tuple[int, ...]
+
+
+def lay_out(
+    token_ids: Sequence[Sequence[int]],
+    texts: Sequence[int],
+    *,
+    layout: Layout,
+    positions: Positions,
+    pad_id: int,
+    device: torch.device | str,
+) -> list[Forward]:
+    """The model calls for one batch: one, or under `single` one a text.
+
+    Args:
+        token_ids: of all texts, none empty.
+        texts: indices of the batch's texts.
+        layout: how the texts share a call.
+        positions: whether `position_ids` are passed.
+        pad_id: token id of pads; see `pad_id`.
+        device: where the model is.
+    """
+    groups = [(text,) for text in texts] if layout is Layout.SINGLE else [tuple(texts)]
+    return [_lay_out_one(token_ids, group, layout, positions, pad_id, device) for group in groups]
+
+
+def _lay_out_one(
+    token_ids: Sequence[Sequence[int]],
+    texts: tuple[int, ...],
+    layout: Layout,
+    positions: Positions,
+    pad_id: int,
+    device: torch.device | str,
+) -> Forward:
+    lengths = tuple(len(token_ids[text]) for text in texts)
+    position_N = np.concatenate([np.arange(length) for length in lengths])
+    text_N = np.repeat(texts, lengths)
+    row_N, column_N, shape_BT = _places(lengths, position_N, layout)
+
+    def spread(value_N: np.ndarray, on_pads: int) -> np.ndarray:
+        value_BT = np.full(shape_BT, on_pads)
+        value_BT[row_N, column_N] = value_N
+        return value_BT
+
+    inputs = {"input_ids": spread(np.concatenate([token_ids[text] for text in texts]), pad_id)}
+    if layout in (Layout.PADDED_LEFT, Layout.PADDED_RIGHT):
+        inputs["attention_mask"] = spread(np.ones_like(position_N), 0)
+    # Packed texts get no mask: transformers looks for packing only without one, so a mask of ones leaks across texts.
+    if positions is Positions.EXPLICIT:
+        # 0 on pads is what transformers' own generate() passes for them; attention never reads them.
+        inputs["position_ids"] = spread(position_N, 0)
+    places = _on(device, [row_N, column_N, row_N * shape_BT[1] + column_N])
+    return Forward(
+        inputs=dict(zip(inputs, _on(device, list(inputs.values())), strict=True)),
+        row_N=places[0],
+        column_N=places[1],
+        flat_N=places[2],
+        text_N=torch.from_numpy(text_N),
+        position_N=torch.from_numpy(position_N),
+        lengths=lengths,
+        texts=texts,
+    )
+
+
+def _on(device: torch.device | str, arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
+    """Arrays of one shape as tensors on the device, in one transfer."""
+    return to_device(np.stack(arrays), device).unbind()
+
+
+def _places(
+    lengths: tuple[int, ...], position_N: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Row and column of each token in canonical order, and the shape (B, T) that they lie in."""
+    if layout in (Layout.PACKED, Layout.SINGLE):
+        return np.zeros_like(position_N), np.arange(len(position_N)), (1, len(position_N))
+    longest = max(lengths)
+    row_N = np.repeat(np.arange(len(lengths)), lengths)
+    first_B = longest - np.array(lengths) if layout is Layout.PADDED_LEFT else np.zeros(len(lengths), np.int64)
+    return row_N, first_B[row_N] + position_N, (len(lengths), longest)
+
+
+def to_tokens(tensor: Tensor, forward: Forward) -> Tensor | None:
+    """The real tokens of a module's output, [N, F] in canonical order; F is everything behind the token dimension.
+
+    Knows [B, T, ...], tables that all rows share [1, T, ...] (rotary embeddings under implicit positions), and
+    flattened [B * T, ...] (mixture-of-experts blocks). There must be a feature dimension: [B, T] could be a pooled
+    [B, D]. A view where the forward has no pads and the tensor is contiguous, else a copy. Does not synchronise with
+    the device.
+
+    Returns:
+        None where the tensor has no token dimension, or is an attention map.
+    """
+    B, T = forward.inputs["input_ids"].shape
+    if is_attention_map(tensor, forward):
+        return None
+    if tensor.dim() >= 3 and tensor.shape[:2] == (B, T):
+        flat, index_N = tensor.flatten(0, 1), forward.flat_N
+    elif tensor.dim() >= 3 and tensor.shape[:2] == (1, T):
+        flat, index_N = tensor[0], forward.column_N
+    elif tensor.dim() >= 2 and len(tensor) == B * T:
+        flat, index_N = tensor, forward.flat_N
+    else:
+        return None
+    # As many rows as tokens means no pads (a shared table of several rows has fewer): the order is canonical already.
+    token = flat if len(flat) == len(index_N) else flat.index_select(0, index_N)
+    return token.flatten(1)
+
+
+def is_attention_map(tensor: Tensor, forward: Forward) -> bool:
+    """Whether this looks like attention weights, [B, H, T, T]: they have no features, and pads in two dimensions."""
+    B, T = forward.inputs["input_ids"].shape
+    return tensor.dim() == 4 and tensor.shape[0] == B and tensor.shape[2:] == (T, T)
+
+
+def pad_id(config: Any) -> int:
+    """The token id for pads, from a transformers config: its pad token, else its (first) end token, else 0.
+
+    Pads are masked, so the id must only exist in the vocabulary.
+    """
+    eos = getattr(config, "eos_token_id", None)
+    first_eos = eos[0] if isinstance(eos, (list, tuple)) and eos else eos
+    candidates = (getattr(config, "pad_token_id", None), first_eos)
+    return next((token for token in candidates if isinstance(token, int) and token >= 0), 0)

@@ -1,0 +1,63 @@
+"""The embedding of a text from the hidden states of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sweeper.config import Pooling
+from sweeper.inputs.layout import Forward, to_tokens
+
+
+def embeddings(hidden: Sequence[Tensor], forwards: Sequence[Forward], pooling: Pooling) -> Tensor:
+    """One vector a text of a batch, [S, D] float64, not normalised.
+
+    Args:
+        hidden: last hidden states of each forward, [B, T, D], pads included.
+        forwards: the batch's calls, in the same order.
+        pooling: see `pool`, and `pool_by_count`, which changes nothing where there is no mask.
+    """
+    pieces = []
+    for hidden_BTD, forward in zip(hidden, forwards, strict=True):
+        mask_BT = forward.inputs.get("attention_mask")
+        if pooling is Pooling.LAST_TOKEN_BY_COUNT and mask_BT is not None:
+            pieces.append(pool_by_count(hidden_BTD, mask_BT))
+            continue
+        hidden_ND = to_tokens(hidden_BTD, forward)
+        assert hidden_ND is not None, f"hidden states of shape {tuple(hidden_BTD.shape)} have no token dimension"
+        pieces.append(pool(hidden_ND, forward.lengths, pooling))
+    return torch.cat(pieces)
+
+
+def pool_by_count(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """`hidden[row, mask.sum() - 1]` of a padded block, [B, D] float64: what the answer in report 2 pools with.
+
+    The last token under right padding. Under left padding only the longest text's: another row of L tokens in T columns
+    gives column L - 1, which is a pad where 2 L <= T, else one of its earlier tokens.
+    """
+    row_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+    return hidden_BTD[row_B, mask_BT.sum(dim=1) - 1].double()
+
+
+def pool(hidden_ND: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
+    """One vector a text, [S, D] float64, not normalised.
+
+    Works on real tokens in canonical order (text by text, position by position), so the last token is the right one
+    whatever the padding side. float64 holds every hidden state exactly; the mean is summed and divided in it.
+
+    Args:
+        hidden_ND: last hidden states of the tokens of all texts.
+        lengths: tokens of each text, each at least 1; they add up to N.
+        pooling: the last token, the mean of all tokens (special tokens included), or the first token (CLS).
+            `last_token_by_count` is the last token here: there are no pads to count over.
+    """
+    texts = hidden_ND.double().split(list(lengths))
+    match pooling:
+        case Pooling.LAST_TOKEN | Pooling.LAST_TOKEN_BY_COUNT:
+            return torch.stack([hidden_TD[-1] for hidden_TD in texts])
+        case Pooling.MEAN:
+            return torch.stack([hidden_TD.mean(dim=0) for hidden_TD in texts])
+        case Pooling.CLS:
+            return torch.stack([hidden_TD[0] for hidden_TD in texts])

@@ -1,0 +1,91 @@
+"""The measures of `pair.py` on the CPU: one pass over each pair, by all of torch's threads. Needs numba.
+
+`pair.py` defines every figure; this fills the same `State`. Counts, maxima, ULPs and places are equal to it; sums,
+which are float64 here too, up to the order of additions. That order depends on the shape alone: rows are cut into
+blocks, a block is measured by one thread, and blocks are joined in order. So the same tensors give the same bits on one
+machine, whatever the number of threads.
+
+The loops are in `kernels.py`. Shapes: N tokens, F features, E elements, B blocks, K fields of a state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sweeper.metrics.cpu import kernels
+from sweeper.metrics.cpu.compiled import DTYPES, as_bits, run
+from sweeper.metrics.precision import coarser_dtype, default_tolerance
+from sweeper.metrics.sums import Count, Pair, Real
+from sweeper.metrics.tables import Tables
+
+__all__ = ["DTYPES", "update"]
+
+# Elements of a block, about 0.1 ms: enough that handing it to a thread costs little, few enough to share a pair evenly.
+_BLOCK = 2**16
+_FORM = {
+    torch.float16: kernels.FLOAT16,
+    torch.bfloat16: kernels.BFLOAT16,
+    torch.float32: kernels.FLOAT32,
+}
+
+
+class _Measured(NamedTuple):
+    """A pair, and a state for each of its blocks."""
+
+    blocks: list[tuple[Any, ...]]  # arguments of `kernels.measure`
+    reals_BK: np.ndarray
+    counts_BK: np.ndarray
+
+
+def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
+    """Adds each pair's rows to its state, in place; of pairs that share a state, one after the other.
+
+    Pairs that are the same memory on both sides (a block that returns its last module's output) are read once.
+
+    Args:
+        tables: of a GPU's launches; not used.
+    """
+    measured: dict[tuple[Any, ...], _Measured] = {}
+    places = [_place(pair) for pair in pairs]
+    for place, pair in zip(places, pairs, strict=True):
+        if place not in measured:
+            measured[place] = _blocks(pair)
+    run(kernels.measure, [block for one in measured.values() for block in one.blocks])
+    for place, pair in zip(places, pairs, strict=True):
+        one = measured[place]
+        kernels.join(one.reals_BK, one.counts_BK, pair.state.reals.numpy(), pair.state.counts.numpy())
+
+
+def _place(pair: Pair) -> tuple[Any, ...]:
+    _, reference, candidate = pair
+    return (
+        *(reference.data_ptr(), candidate.data_ptr(), reference.dtype, candidate.dtype),
+        *(reference.shape, reference.stride(), candidate.stride()),
+    )
+
+
+def _blocks(pair: Pair) -> _Measured:
+    _, reference_NF, candidate_NF = pair
+    N, F = reference_NF.shape
+    forms, rtol = _forms(reference_NF.dtype, candidate_NF.dtype)
+    step = max(1, _BLOCK // F) * F
+    count = -(-N * F // step)
+    reals_BK, counts_BK = np.empty((count, len(Real))), np.empty((count, len(Count)), np.int64)
+    reference_E, candidate_E = as_bits(reference_NF).reshape(-1), as_bits(candidate_NF).reshape(-1)
+    rows = [slice(b * step, (b + 1) * step) for b in range(count)]
+    blocks = [
+        (reference_E[rows[b]], candidate_E[rows[b]], forms, F, rtol, reals_BK[b], counts_BK[b]) for b in range(count)
+    ]
+    return _Measured(blocks, reals_BK, counts_BK)
+
+
+@functools.cache
+def _forms(reference: torch.dtype, candidate: torch.dtype) -> tuple[tuple[int, int, int], float]:
+    """The formats of both and the coarser one, as `kernels` numbers them, and the relative tolerance."""
+    coarser = coarser_dtype(reference, candidate)
+    return (_FORM[reference], _FORM[candidate], _FORM[coarser]), default_tolerance(coarser).rtol

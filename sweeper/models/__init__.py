@@ -1,0 +1,1 @@
+"""Loads a model and sets its switches: weights, attention backend, global flags; lists its state."""

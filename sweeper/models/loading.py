@@ -1,0 +1,154 @@
+"""From a folder of safetensors to a model, and a pool so that no weight is loaded twice."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sweeper.checkpoints.folder import no_progress_bars
+from sweeper.config import Cell, Dtype, Head, LoadStrategy
+from sweeper.devices import free_bytes, synchronize
+from sweeper.models.attention import implementation
+from sweeper.models.weights import Read, WeightsKey
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    Dtype.FLOAT32: torch.float32,
+    Dtype.BFLOAT16: torch.bfloat16,
+    Dtype.FLOAT16: torch.float16,
+    Dtype.FLOAT64: torch.float64,
+}
+
+
+def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
+    """Loads a model in `eval()` mode with the calls that a user of its load strategy would make.
+
+    Args:
+        folder: `config.json` and safetensors weights.
+        key: what is read, and the cast behind it.
+        attention: transformers' name of the attention implementation.
+    """
+    model = _read(folder, key.read, attention)
+    return model if key.cast is None else model.to(TORCH_DTYPES[key.cast])
+
+
+def _read(folder: Path, read: Read, attention: str) -> nn.Module:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    auto_class = AutoModelForCausalLM if read.checkpoint.head is Head.CAUSAL_LM else AutoModel
+    with no_progress_bars():
+        model: nn.Module = auto_class.from_pretrained(
+            folder,
+            dtype="auto" if read.dtype is None else TORCH_DTYPES[read.dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **({"device_map": read.device} if read.device_map else {}),
+        )
+    if read.cast_before_move is not None:
+        model = model.to(TORCH_DTYPES[read.cast_before_move])
+    return (model if read.device_map else model.to(read.device)).eval()
+
+
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What `model.to(dtype)` makes of the model, which stays as it is. Tensors that are of that dtype are shared.
+
+    Each side has parameter and buffer objects of its own, so that `.data` can be exchanged on one of them.
+    """
+    own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, own).to(dtype)
+
+
+def autocast(cell: Cell) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward: `torch.autocast` for that load strategy, nothing otherwise."""
+    if cell.load_strategy is LoadStrategy.AUTOCAST:
+        return torch.autocast(cell.device, TORCH_DTYPES[cell.dtype])
+    return contextlib.nullcontext()
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory, and what it cost to get it there."""
+
+    model: nn.Module
+    key: WeightsKey
+    load_time_s: float
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Of all parameters and buffers, tied ones once."""
+        return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()])
+
+
+class ModelPool:
+    """The models in memory: as many as half of the memory that is not taken otherwise holds, at least two.
+
+    A reference's and a candidate's are always there; the least recently used one goes first. What differs in the last
+    cast alone is read once.
+    """
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict()
+
+    def get(self, cell: Cell, folder: Path) -> tuple[LoadedModel, bool]:
+        """The cell's model with the cell's attention backend, and whether its weights had to be read."""
+        key = WeightsKey.of(cell)
+        attention = implementation(cell.attention)
+        was_read = False
+        if key not in self._models:
+            start = time.perf_counter()
+            model, was_read = self._load(folder, key, attention)
+            synchronize(cell.device)
+            self._models[key] = LoadedModel(model, key, time.perf_counter() - start)
+        self._models.move_to_end(key)
+        model = self._models[key].model
+        model.set_attn_implementation(attention)  # type: ignore[operator]
+        return self._models[key], was_read
+
+    def _load(self, folder: Path, key: WeightsKey, attention: str) -> tuple[nn.Module, bool]:
+        """The model, and whether its weights had to be read."""
+        read = WeightsKey(key.read)
+        wanted = _estimated_bytes(folder, key)
+        self._make_room(key.read.device, wanted)
+        if key.cast is None:
+            return load(folder, key, attention), True
+        must_read = read not in self._models
+        if must_read:
+            if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read)):
+                return load(folder, key, attention), True
+            self._models[read] = LoadedModel(load(folder, read, attention), read, 0)
+            self._models.move_to_end(read, last=False)  # nobody's model: the first to go
+        return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast]), must_read
+
+    def _make_room(self, device: str, wanted: int) -> None:
+        while len(self._models) > 1 and not self._has_room(device, wanted):
+            self._models.popitem(last=False)
+
+    def _has_room(self, device: str, wanted: int) -> bool:
+        held = sum(loaded.nbytes for loaded in self._models.values())
+        return held + wanted <= (held + free_bytes(device)) / 2
+
+    def keep(self, cell: Cell) -> None:
+        """Makes the cell's model, if it is here, the last to go."""
+        if (key := WeightsKey.of(cell)) in self._models:
+            self._models.move_to_end(key)
+
+    def clear(self) -> None:
+        self._models.clear()
+
+
+def _estimated_bytes(folder: Path, key: WeightsKey) -> int:
+    """Of the model in memory, as if the file had 16 bits a number: what has 32 is overestimated."""
+    in_file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    dtype = key.cast or key.read.cast_before_move or key.read.dtype
+    return in_file if dtype is None else in_file * TORCH_DTYPES[dtype].itemsize // 2

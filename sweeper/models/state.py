@@ -1,0 +1,135 @@
+"""Parameters and buffers of two models, side by side. Non-persistent buffers count: `state_dict()` hides them.
+
+Of a streamed model (`streaming.py`) one parameter at a time is read from its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from sweeper.errors import AlignmentError
+from sweeper.records.cell import StateDifference, StateFigures
+
+Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
+
+
+# Elements whose difference in float64 is held at once: on a GPU few launches, on a CPU what its caches hold. Three such
+# tensors of an embedding can be more than a model.
+_CHUNK = {"cuda": 2**22, "cpu": 2**16}
+
+
+@dataclass(frozen=True)
+class StateEntry:
+    """A parameter or buffer.
+
+    Attributes:
+        held: the model's own tensor; without values where the model is streamed.
+        owner, leaf: the module it belongs to, and its name there.
+    """
+
+    kind: Kind
+    held: Tensor
+    owner: nn.Module
+    leaf: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """Shared with the model. Of a streamed one read now, to the host: the device may lack the room."""
+        if not self.held.is_meta:
+            return self.held
+        with align_module_device(self.owner, execution_device=torch.device("cpu")):
+            return self.owner.get_parameter(self.leaf).detach()
+
+
+def state_of(model: nn.Module) -> dict[str, StateEntry]:
+    """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied."""
+    entries = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        entries[name] = StateEntry("parameter", parameter.detach(), model.get_submodule(owner), leaf)
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            kind: Kind = "non_persistent_buffer" if name in module._non_persistent_buffers_set else "buffer"
+            entries[f"{prefix}.{name}" if prefix else name] = StateEntry(kind, buffer.detach(), module, name)
+    return entries
+
+
+def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> StateFigures:
+    """Compares values and dtypes name by name, with two transfers from the device in all.
+
+    Raises:
+        AlignmentError: a name that only one side has, or two shapes.
+    """
+    _check_names_and_shapes(reference, candidate)
+    same_dtype = [name for name, entry in reference.items() if entry.held.dtype == candidate[name].held.dtype]
+    equal = _gathered({name: _equal(reference[name].tensor, candidate[name].tensor) for name in same_dtype})
+    unequal = [name for name in reference if not equal.get(name)]
+    max_abs = _gathered({name: _max_abs(reference[name].tensor, candidate[name].tensor) for name in unequal})
+    pairs = [_difference(name, entry, candidate[name], max_abs.get(name, 0.0)) for name, entry in reference.items()]
+    parameters = [pair for pair in pairs if pair.kind == "parameter"]
+    buffers = [pair for pair in pairs if pair.kind != "parameter"]
+    return StateFigures(
+        parameters=len(parameters),
+        parameters_equal=sum(pair.values_equal for pair in parameters),
+        buffers=len(buffers),
+        buffers_equal=sum(pair.values_equal for pair in buffers),
+        same_dtype=len(same_dtype),
+        differing=tuple(
+            pair for pair in pairs if not pair.values_equal or pair.reference_dtype != pair.candidate_dtype
+        ),
+    )
+
+
+def _check_names_and_shapes(reference: Mapping[str, StateEntry], candidate: Mapping[str, StateEntry]) -> None:
+    only_reference = [name for name in reference if name not in candidate]
+    only_candidate = [name for name in candidate if name not in reference]
+    if only_reference or only_candidate:
+        raise AlignmentError(f"state only in the reference: {only_reference}; only in the candidate: {only_candidate}")
+    for name, entry in reference.items():
+        left, right = tuple(entry.held.shape), tuple(candidate[name].held.shape)
+        if left != right:
+            raise AlignmentError(f"{name}: shape {left} in the reference, {right} in the candidate")
+
+
+def _gathered(values: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers on the host, brought there in one transfer."""
+    if not values:
+        return {}
+    device = next(iter(values.values())).device
+    return dict(zip(values, torch.stack([value.to(device) for value in values.values()]).tolist(), strict=True))
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    """Whether two tensors of one dtype are sure to hold the same values."""
+    if left.data_ptr() == right.data_ptr():
+        return torch.tensor(True, device=left.device)
+    return left.eq(right.to(left.device)).all()
+
+
+def _max_abs(left: Tensor, right: Tensor) -> Tensor:
+    if not left.numel():
+        return left.new_zeros((), dtype=torch.float64)
+    chunk = _CHUNK[left.device.type]
+    chunks = zip(left.flatten().split(chunk), right.to(left.device).flatten().split(chunk), strict=True)
+    return torch.stack([(mine.double() - other.double()).abs().max() for mine, other in chunks]).max()
+
+
+def _difference(name: str, reference: StateEntry, candidate: StateEntry, max_abs: float) -> StateDifference:
+    return StateDifference(
+        name=name,
+        kind=reference.kind,
+        reference_dtype=_dtype_name(reference.held),
+        candidate_dtype=_dtype_name(candidate.held),
+        values_equal=max_abs == 0.0,
+        max_abs=max_abs,
+    )
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

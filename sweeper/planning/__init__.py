@@ -1,0 +1,1 @@
+"""From YAML and the command line to the ordered cells of a sweep, before any weight is loaded."""

@@ -1,0 +1,290 @@
+"""From what the user composed to the cells of a sweep: overrides, config groups, exclude rules.
+
+Hydra composes once (a composition costs tens of milliseconds); the product over the axes is made here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, get_args
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
+
+from sweeper import config
+from sweeper.config import AXES, Cell, Settings, parse
+from sweeper.errors import ConfigError
+from sweeper.inputs.texts import validate_inputs
+from sweeper.planning.groups import GROUPS, Groups, plain_data, without_hydra
+
+DEFAULT_REFERENCE: dict[str, Any] = {"dtype": "float32", "load_strategy": "dtype_at_load", "attention": "eager"}
+"""Stands for `reference: null`. Not written out in conf/config.yaml: Hydra would merge a grid's `reference` into it."""
+
+SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
+NOT_AXES: tuple[str, ...] = (*SETTINGS, "reference", "reported")
+
+_ALIASES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp64": "float64",
+    "double": "float64",
+    "fa2": "flash_attention_2",
+    "fa3": "flash_attention_3",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """What the user asked for, validated.
+
+    Attributes:
+        grid: the chosen grid, or `single`.
+        settings: what belongs to the sweep and not to a cell.
+        cells: the candidates, without duplicates; at least one.
+        reference: axis -> validated value. Every other axis of a reference takes the candidate's own value.
+        excluded: labels of each excluded combination, and the rule that excluded it.
+        reported: the composed option of conf/reported, which `sweeper.published` reads; None without any.
+        config: the composed config as plain data, with `overrides`, `params` and `exclude`; kept beside the results.
+    """
+
+    grid: str
+    settings: Settings
+    cells: tuple[Cell, ...]
+    reference: dict[str, Any]
+    excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    reported: dict[str, Any] | None = None
+    config: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        """The device whose versions and driver identify the results: cuda as soon as one cell runs there."""
+        used = {cell.device for cell in self.cells} | {self.reference.get("device")}
+        return "cuda" if "cuda" in used else "cpu"
+
+
+def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> SweepRequest:
+    """Expands a composed config into the cells of a sweep.
+
+    Args:
+        loader: Hydra's, for the config groups.
+        master: the config that Hydra composed; comma-separated overrides are not applied in it.
+        arguments: the overrides of the command line, without those of `hydra`.
+
+    Raises:
+        ConfigError: one line: what was given, what is allowed.
+    """
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+    _check_overrides(overrides)
+    params = plain_data(OmegaConf.select(master, "hydra.sweeper.params")) or {}
+    rules = plain_data(OmegaConf.select(master, "hydra.sweeper.exclude")) or []
+    composed = plain_data(without_hydra(master))
+    _check_keys(composed)
+    assignments = _params(loader, params) | {
+        override.key_or_group: _values(override) for override in overrides if _is_axis(override.key_or_group)
+    }
+    groups = Groups(loader, master, overrides)
+    values = {axis: _axis_values(axis, assignments, composed, groups) for axis in AXES}
+    cells, excluded = _product(values, rules)
+    for inputs in {cell.inputs for cell in cells}:
+        validate_inputs(inputs)  # a file that is not there costs no model load
+    return SweepRequest(
+        grid=str(master.hydra.runtime.choices.get("grid") or "single"),
+        settings=parse(Settings, {key: composed[key] for key in SETTINGS if key in composed}),
+        cells=cells,
+        reference=_reference(overrides, composed, groups),
+        excluded=excluded,
+        reported=composed.get("reported"),
+        config={**composed, "overrides": list(arguments), "params": params, "exclude": rules},
+    )
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The error for a key that no config has: what is allowed in its place."""
+    root, _, rest = key.partition(".")
+    if root == "reference":
+        return ConfigError(f"{key}: write the whole reference, e.g. 'reference={{dtype:float64,attention:eager}}'")
+    allowed = [*AXES, *NOT_AXES]
+    if root == "wandb" and rest:
+        allowed = [f"wandb.{field}" for field in config.WandbSettings.model_fields]
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    return ConfigError(f"{key}: no such key{hint} Allowed: {', '.join(allowed)}")
+
+
+# ---- overrides and params ----------------------------------------------------------------------------------------
+
+
+def _check_overrides(overrides: Iterable[Override]) -> None:
+    """Refuses what cannot be swept, and what Hydra would ignore without a word."""
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line}: nothing can be deleted; give {key} a value")
+        if not override.is_sweep_override() or _is_axis(key):
+            continue
+        if key == "grid":
+            first = next(override.sweep_string_iterator())
+            raise ConfigError(f"{override.input_line}: one grid at a time: type +grid={first}")
+        if key.partition(".")[0] in NOT_AXES:
+            raise ConfigError(_not_an_axis(key))
+        raise unknown_key(key)
+
+
+def _check_keys(composed: dict[str, Any]) -> None:
+    for key in composed:
+        if key not in (*AXES, *NOT_AXES):
+            raise unknown_key(key)
+
+
+def _params(loader: ConfigLoader, params: dict[str, Any]) -> dict[str, list[Any]]:
+    """The axes that a grid file varies."""
+    for key, value in params.items():
+        if isinstance(value, list):
+            text = ",".join(str(element) for element in value)
+            raise ConfigError(
+                f"hydra.sweeper.params.{key}: a list is one value; write it as a comma string: {key}: {text}"
+            )
+        if not _is_axis(key):
+            raise ConfigError(_not_an_axis(key)) if key.partition(".")[0] in NOT_AXES else unknown_key(key)
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return {override.key_or_group: _values(override) for override in parsed}
+
+
+def _is_axis(key: str) -> bool:
+    return key in AXES or key.partition(".")[0] in GROUPS
+
+
+def _not_an_axis(key: str) -> str:
+    return f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {', '.join(AXES)}"
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override gives: several for `a,b`, `choice(a,b)`, `range(0,4)` and `glob(*)`."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{override.input_line}: an interval has no list of values; write them with commas or range()"
+        )
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"value={text}").value() for text in override.sweep_string_iterator()]
+
+
+# ---- values of an axis -------------------------------------------------------------------------------------------
+
+
+def _axis_values(axis: str, assignments: dict[str, list[Any]], composed: dict[str, Any], groups: Groups) -> list[Any]:
+    if axis in GROUPS:
+        values = list(groups.variants(axis, assignments))
+    else:
+        values = [_validated(axis, value) for value in assignments.get(axis, [composed.get(axis)])]
+    return list(dict.fromkeys(values))
+
+
+def _validated(axis: str, value: Any, where: str = "") -> Any:
+    """A scalar axis' value; `where` is the key under which it was given, if that is not the axis itself."""
+    if value is None or value == "???":
+        raise ConfigError(f"{where or axis}: a value is missing; type {axis}=...")
+    if axis == "device" and value == "auto":
+        from sweeper.environment import default_device  # torch, only when it has to be asked
+
+        value = default_device()
+    kind = Cell.model_fields[axis].annotation
+    try:
+        return parse(kind, value, where or axis)
+    except ConfigError as error:
+        word = _meant(kind, value)
+        hint = f"; type {axis}={word}" if word and not where else f"; did you mean {word}?" if word else ""
+        raise ConfigError(f"{error}{hint}") from None
+
+
+def _meant(kind: Any, value: Any) -> str | None:
+    """The allowed value that the user most likely meant, if there is one."""
+    if isinstance(value, list):
+        return ",".join(str(element) for element in value)
+    allowed = (
+        [member.value for member in kind] if isinstance(kind, type) and issubclass(kind, StrEnum) else get_args(kind)
+    )
+    alias = _ALIASES.get(str(value).lower())
+    close = difflib.get_close_matches(str(value), [str(word) for word in allowed], n=1)
+    return alias if alias in allowed else close[0] if close else None
+
+
+# ---- the product -------------------------------------------------------------------------------------------------
+
+
+def _product(
+    values: dict[str, list[Any]], rules: list[dict[str, Any]]
+) -> tuple[tuple[Cell, ...], tuple[tuple[dict[str, Any], dict[str, Any]], ...]]:
+    matchers = [(rule, _matcher(rule)) for rule in rules]
+    cells: list[Cell] = []
+    excluded: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for combination in itertools.product(*values.values()):
+        cell = Cell(**dict(zip(values, combination, strict=True)))
+        labels = cell.axes()
+        rule = next((rule for rule, matcher in matchers if _matches(matcher, labels)), None)
+        if rule is None:
+            cells.append(cell)
+        else:
+            excluded.append((labels, rule))
+    if not cells:
+        raise ConfigError(f"no cell is left: hydra.sweeper.exclude rules out all {len(excluded)} combinations")
+    return tuple(cells), tuple(excluded)
+
+
+def _matches(matcher: dict[str, tuple[Any, ...]], labels: dict[str, Any]) -> bool:
+    return all(labels[axis] in allowed for axis, allowed in matcher.items())
+
+
+def _matcher(rule: Any) -> dict[str, tuple[Any, ...]]:
+    """An exclude rule as axis -> labels; a rule's value is one label or a list of them."""
+    where = "hydra.sweeper.exclude"
+    if not isinstance(rule, dict) or not rule:
+        raise ConfigError(
+            f"{where}: a rule maps axes to values, e.g. {{dtype: float32, attention: sdpa}} (given: {rule!r})"
+        )
+    matcher = {}
+    for axis, given in rule.items():
+        _check_axis(axis, where)
+        labels = given if isinstance(given, list) else [given]
+        matcher[axis] = tuple(
+            str(label) if axis in GROUPS else _validated(axis, label, f"{where}.{axis}") for label in labels
+        )
+    return matcher
+
+
+def _check_axis(axis: Any, where: str) -> None:
+    if axis not in AXES:
+        raise ConfigError(f"{where}.{axis}: no such axis. Allowed: {', '.join(AXES)}")
+
+
+def _reference(overrides: Iterable[Override], composed: dict[str, Any], groups: Groups) -> dict[str, Any]:
+    """The axes that a reference fixes. `reference={...}` on the command line replaces the grid's; Hydra would merge."""
+    typed = [override.value() for override in overrides if override.key_or_group == "reference"]
+    given = typed[-1] if typed else composed.get("reference")
+    given = DEFAULT_REFERENCE if given is None else given
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"reference: maps axes to values, e.g. {{dtype: float32, attention: eager}} (given: {given!r})"
+        )
+    for axis in given:
+        _check_axis(axis, "reference")
+    return {axis: _reference_value(axis, value, groups) for axis, value in given.items()}
+
+
+def _reference_value(axis: str, value: Any, groups: Groups) -> Any:
+    if axis not in GROUPS:
+        return _validated(axis, value, f"reference.{axis}")
+    if isinstance(value, dict | list | BaseModel):
+        raise ConfigError(f"reference.{axis}: write the name of one of conf/{axis} (given: {value!r})")
+    return groups.option(axis, str(value))

@@ -1,0 +1,179 @@
+"""What a sweep will do, decided before any weight is loaded: ids, references, what cannot run, order, folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from sweeper.config import AXES, Cell, FolderCheckpoint
+from sweeper.environment import identity
+from sweeper.models.weights import WeightsKey
+from sweeper.planning.grid import SweepRequest
+from sweeper.planning.unsupported import unsupported_reason
+
+_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """A candidate with its reference. `unsupported` is the reason why it cannot run here, None if it can."""
+
+    cell: Cell
+    cell_id: str
+    reference: Cell
+    reference_id: str
+    unsupported: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep before it runs.
+
+    Attributes:
+        grid, sweep: names; `folder` is `output_dir/grid/sweep`.
+        environment: of this machine, as it goes into every record.
+        cells: in the order in which they run.
+        excluded: labels of each excluded combination, and its rule.
+        reference_count: references that will run.
+        weight_reads: how often a checkpoint is read, where the models fit in memory.
+    """
+
+    grid: str
+    sweep: str
+    folder: Path
+    environment: dict[str, Any]
+    cells: tuple[PlannedCell, ...]
+    excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    reference_count: int
+    weight_reads: int
+
+
+def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
+    """Plans a sweep.
+
+    Args:
+        request: the validated cells and their reference.
+        environment: of this machine; what `environment.identity` takes from it is part of every cell id.
+    """
+    cells = _ordered(_planned_cells(request, identity(environment)))
+    sweep = request.settings.sweep or _sweep_name(cells)
+    runnable = [planned for planned in cells if planned.unsupported is None]
+    return Plan(
+        grid=request.grid,
+        sweep=sweep,
+        folder=Path(request.settings.output_dir) / request.grid / sweep,
+        environment=environment,
+        cells=tuple(cells),
+        excluded=request.excluded,
+        reference_count=len({planned.reference_id for planned in runnable}),
+        weight_reads=len({WeightsKey.of(side).read for p in runnable for side in (p.cell, p.reference)}),
+    )
+
+
+def cell_id(cell: Cell, environment_identity: dict[str, Any]) -> str:
+    """12 hex digits of a hash of all choices, the files they name, and the environment that can change a result."""
+    choices = ",".join(f'"{axis}":{_canonical_axis(axis, getattr(cell, axis))}' for axis in AXES)
+    files = _files(cell)
+    return _sha256(f"{{{choices}}}{_canonical(environment_identity)}{_canonical(files) if files else ''}")[:12]
+
+
+def _files(cell: Cell) -> dict[str, Any]:
+    """What lies behind the paths that a cell names: an edited file under the same path makes another cell.
+
+    Texts count by content; the files of a checkpoint's folder, which can be large, by size and time of change.
+    """
+    files: dict[str, Any] = {}
+    if cell.inputs.file is not None:
+        path = Path(cell.inputs.file)
+        files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+    if isinstance(cell.checkpoint, FolderCheckpoint):
+        folder = Path(cell.checkpoint.path).expanduser()
+        found = sorted(path for path in folder.glob("*") if path.suffix in _CHECKPOINT_SUFFIXES)
+        files["checkpoint"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return files
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
+    """Read once, not once a cell; time and size are there so that a changed file is read again."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) -> list[PlannedCell]:
+    reasons: dict[str, str | None] = {}
+
+    def identified(cell: Cell) -> tuple[str, str | None]:
+        key = cell_id(cell, environment_identity)
+        if key not in reasons:
+            reasons[key] = unsupported_reason(cell)
+        return key, reasons[key]
+
+    planned = []
+    for cell in request.cells:
+        reference = cell.model_copy(update=request.reference)
+        candidate_id, reason = identified(cell)
+        reference_id, reference_reason = identified(reference)
+        if reason is None and reference_reason is not None:
+            reason = f"its reference cannot run: {reference_reason}"
+        planned.append(
+            PlannedCell(
+                cell=cell, cell_id=candidate_id, reference=reference, reference_id=reference_id, unsupported=reason
+            )
+        )
+    return planned
+
+
+def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
+    """By checkpoint, reference, what is read and weights, in the order of first appearance; otherwise as they were."""
+    weights = [WeightsKey.of(planned.cell) for planned in cells]
+    columns = zip(
+        _ranks(planned.cell.checkpoint for planned in cells),
+        _ranks(planned.reference_id for planned in cells),
+        _ranks(key.read for key in weights),
+        _ranks(weights),
+        strict=True,
+    )
+    ranked = sorted(zip(columns, cells, strict=True), key=lambda pair: pair[0])
+    return [planned for _, planned in ranked]
+
+
+def _ranks(values: Iterable[Hashable]) -> list[int]:
+    """Of each value, how many others appeared before it for the first time."""
+    seen: dict[Hashable, int] = {}
+    return [seen.setdefault(value, len(seen)) for value in values]
+
+
+def _sweep_name(cells: Sequence[PlannedCell]) -> str:
+    """Checkpoints, device, and a hash of all pairs: the same command in the same environment finds its folder again."""
+    names = list(dict.fromkeys(planned.cell.checkpoint.name for planned in cells))
+    joined = "+".join(names) if len(names) <= 2 else f"{len(names)}_checkpoints"
+    devices = "+".join(dict.fromkeys(planned.cell.device for planned in cells))
+    pairs = sorted((planned.cell_id, planned.reference_id) for planned in cells)
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', joined)[:80]}-{devices}-{_sha256(_canonical(pairs))[:8]}"
+
+
+@cache
+def _adapter(axis: str) -> TypeAdapter[Any]:
+    kind: Any = Cell.model_fields[axis].annotation
+    return TypeAdapter(kind)
+
+
+@lru_cache(maxsize=4096)
+def _canonical_axis(axis: str, value: Any) -> str:
+    return _canonical(_adapter(axis).dump_python(value, mode="json"))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Figures that others published, looked up in the records of a sweep."""

@@ -1,0 +1,154 @@
+"""A finished cell is a directory that appears by rename: whole or not at all. Everything else is derived from these."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.records.cell import CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+CELL_FILE = "cell.json"
+MODULES_FILE = "modules.parquet"
+SWEEP_FILE = "sweep.json"
+EXPLAIN_FOLDER = "explain"
+PAGE_FILE = "index.html"
+
+
+class Store:
+    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,modules.parquet}`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cells_folder = folder / "cells"
+
+    def open(self, description: dict[str, Any]) -> None:
+        """Makes the folder and writes `sweep.json`; half-written cells of a killed run are removed."""
+        self.cells_folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.cells_folder.glob(".tmp-*"):
+            if not _is_running(int(leftover.name.split("-")[1])):
+                shutil.rmtree(leftover, ignore_errors=True)
+        temporary = self.folder / f".{SWEEP_FILE}.{os.getpid()}"
+        temporary.write_text(json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / SWEEP_FILE)
+
+    def finished(self, cell_id: str, *, judged: bool = False) -> CellRecord | None:
+        """The record of a cell that need not run again, or None. A failed cell runs again.
+
+        Args:
+            cell_id: which cell.
+            judged: a cell that was measured without a verdict runs again too.
+        """
+        record = self.read(cell_id)
+        if record is None or record.status is Status.FAILED:
+            return None
+        return None if judged and record.status is Status.OK and record.verdict is None else record
+
+    def read(self, cell_id: str) -> CellRecord | None:
+        path = self.cells_folder / cell_id / CELL_FILE
+        return CellRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> Path:
+        """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way."""
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
+        try:
+            temporary.chmod(0o755)
+            _write_durably(temporary / CELL_FILE, record.model_dump_json(indent=2).encode() + b"\n")
+            _write_modules(temporary / MODULES_FILE, modules)
+            return self._put_in_place(temporary, record)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
+        final = self.cells_folder / record.cell_id
+        if self.finished(record.cell_id, judged=record.verdict is not None) is not None:
+            return final  # another process was first; its cell has the same choices and environment
+        if final.exists():
+            aside = temporary.with_name(f"{temporary.name}-replaced")
+            final.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        temporary.rename(final)
+        return final
+
+    def write_explanation(self, explanation: ExplanationRecord) -> Path:
+        """Writes `explain/<cell_id>.json`, whole or not at all; a newer one takes the place of an older."""
+        path = self.folder / EXPLAIN_FOLDER / f"{explanation.cell_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        _write_durably(temporary, explanation.model_dump_json(indent=2).encode() + b"\n")
+        temporary.replace(path)
+        return path
+
+    def records(self) -> list[CellRecord]:
+        """Every cell that lies here, in the order of the cells' ids."""
+        found = (self.read(path.parent.name) for path in sorted(self.cells_folder.glob(f"*/{CELL_FILE}")))
+        return [record for record in found if record is not None]
+
+    def modules(self, cell_id: str) -> pandas.DataFrame:
+        """The rows of `modules.parquet`: a row a module, columns as in `ModuleRecord` and `PairMeasures`."""
+        import pandas
+
+        return pandas.read_parquet(self.cells_folder / cell_id / MODULES_FILE)
+
+
+def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
+    """One flat dict a module: the fields of `ModuleRecord`, then those of its measures."""
+    rows = [{**vars(module), **vars(module.measures)} for module in modules]
+    for row in rows:
+        del row["measures"]
+    return rows
+
+
+@functools.cache
+def modules_schema() -> pyarrow.Schema:
+    """The columns of `modules.parquet`, derived from the records, so that the two cannot drift apart."""
+    import pyarrow
+
+    arrow: dict[Any, pyarrow.DataType] = {
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        str: pyarrow.string(),
+        bool: pyarrow.bool_(),
+    }
+    fields = {**ModuleRecord.model_fields, **PairMeasures.model_fields}
+    columns = []
+    for name, field in fields.items():
+        if name == "measures":
+            continue
+        annotation = field.annotation
+        optional = getattr(annotation, "__args__", None)
+        plain = optional[0] if optional else annotation
+        columns.append(pyarrow.field(name, arrow[plain], nullable=bool(optional)))
+    return pyarrow.schema(columns, metadata={"schema_version": str(CellRecord.model_fields["schema_version"].default)})
+
+
+def _write_modules(path: Path, modules: Sequence[ModuleRecord]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(module_rows(modules), schema=modules_schema())
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    _write_durably(path, sink.getvalue())
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)

@@ -1,0 +1,149 @@
+"""A sweep read back from its folder: everything that is shown of it is derived from this."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from sweeper.errors import ConfigError
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
+from sweeper.records.store import MODULES_FILE, SWEEP_FILE, Store
+
+_MODULES = TypeAdapter(list[ModuleRecord])
+_MEASURES = tuple(PairMeasures.model_fields)
+_ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
+
+
+class PlannedPair(BaseModel):
+    """One cell of the plan.
+
+    Attributes:
+        cell_id, reference_id: hashes; folders in `cells/` carry the first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cell_id: str
+    reference_id: str
+
+
+class SweepDescription(BaseModel):
+    """`sweep.json`: what was asked for, and which cells that is. Written when the sweep starts.
+
+    Attributes:
+        grid, sweep: names of the two folders.
+        config: the composed config, with `overrides` (the arguments of the command line), `params` and `exclude`.
+        cells: every cell of the plan, in the order in which they run; `cells/<cell_id>/` exists once one is finished.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    grid: str
+    sweep: str
+    config: dict[str, Any]
+    cells: tuple[PlannedPair, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as far as it got.
+
+    Attributes:
+        folder: `outputs/<grid>/<sweep>`.
+        description: `sweep.json`.
+        records: of the cells that have one, in the order of the plan.
+    """
+
+    folder: Path
+    description: SweepDescription
+    records: tuple[CellRecord, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """Reads `sweep.json` and every `cell.json`.
+
+        Raises:
+            ConfigError: `folder` is not the folder of a sweep, or its sweep.json cannot be read.
+        """
+        path = folder / SWEEP_FILE
+        if not path.is_file():
+            raise ConfigError(_no_sweep(folder))
+        try:
+            description = SweepDescription.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {error.errors()[0]['msg']}") from None
+        store = Store(folder)
+        found = (store.read(pair.cell_id) for pair in description.cells)
+        return cls(folder, description, tuple(record for record in found if record is not None))
+
+    @property
+    def command(self) -> str:
+        """The command that made it, without the overrides that only say where results go."""
+        overrides = self.description.config.get("overrides", [])
+        return shlex.join(["python", "-m", "sweeper", *(o for o in overrides if not o.startswith(_ABOUT_THE_MACHINE))])
+
+    def modules(self, cell_id: str) -> list[ModuleRecord]:
+        """Every module of a cell in order of execution; none if the cell did not get that far."""
+        import pyarrow.parquet
+
+        path = Store(self.folder).cells_folder / cell_id / MODULES_FILE
+        return _MODULES.validate_python([_nested(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()])
+
+    def find(self, prefix: str) -> CellRecord:
+        """The one finished cell whose id starts with `prefix`.
+
+        Raises:
+            ConfigError: no cell does, or several; the message lists the ids.
+        """
+        matching = [record for record in self.records if record.cell_id.startswith(prefix)]
+        if len(matching) == 1:
+            return matching[0]
+        problem = "several cells start so" if matching else "no such cell"
+        listed = "; ".join(f"{record.cell_id}: {_named(record, self.records)}" for record in matching or self.records)
+        raise ConfigError(f"{prefix}: {problem}. Give one of: {listed or 'none is finished'}")
+
+
+def varying_axes(axes: Sequence[dict[str, str | bool]]) -> list[str]:
+    """The axes that do not hold one value in all cells; of a single cell, those that name it best."""
+    if len(axes) < 2:
+        return ["checkpoint", "load_strategy", "dtype", "attention", "layout"]
+    return [axis for axis in axes[0] if len({row[axis] for row in axes}) > 1]
+
+
+def short_label(axes: dict[str, str | bool], varying: Sequence[str]) -> str:
+    """The values that tell a cell from the others: `bfloat16 sdpa use_cache=True`."""
+    return " ".join(f"{axis}={axes[axis]}" if isinstance(axes[axis], bool) else str(axes[axis]) for axis in varying)
+
+
+def short_ids(cell_ids: Sequence[str], shortest: int = 4) -> dict[str, str]:
+    """Cell id -> the shortest prefix, the same length for all, that names one cell only."""
+    length = shortest
+    while len({cell_id[:length] for cell_id in cell_ids}) < len(set(cell_ids)):
+        length += 1
+    return {cell_id: cell_id[:length] for cell_id in cell_ids}
+
+
+def _named(record: CellRecord, records: Sequence[CellRecord]) -> str:
+    return short_label(record.axes, varying_axes([other.axes for other in records]))
+
+
+def _no_sweep(folder: Path) -> str:
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{SWEEP_FILE}"))
+    inside = inside or sorted(str(path.parent) for path in folder.glob(f"*/*/{SWEEP_FILE}"))
+    hint = (
+        f"did you mean {' or '.join(inside[:5])}?"
+        if inside
+        else "give outputs/<grid>/<sweep>, which a sweep names last"
+    )
+    return f"{folder}: no {SWEEP_FILE} in it; {hint}"
+
+
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    row["measures"] = {name: row.pop(name) for name in _MEASURES}
+    return row

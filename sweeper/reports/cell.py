@@ -1,0 +1,260 @@
+"""All that is known of one cell, as titled tables of text: the terminal and the page only draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sweeper.records.cell import (
+    CellRecord,
+    Cost,
+    ModuleRecord,
+    PairMeasures,
+    StateFigures,
+    Status,
+    TextFigures,
+    VerdictRecord,
+)
+from sweeper.reports.cells_table import cosine, fraction, is_reference, number
+from sweeper.reports.origin import EqualLayers, layer_outputs, module_differs, origin, steps
+
+MOST_TEXTS = 20
+MOST_STATE_ENTRIES = 20
+
+MODULE_FIGURES = ("max |Δ|", "mean |Δ|", "rel. L2", "SQNR dB", "cosine", "equal")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of a cell's report.
+
+    Attributes:
+        title: heading.
+        notes: sentences under the heading.
+        headings: of the columns; without any, the section is its notes.
+        rows: cells of text; a row shorter than `headings` has nothing more to say.
+        text_columns: how many of the first columns are words; the others are figures.
+        preformatted: long text to be shown as it is.
+    """
+
+    title: str
+    notes: tuple[str, ...] = ()
+    headings: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    text_columns: int = 1
+    preformatted: str | None = None
+
+    def without(self, headings: Sequence[str]) -> Section:
+        """The section with some columns left out."""
+        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
+        return replace(
+            self,
+            headings=tuple(self.headings[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept if i < len(row)) for row in self.rows),
+            text_columns=sum(i < self.text_columns for i in kept),
+        )
+
+
+def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Section]:
+    """What is known of a cell, the most telling first. A cell that did not run says why."""
+    found = [_choices(record)]
+    if record.reason:
+        found.append(Section(record.status.value.capitalize(), (record.reason,)))
+    if record.traceback:
+        found.append(Section("Traceback", preformatted=record.traceback.rstrip()))
+    if record.output is not None:
+        found += [
+            *([_verdict(record.verdict, len(record.texts))] if record.verdict else []),
+            _origin(record, modules),
+            *([_state(record.state)] if record.state else []),
+            _output(record, record.output),
+            *([_layers(modules)] if layer_outputs(modules) else []),
+            _texts(record.texts),
+            _conditions(record),
+        ]
+    if record.status is not Status.UNSUPPORTED:
+        found.append(_environment(record))
+    return found
+
+
+def _verdict(verdict: VerdictRecord, texts: int) -> Section:
+    """What the difference means, and the figures that say so."""
+    notes = [f"{verdict.kind}: {verdict.reason}"]
+    if verdict.first_divergence:
+        notes.append(f"first divergence: {verdict.first_divergence}")
+    if verdict.decides:
+        notes.append(f"would decide: {verdict.decides}")
+    everything = len(verdict.texts) == texts > 2
+    notes.append("judged on all texts" if everything else f"judged on text {', '.join(map(str, verdict.texts))}")
+    rows = tuple(
+        (e.name, e.value if isinstance(e.value, str) else number(e.value), e.meaning) for e in verdict.evidence
+    )
+    return Section("Verdict", tuple(notes), ("evidence", "value", "meaning") if rows else (), rows, text_columns=3)
+
+
+def _choices(record: CellRecord) -> Section:
+    axes, reference = record.axes, record.reference_axes
+    rows = tuple((axis, str(axes[axis]), str(reference[axis])) for axis in axes if axes[axis] != reference.get(axis))
+    same = ", ".join(f"{axis}={value}" for axis, value in axes.items() if value == reference.get(axis))
+    notes = [f"on both sides: {same}"] if same else []
+    if is_reference(record):
+        notes.append("This cell is its own reference: two runs of it were compared.")
+    headings = ("axis", "this cell", f"reference {record.reference_id}") if rows else ()
+    return Section("Choices", tuple(notes), headings, rows, text_columns=3)
+
+
+def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
+    rows: list[tuple[str, ...]] = []  # in order of execution
+    for step in steps(modules):
+        if isinstance(step, EqualLayers):
+            layers = f"layer {step.first}" if step.first == step.last else f"layers {step.first}–{step.last}"
+            rows.append((f"{layers}: {step.modules} modules", "", "", "equal"))
+        else:
+            figures = module_figures(step.measures) if module_differs(step) else ("equal",)
+            rows.append((step.name, step.module_type, _dtypes(step), *figures))
+    headings = ("module", "type", "dtype", *MODULE_FIGURES) if rows else ()
+    return Section("Where it starts", (origin(record, modules),), headings, tuple(rows), text_columns=3)
+
+
+def module_figures(measures: PairMeasures) -> tuple[str, ...]:
+    """In the order of `MODULE_FIGURES`; what is not finite is told in the last."""
+    bad = measures.nonfinite_mismatch
+    return (
+        number(measures.max_abs),
+        number(measures.mean_abs),
+        number(measures.rel_l2),
+        f"{measures.sqnr_db:.1f}" if math.isfinite(measures.sqnr_db) else str(measures.sqnr_db),
+        cosine(measures.cosine),
+        fraction(measures.equal_fraction) + (f", {bad} not finite" if bad else ""),
+    )
+
+
+def _dtypes(module: ModuleRecord) -> str:
+    if module.reference_dtype == module.candidate_dtype:
+        return module.candidate_dtype
+    return f"{module.reference_dtype} → {module.candidate_dtype}"
+
+
+def _state(state: StateFigures) -> Section:
+    counts = (
+        f"{state.parameters_equal} of {state.parameters} parameters equal; "
+        f"{state.buffers_equal} of {state.buffers} buffers equal; "
+        f"{state.same_dtype} of {state.parameters + state.buffers} have the same dtype"
+    )
+    # buffers first: no state_dict shows the non-persistent ones
+    entries = sorted(state.differing, key=lambda entry: (entry.kind == "parameter", -entry.max_abs))
+    rows = tuple(
+        (
+            entry.name,
+            entry.kind.replace("_", " ").replace("non persistent", "non-persistent"),
+            f"{entry.reference_dtype} → {entry.candidate_dtype}",
+            "values equal" if entry.values_equal else number(entry.max_abs),
+        )
+        for entry in entries[:MOST_STATE_ENTRIES]
+    )
+    more = len(entries) - len(rows)
+    notes = (counts, *([f"{more} more differ, by less"] if more else []))
+    headings = ("name", "kind", "dtype", "max |Δ|") if rows else ()
+    return Section("Parameters and buffers", notes, headings, rows, text_columns=3)
+
+
+def _output(record: CellRecord, output: PairMeasures) -> Section:
+    rows = [
+        ("max |Δ|, mean |Δ|, RMS", f"{number(output.max_abs)}, {number(output.mean_abs)}, {number(output.rms)}"),
+        ("relative L2, SQNR", f"{number(output.rel_l2)}, {number(output.sqnr_db)} dB"),
+        ("cosine; least of a token", f"{cosine(output.cosine)}; {cosine(output.min_token_cosine)}"),
+        ("equal elements", f"{fraction(output.equal_fraction)} of {output.numel:,}"),
+        ("max ULP", f"{output.max_ulp:,.0f}" if math.isfinite(output.max_ulp) else str(output.max_ulp)),
+        (f"allclose, rtol {output.rtol:g}, atol {output.atol:g}", "yes" if output.allclose else "no"),
+    ]
+    if output.worst_reference is not None and output.max_abs:
+        where = f"token {output.worst_token}, feature {output.worst_feature}"
+        rows.append(("worst element", f"{where}: {output.worst_reference:g} → {output.worst_candidate:g}"))
+    counts = (output.reference_nan, output.candidate_nan, output.reference_inf, output.candidate_inf)
+    if any(counts):
+        rows.append(("NaN, Inf", "NaN {} → {}, Inf {} → {}".format(*counts)))
+    rows += _language(record)
+    name = (record.output_kind or "output").replace("_", " ")
+    return Section(f"Output: {name}", (), ("measure", "value"), tuple(rows), text_columns=2)
+
+
+def _language(record: CellRecord) -> list[tuple[str, str]]:
+    language = record.language
+    if language is None:
+        return []
+    change = f"{language.log_likelihood_change_mean:.3g} mean, {language.log_likelihood_change_max_abs:.3g} largest"
+    rows = [
+        ("KL a token, nats", f"{number(language.kl_mean)} mean, {number(language.kl_max)} largest"),
+        ("top-1 agreement", fraction(language.top1_agreement)),
+        ("log-likelihood change a token, nats", change),
+    ]
+    left_out = language.nonfinite_tokens
+    return rows + ([("tokens left out: not finite", str(left_out))] if left_out else [])
+
+
+def _layers(modules: Sequence[ModuleRecord]) -> Section:
+    outputs = layer_outputs(modules)
+    if not any(map(module_differs, outputs)):
+        return Section("Layer by layer", (f"All {len(outputs)} layer outputs are equal.",))
+    rows = tuple(
+        (str(module.layer), *(module_figures(module.measures) if module_differs(module) else ("equal",)))
+        for module in outputs
+    )
+    return Section("Layer by layer", (), ("layer", *MODULE_FIGURES), rows)
+
+
+def _texts(texts: Sequence[TextFigures]) -> Section:
+    notes = ["A leak between texts shows as one text far worse than the first."]
+    shown = furthest(texts, MOST_TEXTS)
+    if len(shown) < len(texts):
+        notes.append(f"These are the {len(shown)} of {len(texts)} whose embeddings are furthest from the reference's.")
+    rows = tuple(
+        (
+            str(text.text),
+            str(text.tokens),
+            number(text.output_max_abs),
+            fraction(text.output_equal_fraction),
+            cosine(text.output_cosine),
+            cosine(text.embedding_cosine),
+            number(text.embedding_max_abs),
+            number(text.embedding_mean_abs),
+        )
+        for text in shown
+    )
+    output = ("output max |Δ|", "output equal", "output cosine")
+    headings = ("text", "tokens", *output, "embedding cosine", "embedding max |Δ|", "embedding mean |Δ|")
+    return Section("Texts", tuple(notes), headings, rows)
+
+
+def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
+    """At most so many texts, those whose embeddings are furthest from the reference's, worst first; few as they are."""
+    if len(texts) <= most:
+        return list(texts)
+    # NaN is the worst: it has no place in an order of numbers
+    return sorted(texts, key=lambda text: (not math.isnan(text.embedding_cosine), text.embedding_cosine))[:most]
+
+
+def _conditions(record: CellRecord) -> Section:
+    rows = [("attention kernels", ", ".join(record.attention_kernels) or "none was seen")]
+    rows += [(f"{flag}: no effect", why) for flag, why in record.numerics_without_effect.items()]
+    rows += [(f"{name}: not compared", why) for name, why in record.unaligned.items()]
+    if record.cost is not None:
+        rows += _cost(record.cost)
+    return Section("Kernels and cost", (), ("what", "value"), tuple(rows), text_columns=2)
+
+
+def _cost(cost: Cost) -> list[tuple[str, str]]:
+    load, memory = cost.load_time_s, cost.peak_memory_gib
+    rows = [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]
+    rows += [] if cost.latency_ms is None else [("forward, median", f"{cost.latency_ms:.1f} ms")]
+    rows += [] if memory is None else [("peak memory", f"{memory:.2f} GiB")]
+    repeats = {None: "was not run", True: "same bits", False: "OTHER BITS: this cell does not repeat"}
+    return [*rows, ("second forward", repeats[cost.repeatable])]
+
+
+def _environment(record: CellRecord) -> Section:
+    rows = [(name, str(value)) for name, value in record.environment.items() if value is not None]
+    rows += [("checkpoint revision", record.checkpoint_revision)] if record.checkpoint_revision else []
+    rows += [("started (UTC)", record.started_at), ("attempt", record.attempt)]
+    return Section("Environment", (), ("what", "value"), tuple(rows), text_columns=2)

@@ -1,0 +1,41 @@
+"""The table of cells as GitHub Markdown, under the command, the date and the versions that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeper.records.sweep import Sweep
+from sweeper.reports.cells_table import FIGURE_HEADINGS, cells_table, made_on, output_name, reasons, summary
+from sweeper.reports.origin import origins
+
+
+def markdown(sweep: Sweep) -> str:
+    """A page for GitHub: how it was made, the table, why cells did not run, where differences start."""
+    table = cells_table(sweep.records)
+    lines = [f"# {escaped(sweep.description.grid)}", "", "```", sweep.command, "```", ""]
+    lines += [f"- {escaped(line)}" for line in made_on(sweep.records)]
+    lines += [f"- all cells: {escaped(table.constant)}", ""]
+    lines += [escaped(summary(sweep.records, len(sweep.description.cells))) + ".", ""]
+    align = ["---:" if heading in FIGURE_HEADINGS else "---" for heading in table.headings]
+    lines += [_row(table.headings), f"| {' | '.join(align)} |", *map(_row, table.rows), ""]
+    lines += [
+        "; ".join(f"*{escaped(name)}*: {what}" for name, what in table.legend(output_name(sweep.records))) + ".",
+        "",
+    ]
+    why = reasons(sweep.records)
+    lines += [*(f"- {kind.value}: {escaped(reason)}" for kind, reason in why), *[""] * bool(why)]
+    starts = origins(sweep)
+    lines += ["Where it starts, cells of the reference's dtype:", ""] if starts else []
+    lines += [f"- {escaped(label)}: {escaped(where)}" for label, where in starts]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown and HTML leave as it is."""
+    for character in "\\`*<>[]|":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", " ")
+
+
+def _row(values: Sequence[str]) -> str:
+    return f"| {' | '.join(map(escaped, values))} |"

@@ -1,0 +1,74 @@
+"""What is learned once for all cells that run the same code: the numbers in the weights do not decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from sweeper.comparator.forwards import run_forwards, steady_outputs
+from sweeper.config import Attention, Cell, LoadStrategy
+from sweeper.inputs.layout import Forward
+from sweeper.models.attention import record_kernels
+from sweeper.models.loading import LoadedModel
+from sweeper.models.weights import WeightsKey
+
+
+class CodePaths:
+    """Remembers, for one process, which outputs are overwritten and which kernels run in the attention."""
+
+    def __init__(self) -> None:
+        self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
+        self._kernels: dict[tuple[Hashable, ...], tuple[str, ...]] = {}
+        self._dtypes: dict[WeightsKey, tuple[torch.dtype, ...]] = {}
+
+    def steady(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
+        """See `steady_outputs`."""
+        key = _code(cell)
+        if key not in self._steady:
+            self._steady[key] = steady_outputs(cell, model, token_ids)
+        return self._steady[key]
+
+    @contextmanager
+    def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
+        """Around a forward of the first batch, and of no other model: profiles it where nothing is known of its like.
+
+        Not of flex_attention, which may compile in it.
+        """
+        if self.knows_kernels(cell, loaded) or cell.attention is Attention.FLEX_ATTENTION:
+            yield
+            return
+        with self._profile(cell, loaded):
+            yield
+
+    def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Forward]) -> tuple[str, ...]:
+        """What runs in the attention; by a forward of its own where no other has told it. To be called warm."""
+        if not self.knows_kernels(cell, loaded):
+            with self._profile(cell, loaded):
+                run_forwards(cell, loaded.model, batch)
+        return self._kernels[self._kernels_key(cell, loaded)]
+
+    def knows_kernels(self, cell: Cell, loaded: LoadedModel) -> bool:
+        """Whether `kernels` runs nothing."""
+        return self._kernels_key(cell, loaded) in self._kernels
+
+    @contextmanager
+    def _profile(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
+        with record_kernels(cell.device) as kernels:
+            yield
+        self._kernels[self._kernels_key(cell, loaded)] = tuple(kernels)
+
+    def _kernels_key(self, cell: Cell, loaded: LoadedModel) -> tuple[Hashable, ...]:
+        """The code, its flags, all dtypes and all shapes."""
+        if loaded.key not in self._dtypes:
+            state = [*loaded.model.parameters(), *loaded.model.buffers()]
+            self._dtypes[loaded.key] = tuple(tensor.dtype for tensor in state)
+        return (*_code(cell), cell.numerics, cell.inputs, self._dtypes[loaded.key])
+
+
+def _code(cell: Cell) -> tuple[Hashable, ...]:
+    """All choices that decide which code runs, besides the global flags."""
+    axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
+    return (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))

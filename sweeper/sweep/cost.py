@@ -1,0 +1,87 @@
+"""What a cell costs: bare forwards, without hooks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.comparator.forwards import run_forwards
+from sweeper.config import Attention, Cell, LoadStrategy
+from sweeper.devices import synchronize
+from sweeper.inputs.layout import Forward
+from sweeper.records.cell import Cost
+
+MOST_REPEATS = 5
+ENOUGH_MS = 20  # of timed forwards, where it is not said how many
+
+
+def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> None:
+    """Runs a forward where the first one under its `conditions` does more than the next: flex_attention compiles, and
+    autocast casts the weights. All else is warm: the same batch ran with hooks."""
+    if cell.attention is Attention.FLEX_ATTENTION or cell.load_strategy is LoadStrategy.AUTOCAST:
+        run_forwards(cell, model, batch)
+
+
+def measure_cost(
+    cell: Cell,
+    model: nn.Module,
+    batch: Sequence[Forward],
+    captured_NF: Tensor,
+    *,
+    load_time_s: float | None,
+    repeats: int | None,
+) -> Cost:
+    """Bare forwards of the first batch, timed. The first also tells the memory, and whether the bits repeat. To be
+    called warm.
+
+    Args:
+        captured_NF: the same batch's output with hooks.
+        repeats: how many forwards are timed; None is five, or fewer that take `ENOUGH_MS` together.
+    """
+    if repeats == 0:
+        return Cost(load_time_s=load_time_s)
+    allocated = _start_of_peak() if cell.device == "cuda" else None
+    time_ms, again_NF = _timed_ms(cell, model, batch)
+    peak_memory_gib = None if allocated is None else _peak_memory_gib(model, allocated)
+    repeatable = _same_bits(captured_NF, again_NF)
+    del again_NF
+    times = [time_ms]
+    while len(times) < (repeats or MOST_REPEATS) and (repeats or sum(times) < ENOUGH_MS):
+        times.append(_timed_ms(cell, model, batch)[0])
+    return Cost(
+        load_time_s=load_time_s,
+        latency_ms=statistics.median(times),
+        peak_memory_gib=peak_memory_gib,
+        repeatable=repeatable,
+    )
+
+
+def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[float, Tensor]:
+    """How long a forward took, and its output."""
+    synchronize(cell.device)
+    start = time.perf_counter()
+    output_NF = run_forwards(cell, model, batch)
+    synchronize(cell.device)
+    return (time.perf_counter() - start) * 1e3, output_NF
+
+
+def _start_of_peak() -> int:
+    """Bytes that are allocated now; the peak is counted from here on."""
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _peak_memory_gib(model: nn.Module, allocated: int) -> float:
+    """The weights that stay, and what a bare forward needed beyond what was allocated before it."""
+    beyond = torch.cuda.max_memory_allocated() - allocated
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta)
+    return (weights + beyond) / 2**30
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether all elements are equal, NaN to NaN. Both can be gigabytes: one pass, unless something differs."""
+    return torch.equal(first, second) or bool((first.eq(second) | (first.isnan() & second.isnan())).all())

@@ -1,0 +1,143 @@
+"""The verdict of a cell: its two sides with all that the cells ask for, judged on the texts that tell the most."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from sweeper.comparator.comparer import Figures
+from sweeper.comparator.forwards import arguments, lay_out_texts
+from sweeper.comparator.side import Call, Side, Switch
+from sweeper.config import Attention, Cell, LoadStrategy, Numerics, Pooling
+from sweeper.models.attention import PINNED, kernel, refusals_as_unsupported
+from sweeper.models.flags import SETTERS, chosen, no_effect, numerics
+from sweeper.models.loading import autocast
+from sweeper.records.cell import EvidenceRecord, TextFigures, VerdictRecord
+from sweeper.verdict.rules import Kind
+
+if TYPE_CHECKING:
+    from sweeper.verdict.comparison import Comparison
+
+
+def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[int, ...]]:
+    """What to judge on: the first text and the other one that moved most; then, if those agree, the first batch.
+
+    Twenty runs of all texts would cost more than they tell. But a difference can need the shape of the whole batch.
+    Two texts of one length have no pads between them, so that layouts and poolings agree: the other has another length,
+    where there is one.
+    """
+    rest = [text for text in texts[1:] if text.tokens != texts[0].tokens or math.isinf(_moved(text))] or texts[1:]
+    others = sorted(rest, key=_moved, reverse=True)
+    few = (0, *(figures.text for figures in others[:1]))
+    batch = tuple(range(min(batch_size, len(texts))))
+    return [few] if set(few) == set(batch) else [few, batch]
+
+
+def _moved(figures: TextFigures) -> float:
+    """How far a text's output moved; nothing tells more than one that is NaN."""
+    return math.inf if math.isnan(figures.output_max_abs) else figures.output_max_abs
+
+
+def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
+    """The cell as one side of a comparison."""
+    forwards = lay_out_texts(cell, token_ids, texts, model)
+    calls = tuple(Call(arguments(cell, forward), forward) for forward in forwards)
+    return Side(model, calls, switches(cell), _pooling(cell, calls))
+
+
+def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
+    """What the cell's pooling comes to: without a mask there is nothing to count, and the last token is taken."""
+    counts = any("attention_mask" in call.kwargs for call in calls)
+    by_count = cell.checkpoint.pooling is Pooling.LAST_TOKEN_BY_COUNT
+    return Pooling.LAST_TOKEN if by_count and not counts else cell.checkpoint.pooling
+
+
+def switches(cell: Cell) -> dict[str, Switch]:
+    """Everything global that a cell asks for, one thing each, so that one alone can be put back."""
+    flags = {f"numerics.{flag}": _flag(cell, flag) for flag in SETTERS}
+    return {**flags, "SDPA kernel": _kernel(cell.attention), "autocast": _autocast(cell)}
+
+
+def _flag(cell: Cell, flag: str) -> Switch:
+    """A flag that means nothing on this device is not set, whatever the cell says."""
+    value = chosen(cell.numerics).get(flag)
+    if value is None or no_effect(flag, value, cell.device):
+        default = Numerics.model_fields[flag].default
+        return Switch("default", f"numerics.{flag}={_typed(default)}", contextlib.nullcontext)
+    alone = Numerics.model_validate({"name": flag, flag: value})
+    return Switch(_typed(value), f"numerics.{flag}={_typed(value)}", lambda: numerics(alone, cell.device))
+
+
+def _typed(value: bool | str | None) -> str:
+    """As YAML and the command line have it."""
+    return "null" if value is None else str(value).lower()
+
+
+def _kernel(attention: Attention) -> Switch:
+    @contextlib.contextmanager
+    def pinned() -> Iterator[None]:
+        with kernel(attention), refusals_as_unsupported(attention):
+            yield
+
+    if attention in PINNED:
+        return Switch(attention.removeprefix("sdpa_"), f"attention={attention}", pinned)
+    return Switch("not pinned", "attention=sdpa", pinned)
+
+
+def _autocast(cell: Cell) -> Switch:
+    if cell.load_strategy is LoadStrategy.AUTOCAST:
+        return Switch(cell.dtype, f"load_strategy=autocast dtype={cell.dtype}", lambda: autocast(cell))
+    return Switch("off", "load_strategy=dtype_at_load dtype=float32", contextlib.nullcontext)  # autocast's own weights
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A model for the reference where both sides share the weights: its attention backend is then its own."""
+    return copy.deepcopy(model)
+
+
+def nothing_differs(figures: Figures) -> bool:
+    """Every compared tensor has the same numbers, and every text the same embedding: no run is needed to judge that."""
+    same_embeddings = all(text.embedding_max_abs == 0 for text in figures.texts)
+    return figures.output.equal_fraction == 1 and figures.first_divergence is None and same_embeddings
+
+
+def identical_record(figures: Figures) -> VerdictRecord:
+    """The verdict of a cell in which nothing differs."""
+    texts = tuple(range(len(figures.texts)))
+    return VerdictRecord(kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=texts)
+
+
+def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecord:
+    """What goes into `cell.json`."""
+    verdict = comparison.verdict
+    first = comparison.first_divergence
+    if verdict.kind is Kind.IDENTICAL:  # only cells that differ somewhere are judged
+        return VerdictRecord(
+            kind=Kind.INCONCLUSIVE,
+            reason="the texts that were judged agree bit for bit",
+            decides="more of the texts in one comparison: sweeper.compare_models",
+            texts=tuple(texts),
+        )
+    return VerdictRecord(
+        kind=verdict.kind,
+        reason=verdict.reason,
+        decides=verdict.decides,
+        evidence=tuple(EvidenceRecord(name=e.name, value=e.value, meaning=e.meaning) for e in verdict.evidence),
+        first_divergence=None if first is None else str(first),
+        texts=tuple(texts),
+    )
+
+
+def unjudged_record(error: Exception, texts: Sequence[int]) -> VerdictRecord:
+    """The verdict where judging itself failed: the figures stand, the cell is not lost."""
+    return VerdictRecord(
+        kind=Kind.INCONCLUSIVE,
+        reason=f"could not be judged: {type(error).__name__}: {error}".splitlines()[0],
+        decides="python -m sweeper explain on a machine with more memory",
+        texts=tuple(texts),
+    )

@@ -1,0 +1,284 @@
+"""Runs planned cells one after the other in this process and compares each with its reference.
+
+What can be shared is: a checkpoint is prepared once, a model stays loaded for the cells that want the same weights, and
+a reference that several cells name is run once, where its outputs can be kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sweeper.checkpoints import LocalCheckpoint, prepare
+from sweeper.comparator.comparer import Comparer, Figures, Recorder
+from sweeper.comparator.forwards import BatchesRun, conditions, read_texts
+from sweeper.comparator.in_turns import twin
+from sweeper.comparator.module_pairs import launch_bytes
+from sweeper.comparator.passes import KEPT_BYTES, compare_in_step, compare_recorded, record_reference
+from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
+from sweeper.devices import free_bytes
+from sweeper.errors import AlignmentError, UnsupportedError
+from sweeper.inputs.texts import batches
+from sweeper.models.attention import implementation
+from sweeper.models.loading import LoadedModel, ModelPool
+from sweeper.models.state import StateEntry, compare_state, state_of
+from sweeper.models.streaming import StreamedPool
+from sweeper.models.weights import WeightsKey
+from sweeper.planning.plan import PlannedCell
+from sweeper.records.cell import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
+from sweeper.sweep import judging
+from sweeper.sweep.code_paths import CodePaths
+from sweeper.sweep.cost import measure_cost, warm_up
+from sweeper.sweep.new_record import begun, checked, ended, reason_of
+from sweeper.verdict.comparison import Comparison, compare_sides
+from sweeper.verdict.rules import Kind
+
+
+@dataclass
+class ReferenceRun:
+    """A reference, for all candidates that name it.
+
+    Attributes:
+        recorded: its outputs and their sample; None where they are too large to be kept, and it runs in step with each.
+    """
+
+    cell_id: str
+    recorded: tuple[Recorder, Sample] | None
+    state: dict[str, StateEntry]
+    weights: WeightsKey
+    token_ids: list[list[int]]
+
+
+class Runner:
+    """Runs cells. Holds what consecutive cells share.
+
+    Args:
+        environment: goes into every record.
+        latency_repeats: bare forwards that are timed a cell; None: see `measure_cost`.
+        verdict: judge every cell that differs; some twenty runs of two texts each.
+        weights: `streamed` keeps no parameter in memory (`streaming.py`).
+        kept_bytes: of a reference's outputs.
+        shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
+            is free, so that it runs once, and not beside each of them.
+        say: takes one line of progress (fetching, dequantising).
+        progress: is told, after every batch, how many texts of how many have run: for a reference that is recorded, as
+            far as it fits, then for the cell.
+    """
+
+    def __init__(
+        self,
+        environment: dict[str, Any],
+        *,
+        latency_repeats: int | None = None,
+        verdict: bool = True,
+        weights: Weights = "resident",
+        kept_bytes: int = KEPT_BYTES,
+        shared: Collection[str] = (),
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._environment = environment
+        self._latency_repeats = latency_repeats
+        self._verdict = verdict
+        self._kept_bytes = kept_bytes
+        self._shared = shared
+        self._say = say
+        self._progress = progress or (lambda _done, _texts: None)
+        self._pool = StreamedPool() if weights == "streamed" else ModelPool()
+        self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
+        self._reference: ReferenceRun | None = None
+        self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
+        self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
+        self._code_paths = CodePaths()
+
+    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
+        record = begun(planned, self._environment)
+        if planned.unsupported:
+            return ended(record, Status.UNSUPPORTED, planned.unsupported), ()
+        try:
+            return self._run(planned, record)
+        except UnsupportedError as error:
+            return ended(record, Status.UNSUPPORTED, str(error)), ()
+        except Exception as error:
+            # the text, not the exception: its frames would keep the failed model alive
+            failed = ended(record, Status.FAILED, reason_of(error), traceback.format_exc())
+            traceback.clear_frames(error.__traceback__)
+        self._forget(planned)
+        return failed, ()
+
+    def _forget(self, planned: PlannedCell) -> None:
+        """Lets go of all that the failed cell may have filled the memory with."""
+        self._pool.clear()
+        self._reference = None
+        self._states.clear()
+        gc.collect()
+        if planned.cell.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        measured, figures = self._measure(planned, record)
+        # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
+        judged = measured.model_copy(update={"verdict": self._judge(planned, figures)})
+        return checked(judged, figures.output), figures.modules
+
+    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures]:
+        """The record without its verdict."""
+        cell = planned.cell
+        reference = self._reference_run(planned)
+        local = self._local(cell)
+        loaded, was_loaded = self._pool.get(cell, local.folder)
+        token_ids = self._token_ids(cell, loaded.model)
+        if token_ids != reference.token_ids:
+            raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
+        if batches(token_ids, cell.inputs.batch_size) != batches(token_ids, planned.reference.inputs.batch_size):
+            raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
+        comparer = self._comparer(cell, loaded.model, token_ids)
+        ran, reference_sample = self._compare(planned, reference, loaded, comparer)
+        bare = self._run_bare(cell, loaded, ran, loaded.load_time_s if was_loaded else None)
+        figures = comparer.finish()
+        measured = record.model_copy(
+            update={
+                **bare,
+                "checkpoint_revision": local.revision,
+                "unaligned": ran.unaligned,
+                "first_divergence": figures.first_divergence,
+                "output_kind": "logits" if cell.checkpoint.head is Head.CAUSAL_LM else "last_hidden_state",
+                "output": figures.output,
+                "language": figures.language,
+                "texts": figures.texts,
+                "state": self._state(reference, loaded),
+                "sample": ran.sample,
+                "reference_sample": reference_sample,
+            }
+        )
+        return measured, figures
+
+    def _run_bare(
+        self, cell: Cell, loaded: LoadedModel, ran: BatchesRun, load_time_s: float | None
+    ) -> dict[str, object]:
+        """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
+        model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
+        with conditions(cell) as without_effect, torch.inference_mode():
+            if repeats != 0 or not self._code_paths.knows_kernels(cell, loaded):
+                warm_up(cell, model, batch)
+            kernels = self._code_paths.kernels(cell, loaded, batch)
+            cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
+        return {"attention_kernels": kernels, "numerics_without_effect": without_effect, "cost": cost}
+
+    def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
+        if not self._verdict:
+            return None
+        if judging.nothing_differs(figures):
+            return judging.identical_record(figures)
+        texts: tuple[int, ...] = ()
+        while True:
+            try:
+                for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):
+                    comparison = self.comparison(planned, texts)
+                    if comparison.verdict.kind is not Kind.IDENTICAL:
+                        break
+                return judging.verdict_record(comparison, texts)
+            except Exception as error:  # the figures are measured: they are worth keeping without a verdict
+                traceback.clear_frames(error.__traceback__)
+                unjudged = judging.unjudged_record(error, texts)
+                memory_may_do = self._reference is not None and isinstance(error, torch.OutOfMemoryError)
+            self._forget(planned)  # what is kept of the reference may have taken the memory: once more without it
+            if not memory_may_do:
+                return unjudged
+
+    def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
+        """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""
+        reference_folder, folder = self._local(planned.reference).folder, self._local(planned.cell).folder
+        reference_model = self._pool.get(planned.reference, reference_folder)[0].model
+        token_ids = self._token_ids(planned.cell, reference_model)
+        if WeightsKey.of(planned.reference) == WeightsKey.of(planned.cell):
+            reference_model = judging.own_copy(reference_model)
+        model = self._pool.get(planned.cell, folder)[0].model
+        return compare_sides(
+            judging.side(planned.reference, reference_model, token_ids, texts),
+            judging.side(planned.cell, model, token_ids, texts),
+        )
+
+    def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
+        if self._reference is not None and self._reference.cell_id == planned.reference_id:
+            # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
+            self._pool.keep(planned.reference)
+            return self._reference
+        self._reference = None  # frees its outputs before the next ones are made
+        cell = planned.reference
+        local = self._local(cell)
+        loaded, _ = self._pool.get(cell, local.folder)
+        token_ids = self._token_ids(cell, loaded.model)
+        kept_bytes = self._kept_bytes
+        if planned.reference_id in self._shared:
+            kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
+        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=kept_bytes)
+        self._reference = ReferenceRun(
+            planned.reference_id,
+            (recorded[0], recorded[1].sample) if recorded else None,
+            state_of(loaded.model),
+            loaded.key,
+            token_ids,
+        )
+        return self._reference
+
+    def _compare(
+        self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
+    ) -> tuple[BatchesRun, Sample]:
+        """What running the candidate left behind, and the reference's sample."""
+        cell, token_ids = planned.cell, reference.token_ids
+        if reference.recorded is not None:
+            recorder, sample = reference.recorded
+            around_first = self._code_paths.learning_kernels(cell, loaded)
+            ran = compare_recorded(
+                recorder, cell, loaded.model, token_ids, comparer, self._progress, around_first=around_first
+            )
+            return ran, sample
+        beside = planned.reference, self._model_beside(loaded, planned.reference)
+        steady = self._code_paths.steady(*beside, token_ids)
+        reference_ran, ran = compare_in_step(
+            beside, (cell, loaded.model), token_ids, comparer, self._progress, steady=steady
+        )
+        return ran, reference_ran.sample
+
+    def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
+        """The reference's model with its own attention backend, the candidate keeping its."""
+        if WeightsKey.of(reference) != candidate.key:
+            return self._pool.get(reference, self._local(reference).folder)[0].model
+        model = twin(candidate.model)
+        model.set_attn_implementation(implementation(reference.attention))  # type: ignore[operator]
+        return model
+
+    def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
+        """Of the cell's texts; a sweep's cells mostly read the same ones."""
+        key = cell.inputs, cell.checkpoint
+        if self._read is None or self._read[0] != key:
+            self._read = key, read_texts(cell, self._local(cell), model)
+        return self._read[1]
+
+    def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
+        return Comparer(
+            token_ids,
+            is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
+            steady=self._code_paths.steady(cell, model, token_ids),
+            launch_bytes=launch_bytes(cell.device),
+        )
+
+    def _local(self, cell: Cell) -> LocalCheckpoint:
+        key = (cell.checkpoint, cell.device)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = prepare(cell.checkpoint, device=cell.device, say=self._say)
+        return self._checkpoints[key]
+
+    def _state(self, reference: ReferenceRun, candidate: LoadedModel) -> StateFigures:
+        key = (reference.weights, candidate.key)
+        if key not in self._states:
+            self._states[key] = compare_state(reference.state, state_of(candidate.model))
+        return self._states[key]

@@ -1,0 +1,1 @@
+"""What a difference means: rounding or a bug, since which module, and the cause."""

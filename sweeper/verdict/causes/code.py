@@ -1,0 +1,235 @@
+"""Attributes, configuration, hooks and classes of paired modules put back to the reference's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
+from sweeper.verdict.first_divergence import FirstDivergence
+
+_ABSENT = object()
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+# what a config says of how the model was stored or loaded: no part of the function, or looked at elsewhere
+_CONFIG_IGNORED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One attribute of one object, and the reference's value for it."""
+
+    owner: Any
+    attribute: str
+    value: Any
+
+
+def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Counterfactual]:
+    """Attributes (each name on each class together), the config, hooks, classes, then the module where it starts."""
+    reference, candidate = dict(pair.reference.model.named_modules()), dict(pair.candidate.model.named_modules())
+    shared = [name for name in candidate if name in reference]
+    settings: dict[str, list[_Setting]] = {}
+    for name in shared:
+        for title, setting in _differing_attributes(reference[name], candidate[name]):
+            settings.setdefault(f"{title} of {name if name else 'the model'}", []).append(setting)
+    merged = _merged(settings)
+    found = [_setting_counterfactual(title, group) for title, group in merged.items()]
+    found += [_setting_counterfactual(title, [setting]) for title, setting in _config(pair)]
+    found += [_replacement(title, names, reference) for title, names in _classes(shared, reference, candidate).items()]
+    found += [_missing(name, reference[name]) for name in _topmost(reference.keys() - candidate.keys())]
+    if type(pair.reference.model) is not type(pair.candidate.model):
+        found.append(_model_class(type(pair.reference.model), type(pair.candidate.model)))
+    if first is not None:
+        path = first.module.partition("#")[0].partition("[")[0]
+        names = [path.rsplit(".", cut)[0] for cut in range(path.count(".") + 1)]
+        found += [
+            replace(_replacement(f"module {name} as a whole", [name], reference), wide=True)
+            for name in names
+            if name in shared and not isinstance(reference[name], (nn.ModuleList, nn.ModuleDict))
+        ]
+    return found
+
+
+def _differing_attributes(reference: nn.Module, candidate: nn.Module) -> Iterator[tuple[str, _Setting]]:
+    if type(reference) is not type(candidate):
+        return  # `_classes` puts the whole module back
+    left, right = vars(reference), vars(candidate)
+    for name in sorted(left.keys() | right.keys()):
+        before, after = left.get(name, _ABSENT), right.get(name, _ABSENT)
+        if name in _HOOKS:
+            if [_code(hook) for hook in before.values()] != [_code(hook) for hook in after.values()]:
+                yield (
+                    f"{name.removeprefix('_').replace('_', ' ')} on {type(candidate).__name__}",
+                    _Setting(candidate, name, before),
+                )
+        elif not name.startswith("_") and name != "training" and _differ(before, after):
+            title = f"{type(candidate).__name__}.{name}: {_show(before)} -> {_show(after)}"
+            yield title, _Setting(candidate, name, before)
+
+
+def _differ(before: Any, after: Any) -> bool:
+    if all(value is _ABSENT or (callable(value) and not isinstance(value, nn.Module)) for value in (before, after)):
+        return _code(before) != _code(after)
+    plain = all(value is _ABSENT or isinstance(value, _PLAIN) or _is_plain_tuple(value) for value in (before, after))
+    return plain and before != after
+
+
+def _is_plain_tuple(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(item, _PLAIN) for item in value)
+
+
+def _code(function: Any) -> Any:
+    """What makes two callables the same: the code of a function or method, whatever it is bound to."""
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", function)
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "the class's own"
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _merged(settings: dict[str, list[_Setting]]) -> dict[str, list[_Setting]]:
+    """The same attribute with the same change on several modules is one thing to put back."""
+    merged: dict[str, list[_Setting]] = {}
+    for title, group in settings.items():
+        merged.setdefault(title.rpartition(" of ")[0], []).extend(group)
+    return {
+        f"{title} ({len(group)} modules)" if len(group) > 1 else _only(title, settings): group
+        for title, group in merged.items()
+    }
+
+
+def _only(title: str, settings: dict[str, list[_Setting]]) -> str:
+    return next(full for full in settings if full.rpartition(" of ")[0] == title)
+
+
+def _setting_counterfactual(title: str, settings: Sequence[_Setting]) -> Counterfactual:
+    first = settings[0]
+    if first.attribute in _HOOKS:
+        fix = "remove the hook"
+    elif first.value is _ABSENT:
+        fix = f"delete the attribute {first.attribute!r}"
+    else:
+        fix = f"set {first.attribute} to {_show(first.value)}"
+    return Counterfactual(title, fix, "code", _setting(tuple(settings)))
+
+
+def _setting(settings: tuple[_Setting, ...]) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        saved = [vars(setting.owner).get(setting.attribute, _ABSENT) for setting in settings]
+        try:
+            for setting in settings:
+                _assign(setting.owner, setting.attribute, setting.value)
+            yield pair
+        finally:
+            for setting, before in zip(settings, saved, strict=True):
+                _assign(setting.owner, setting.attribute, before)
+
+    return apply
+
+
+def _assign(owner: Any, attribute: str, value: Any) -> None:
+    if value is not _ABSENT:
+        vars(owner)[attribute] = value
+    else:
+        vars(owner).pop(attribute, None)
+
+
+def _config(pair: Pair) -> Iterator[tuple[str, _Setting]]:
+    """Entries of a transformers config that differ. Some are read in the forward; the others show in the state."""
+    left, right = (getattr(side.model, "config", None) for side in pair)
+    if left is None or right is None or left is right:
+        return
+    for name in sorted(vars(left).keys() | vars(right).keys()):
+        before, after = vars(left).get(name, _ABSENT), vars(right).get(name, _ABSENT)
+        if name in _CONFIG_IGNORED or name.startswith("_"):
+            continue
+        if before is not after and before != after:
+            yield f"config.{name}: {_show(before)} -> {_show(after)}", _Setting(right, name, before)
+
+
+def differing_config(pair: Pair) -> list[str]:
+    """Names of the config's entries that differ."""
+    return [setting.attribute for _, setting in _config(pair)]
+
+
+def _classes(
+    shared: Sequence[str], reference: dict[str, nn.Module], candidate: dict[str, nn.Module]
+) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in shared:
+        left, right = type(reference[name]), type(candidate[name])
+        if name and left is not right:
+            leaf = name.rpartition(".")[2]
+            label = f"module {name}" if leaf.isdigit() else leaf
+            title = f"class of {label}: {left.__qualname__} -> {right.__qualname__}"
+            groups.setdefault(title, []).append(name)
+    return {f"{title} ({len(names)} modules)" if len(names) > 1 else title: names for title, names in groups.items()}
+
+
+def _replacement(title: str, names: Sequence[str], reference: dict[str, nn.Module]) -> Counterfactual:
+    modules = {name: reference[name] for name in names}
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        model = pair.candidate.model
+        saved = {name: model.get_submodule(name) for name in modules}
+        try:
+            for name, module in modules.items():
+                _place(model, name, module)
+            yield pair
+        finally:
+            for name, module in saved.items():
+                _place(model, name, module)
+
+    return Counterfactual(title, f"use the reference's {type(modules[names[0]]).__name__}", "code", apply)
+
+
+def _topmost(names: Collection[str]) -> list[str]:
+    """The names that lie in no other of them."""
+    return sorted(name for name in names if name.rpartition(".")[0] not in names)
+
+
+def _missing(name: str, module: nn.Module) -> Counterfactual:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        parent, _, leaf = name.rpartition(".")
+        modules = pair.candidate.model.get_submodule(parent)._modules
+        try:
+            modules[leaf] = module
+            yield pair
+        finally:
+            modules.pop(leaf, None)
+
+    kind = "layer" if name.rpartition(".")[2].isdigit() else "module"
+    return Counterfactual(f"{kind} {name}: only the reference has it", f"add {name}", "code", apply)
+
+
+def _model_class(before: type[nn.Module], after: type[nn.Module]) -> Counterfactual:
+    """The reference's code on the candidate's own modules and state."""
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        model = pair.candidate.model
+        try:
+            model.__class__ = before
+            yield pair
+        finally:
+            model.__class__ = after
+
+    title = f"class of the model, whose forward is its own: {before.__qualname__} -> {after.__qualname__}"
+    return Counterfactual(title, f"use {before.__qualname__}", "code", apply)
+
+
+def _place(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent)._modules[leaf] = module

@@ -1,0 +1,152 @@
+"""Parameters and buffers put back to the reference's values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
+from sweeper.verdict.state_changes import Change, Provenance
+
+
+@contextlib.contextmanager
+def put_back(model: nn.Module, changes: Iterable[Change]) -> Iterator[None]:
+    """Gives the named state the reference's values; afterwards the model has its own tensors again.
+
+    A rounded tensor gets the reference's dtype too; any other keeps the candidate's dtype, so that it still runs.
+    """
+    saved: list[tuple[Tensor, Tensor]] = []
+    try:
+        for change in changes:
+            tensor = _tensor(model, change.name)
+            saved.append((tensor, tensor.data))
+            tensor.data = _value(change, tensor)
+        yield
+    finally:
+        for tensor, data in reversed(saved):
+            tensor.data = data
+
+
+@contextlib.contextmanager
+def asked_undone(model: nn.Module, found: Provenance, *, reference: bool) -> Iterator[None]:
+    """Without the rounding that the dtype asked for: around a replay, so that what is left was not asked for.
+
+    The candidate gets the reference's values. State that has no counterpart by name (fused projections, a wrapper) is
+    rounded to the coarser of the two dtypes on both sides instead.
+    """
+    changes = () if reference else found.asked.values()
+    with put_back(model, changes), _rounded(model, found.missing if found.coarser else (), found.coarser):
+        yield
+
+
+@contextlib.contextmanager
+def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> Iterator[None]:
+    tensors = dict(model.state_dict(keep_vars=True))
+    own = {id(tensors[name]): tensors[name] for name in names if name in tensors}
+    saved = [(tensor, tensor.data) for tensor in own.values() if tensor.is_floating_point()]
+    try:
+        for tensor, data in saved:
+            tensor.data = data.to(dtype).to(data.dtype)
+        yield
+    finally:
+        for tensor, data in saved:
+            tensor.data = data
+
+
+def _value(change: Change, tensor: Tensor) -> Tensor:
+    value = change.reference.to(tensor.device)
+    return value if change.rounded_to is not None else value.to(change.candidate.dtype)
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), leaf)
+    return tensor
+
+
+def state_counterfactuals(found: Provenance) -> list[Counterfactual]:
+    """Tables rounded without being asked first, then other buffers, then parameters: each kind of name together."""
+    ordered = sorted([*found.rounded.values(), *found.other.values()], key=_order)
+    result = []
+    for _, group in groupby(ordered, key=_order):
+        result += _grouped(list(group))
+    return result
+
+
+def _order(change: Change) -> tuple[bool, bool, bool]:
+    return change.rounded_to is None, change.kind == "parameter", change.kind == "buffer"
+
+
+def _grouped(changes: Sequence[Change]) -> list[Counterfactual]:
+    """All of them together, to be halved until one is left; one alone is its own."""
+    if len(changes) == 1:
+        return [_counterfactual(changes)]
+    half = len(changes) // 2
+    parts = (*_grouped(changes[:half]), *_grouped(changes[half:]))
+    whole = _counterfactual(changes)
+    return [replace(whole, parts=parts)]
+
+
+def _counterfactual(changes: Sequence[Change]) -> Counterfactual:
+    return Counterfactual(_name(changes), _fix(changes), "state", _apply(tuple(changes)))
+
+
+def _apply(changes: tuple[Change, ...]) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        with put_back(pair.candidate.model, changes):
+            yield pair
+
+    return apply
+
+
+def _name(changes: Sequence[Change]) -> str:
+    first = changes[0]
+    kind = "parameter" if first.kind == "parameter" else "buffer"
+    if len(changes) > 1:
+        return f"{len(changes)} {kind}s, {first.name} to {changes[-1].name}: {_what(first)}"
+    return f"{kind} {first.name}: {_what(first)}"
+
+
+def _what(change: Change) -> str:
+    """What became of the values, in words."""
+    left, right = change.reference, change.candidate.to(change.reference.device)
+    if change.rounded_to is not None:
+        dtypes = f"{_dtype(left.dtype)} -> {_dtype(right.dtype)}"
+        return dtypes if left.dtype != right.dtype else f"rounded to {_dtype(change.rounded_to)}"
+    if left.shape != right.shape:
+        return f"shape {tuple(left.shape)} -> {tuple(right.shape)}"
+    left, right = left.double(), right.double()
+    if left.dim() == 2 and left.shape[0] == left.shape[1] and torch.equal(left.T, right):
+        return "transposed"
+    if left.dim() > 0 and torch.equal(_sorted_rows(left), _sorted_rows(right)):
+        return "the same rows in another order"
+    differing = int((left != right).sum())
+    return f"{differing} of {left.numel()} values differ, by at most {float((left - right).abs().max()):.2g}"
+
+
+def _sorted_rows(tensor: Tensor) -> Tensor:
+    """A number a row that depends on the order of its values, sorted."""
+    rows = tensor.reshape(len(tensor), -1)
+    return (rows * torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype).cos()).sum(1).sort()[0]
+
+
+def _fix(changes: Sequence[Change]) -> str:
+    first = changes[0]
+    if first.rounded_to is None:
+        return f"copy the reference's {first.name.rpartition('.')[2]} over it"
+    if first.kind == "non_persistent_buffer":
+        dtype = _dtype(first.rounded_to)
+        kept = f"or set {first.name} to its {_dtype(first.reference.dtype)} values after the cast"
+        return f"load with from_pretrained(dtype={dtype}) in place of .to({dtype}), {kept}"
+    return f"keep {first.name} in {_dtype(first.reference.dtype)}"
+
+
+def _dtype(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

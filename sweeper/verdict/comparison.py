@@ -1,0 +1,279 @@
+"""Compares any two modules that take keyword tensors: runs, floors, replays, then a verdict."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sweeper.comparator.recording import Recording, record
+from sweeper.comparator.side import Inputs, Outputs, Side, run, sides, text_lengths
+from sweeper.metrics.pair import measure
+from sweeper.verdict.causes.tensors import asked_undone, put_back
+from sweeper.verdict.compared import Compared
+from sweeper.verdict.discrete_choices import flipped, run_with_selections
+from sweeper.verdict.explain import Explanation, explain
+from sweeper.verdict.first_divergence import (
+    FirstDivergence,
+    Trace,
+    first_divergence,
+    outputs_rel_l2,
+    rel_l2,
+    same,
+    trace,
+)
+from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
+from sweeper.verdict.noise_floor import Floor, measure_floor, output_floor
+from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind, Measured, Replayed, Verdict, judge
+from sweeper.verdict.state_changes import Change, Provenance, provenance
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def compare_models(
+    reference: nn.Module, candidate: nn.Module, inputs: Inputs, candidate_inputs: Inputs | None = None
+) -> Comparison:
+    """Says how far two models' outputs are apart, since which module, and what the difference means.
+
+    Both models are left as they were found, bit for bit; they are run some twenty times on these inputs.
+
+    Args:
+        reference, candidate: modules that take keyword tensors; transformers models or not.
+        inputs: keyword arguments, or a sequence of them (several calls, texts in the same order on both sides).
+        candidate_inputs: where the candidate is called differently (packed, padded otherwise); None: the same.
+
+    Raises:
+        AlignmentError: the two sides do not read the same real tokens, or give no common output.
+    """
+    return compare_sides(*sides(reference, candidate, inputs, candidate_inputs))
+
+
+class Comparison(Compared):
+    """What came out. `str()` or a notebook's display gives the summary."""
+
+    @functools.cached_property
+    def modules(self) -> pandas.DataFrame:
+        """One row a module in order of execution: the measures, own and inherited share, floor and replay."""
+        import pandas
+
+        replays = (
+            {module.name: module.output.rel_l2 for module in self.replay_trace.modules} if self.replay_trace else {}
+        )
+        rows = [
+            {
+                "order": module.order,
+                "name": module.name,
+                "module_type": module.module_type,
+                "layer": module.layer,
+                "kind": module.kind,
+                "origin": module.origin,
+                "own_rel_l2": module.own,
+                "floor_rel_l2": self.floor.module(module.name),
+                "replay_rel_l2": replays.get(module.name, math.nan),
+                **module.output.model_dump(),
+            }
+            for module in self.native.modules
+        ]
+        return pandas.DataFrame(rows)
+
+    def explain(self) -> Explanation:
+        """Looks for the cause: puts one thing back at a time, and runs again."""
+        return self._explanation
+
+    @functools.cached_property
+    def _explanation(self) -> Explanation:
+        return explain(self)
+
+    def __repr__(self) -> str:
+        lines = [f"{str(self.verdict.kind).upper()}: {self.verdict.reason}"]
+        if self.first_divergence is not None:
+            lines.append(f"  first divergence: {self.first_divergence}")
+        if self.verdict.decides:
+            lines.append(f"  would decide: {self.verdict.decides}")
+        lines += [f"  {evidence}" for evidence in self.verdict.evidence]
+        if self.native.unaligned:
+            names = list(self.native.unaligned)
+            lines.append(f"  not aligned: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+        if "_explanation" in self.__dict__:
+            lines.append(f"  cause: {self._explanation.cause}")
+        elif self.verdict.kind is not Kind.IDENTICAL:
+            lines.append("  .explain().cause says why")
+        return "\n".join(lines)
+
+
+def compare_sides(reference: Side, candidate: Side) -> Comparison:
+    """`compare_models` for sides that are already laid out, each with its own conditions."""
+    base = record(reference)
+    native = trace(base, candidate)
+    found = provenance(reference.model, candidate.model)
+    lengths = text_lengths(reference, candidate)
+    if _identical(base, native):
+        measured = Measured(identical=True, native=0.0)
+        return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
+    figures, floor = _native_figures(reference, candidate, base, native, found)
+    replay_trace = None
+    try:
+        figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
+        above = figures["native"] > FLOOR_MULTIPLE * floor.level
+        if above and figures["replay"].asked <= figures["replay"].bound:
+            figures["kernel"] = _kernel(candidate, native.outputs, truth)
+    except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
+        figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    measured = Measured(**figures)
+    verdict = judge(measured)
+    first = _first(verdict, native, replay_trace, measured, lengths)
+    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+
+
+def _native_figures(
+    reference: Side, candidate: Side, base: Recording, native: Trace, found: Provenance
+) -> tuple[dict[str, Any], Floor]:
+    """What is known without a replay: fields of `Measured`."""
+    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
+    floor = _noisier_floor(reference, candidate, base, native_rel_l2)
+    base_chosen = run_with_selections(reference)[1]
+    again, chosen = run_with_selections(candidate)
+    flips = flipped(base_chosen, chosen)
+    figures: dict[str, Any] = {
+        "identical": False,
+        "native": native_rel_l2,
+        "nonfinite": _nonfinite(base.outputs, native.outputs),
+        "floor": floor.level,
+        "floor_spread": floor.spread,
+        "floor_samples": len(floor.nudged),
+        "rebatched": floor.rebatched,
+        "layers": _by_layer(native, floor),
+        "repeatable": _same_bits(native.outputs, again),
+        "training": _left_training(reference.model, candidate.model),
+        "asked": f"{_short(found.reference_dtype)} -> {_short(found.candidate_dtype)}" if found.asked else None,
+        "rounded": tuple(sorted(found.rounded)),
+        "other": tuple(sorted(found.other)),
+        "missing": found.missing,
+        "flips": flips.share if flips else None,
+        "flipping": flips.modules if flips else (),
+    }
+    return figures, floor
+
+
+def _identical(base: Recording, native: Trace) -> bool:
+    modules = all(same(module.output) for module in native.modules)
+    outputs = all(name in native.outputs for name in base.outputs) and outputs_rel_l2(base.outputs, native.outputs) == 0
+    return modules and outputs
+
+
+def _noisier_floor(reference: Side, candidate: Side, base: Recording, native: float) -> Floor:
+    """The reference's floor; where the difference exceeds it, that of the noisier side (another dtype, autocast)."""
+    floor = measure_floor(reference, base)
+    if native <= FLOOR_MULTIPLE * floor.level:
+        return floor
+    return max(floor, measure_floor(candidate), key=lambda floor: floor.level)
+
+
+def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
+    return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in reference if name in candidate)
+
+
+def _same_bits(first: Outputs, second: Outputs) -> bool:
+    return all(measure(first[name], second[name]).equal_fraction == 1 for name in first)
+
+
+def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
+    """Native over floor of the output of each layer."""
+    layers = [module for module in native.modules if module.kind == "layer" and floor.module(module.name) > 0]
+    return tuple(module.output.rel_l2 / floor.module(module.name) for module in layers)
+
+
+def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
+    modes = {name: module.training for name, module in reference.named_modules()}
+    return sum(module.training and not modes.get(name, False) for name, module in candidate.named_modules())
+
+
+def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[int]) -> tuple[Replayed, Trace, Outputs]:
+    """Both sides in float64; also the candidate with what was asked for, and what was not, put back."""
+    with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, left):
+        base = record(side)
+        noise = output_floor(side, base.outputs)
+    with replayed(candidate) as (side, _):
+        as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked else None
+    asked, asked_trace, right = _replay_candidate(base, candidate, found, [])
+    policy = None
+    if found.rounded:
+        policy = _replay_candidate(base, candidate, found, found.rounded.values())[0]
+    replay = Replayed(
+        precision=str(left if left.lower else right),
+        eps=_replay_eps(left, right),
+        as_loaded=asked if as_loaded is None else as_loaded,
+        asked=asked,
+        policy=policy,
+        noise=noise,
+    )
+    return _signed(replay, base.outputs, asked_trace.outputs, lengths), asked_trace, base.outputs
+
+
+def _replay_candidate(
+    base: Recording, candidate: Side, found: Provenance, changes: Iterable[Change]
+) -> tuple[float, Trace, Precision]:
+    """rel_l2 of the candidate's replay, with what was asked for and `changes` put back, against the reference's."""
+    model = candidate.model
+    with (
+        asked_undone(model, found, reference=False),
+        put_back(model, changes),
+        replayed(candidate) as (side, precision),
+    ):
+        traced = trace(base, side, own=False)
+    return outputs_rel_l2(base.outputs, traced.outputs), traced, precision
+
+
+def _replay_eps(left: Precision, right: Precision) -> float:
+    """What the replay can tell apart. Code that rounds to 16 bits on one side only is a difference, not a limit."""
+    either = max(left.eps, right.eps)
+    return max(min(left.eps, right.eps), min(either, torch.finfo(torch.float32).eps))
+
+
+def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
+    """With the first shared output that differs (else the first) text by text, and position by position."""
+    shared = [name for name in reference if name in candidate]
+    differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
+    name = next(differing, shared[0])
+    left, right = reference[name], candidate[name]
+    of_texts = len(left) == len(lengths) < sum(lengths)  # pooled: a row a text
+    rows = [1] * len(lengths) if of_texts else lengths
+    if len(left) != sum(rows):
+        return replay
+    texts = tuple(rel_l2(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True))
+    if of_texts:
+        return replace(replay, texts=texts)
+    position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
+    doubling_N = torch.frexp(position_N.float()).exponent  # 0, 1, 2 for 2 and 3, 3 for 4 to 7, ...
+    places = [doubling_N == place for place in range(int(doubling_N.max()) + 1)]
+    return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))
+
+
+def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:
+    """Error of the candidate to the high-precision truth over that of eager attention in its own precision."""
+    if attention_implementation(candidate.model) in (None, "eager"):
+        return None
+    with attention(candidate.model, "eager"):
+        eager = outputs_rel_l2(truth, run(candidate))
+    return outputs_rel_l2(truth, outputs) / eager if eager else None
+
+
+def _first(
+    verdict: Verdict, native: Trace, replay_trace: Trace | None, measured: Measured, lengths: list[int]
+) -> FirstDivergence | None:
+    """By more than rounding where there is more: then the replay, which has none, shows where it starts."""
+    if verdict.kind in (Kind.POLICY, Kind.SEMANTIC) and replay_trace is not None and measured.replay is not None:
+        found = first_divergence(replay_trace.modules, lengths, measured.replay.bound)
+        if found is not None:
+            return found
+    return first_divergence(native.modules, lengths)
+
+
+def _short(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

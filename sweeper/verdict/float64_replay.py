@@ -1,0 +1,176 @@
+"""Runs a model again in float64, with its parameters and buffers as they were loaded.
+
+A table that was rounded to bfloat16 keeps its rounding: its values are converted, never computed again. What the code
+itself fixes to float32 ("islands": RMSNorm, rotary embeddings, softmax) is lifted to float64 too, and every operation
+that stayed below float64 all the same is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from sweeper.comparator.side import Call, Side, Switch
+
+_LOWER = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Precision:
+    """What a replay really reached.
+
+    Attributes:
+        lower: operations that gave a floating-point result below float64, with their counts.
+        eps: the machine epsilon of the coarsest such result; float64's where there is none.
+        lifted: how many operations were asked for float32 and ran in float64.
+        attention: the backend that the replay ran in place of the model's, or None.
+    """
+
+    lower: Counter[str] = field(default_factory=Counter)
+    eps: float = torch.finfo(torch.float64).eps
+    lifted: int = 0
+    attention: str | None = None
+
+    def __str__(self) -> str:
+        if not self.lower:
+            return f"float64 throughout ({self.lifted} float32 islands lifted)"
+        return "float64 but for " + ", ".join(f"{name} ({count}x)" for name, count in self.lower.most_common(3))
+
+
+class Lift(TorchFunctionMode):
+    """Turns float32 targets into float64, and lower operands that come from outside the model's state as well."""
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self._precision = precision
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in ("__get__", "__set__"):
+            return func(*args, **kwargs)
+        if func is Tensor.float:
+            func = Tensor.double
+            self._precision.lifted += 1
+        if not (name.endswith("_") or "out" in kwargs):  # what is written in place must stay the same tensor
+            args, kwargs = tree_map(self._lifted, (args, kwargs))
+        result = func(*args, **kwargs)
+        lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
+        if lower:
+            self._precision.lower[name] += 1
+            self._precision.eps = max(self._precision.eps, *(torch.finfo(dtype).eps for dtype in lower))
+        return result
+
+    def _lifted(self, leaf: Any) -> Any:
+        if leaf is torch.float32:
+            self._precision.lifted += 1
+            return torch.float64
+        if isinstance(leaf, Tensor) and leaf.dtype in _LOWER:
+            return leaf.to(torch.float64) if not isinstance(leaf, nn.Parameter) else leaf.detach().to(torch.float64)
+        return leaf
+
+
+@contextlib.contextmanager
+def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
+    """The same side in float64, for as long as the context lasts.
+
+    The model's own tensors are set aside and come back, the very objects, at the end. Attention backends that have no
+    float64 are replaced by eager, and so is the product of a mixture's experts; scaled dot product attention runs its
+    MATH kernel.
+    """
+    precision = Precision()
+    calls = tuple(Call(_double_kwargs(call.kwargs), call.forward) for call in side.calls)
+    implementation = attention_implementation(side.model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(doubled(side.model))
+        # the grouped product that transformers runs a mixture of experts with refuses float64
+        stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))
+        if implementation not in (None, "eager", "sdpa"):
+            stack.enter_context(attention(side.model, "eager"))
+            precision.attention = "eager"
+            if str(implementation).startswith("flash"):
+                calls = tuple(_without_cache(side.model, call) for call in calls)
+        float64 = Switch("float64", "", _conditions(precision))  # in place of all that the side ran under
+        yield replace(side, calls=calls, switches={"replay": float64}), precision
+
+
+def _without_cache(model: nn.Module, call: Call) -> Call:
+    """Flash attention reads packing from position_ids; eager finds it only without a cache."""
+    return Call({**call.kwargs, "use_cache": False}, call.forward) if hasattr(model, "config") else call
+
+
+def _double_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in kwargs.items()
+    }
+
+
+def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def conditions() -> Iterator[None]:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with (
+                torch.autocast("cpu", enabled=False),
+                torch.autocast("cuda", enabled=False),
+                sdpa_kernel(SDPBackend.MATH),
+                Lift(precision),
+            ):
+                yield
+        finally:
+            torch.set_default_dtype(default)
+
+    return conditions
+
+
+@contextlib.contextmanager
+def doubled(model: nn.Module) -> Iterator[None]:
+    """The model's state in float64, value for value; afterwards the same tensors as before."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
+    saved = [(tensor, tensor.data) for tensor in tensors.values()]
+    try:
+        for tensor, data in saved:
+            tensor.data = data.double()
+        yield
+    finally:
+        for tensor, data in saved:
+            tensor.data = data
+
+
+def attention_implementation(model: nn.Module) -> str | None:
+    """transformers' name of the attention backend; None for other models."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def attention(model: nn.Module, implementation: str) -> contextlib.AbstractContextManager[None]:
+    """Switches a transformers model's attention backend, and back."""
+    return _configured(model, "_attn_implementation_internal", implementation)
+
+
+@contextlib.contextmanager
+def _configured(model: nn.Module, setting: str, value: str) -> Iterator[None]:
+    """Changes a setting of all configs of a transformers model, and back."""
+    configs: dict[int, Any] = {
+        id(module.config): module.config
+        for module in model.modules()
+        if hasattr(module, "config") and hasattr(module.config, setting)
+    }
+    saved = [(config, getattr(config, setting)) for config in configs.values()]
+    try:
+        for config, _ in saved:
+            setattr(config, setting, value)
+        yield
+    finally:
+        for config, before in saved:
+            setattr(config, setting, before)

@@ -1,0 +1,170 @@
+"""The noise floor, measured: how far a model's outputs move under changes that alter no meaning.
+
+Every module's result is nudged by up to one unit in the last place, at random: Monte Carlo arithmetic (Parker 1997,
+"Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic") with the module as the operation. Beside
+it the batch is run in another order and row by row, which changes the kernels' shapes and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.comparator.recording import Recording, record
+from sweeper.comparator.side import Call, Outputs, Side, run
+from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
+
+
+@dataclass
+class Floor:
+    """What one side's outputs do under changes without meaning.
+
+    Attributes:
+        nudged: rel_l2 of the outputs, one a seed.
+        rebatched: the same for other batch shapes, by what was done; empty where there is one row only.
+        modules: rel_l2 of every module under nudges, one a seed.
+    """
+
+    nudged: list[float] = field(default_factory=list)
+    rebatched: dict[str, float] = field(default_factory=dict)
+    modules: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def level(self) -> float:
+        """The root mean square of the nudged samples, or the largest effect of another batch shape if that is more."""
+        return max([_rms(self.nudged), *self.rebatched.values()])
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        return min(self.nudged), max(self.nudged)
+
+    def module(self, name: str) -> float:
+        """Level of one module; NaN where it was not measured."""
+        return _rms(self.modules[name]) if self.modules.get(name) else math.nan
+
+
+def _rms(samples: list[float]) -> float:
+    return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
+
+
+def measure_floor(side: Side, base: Recording | None = None, *, seeds: int = 4) -> Floor:
+    """Runs a side again and again with changes that alter no meaning.
+
+    Args:
+        base: its own run without any; taken where it is not given.
+        seeds: how many nudged runs.
+    """
+    base = record(side) if base is None else base
+    floor = Floor()
+    for seed in range(seeds):
+        with nudged(side.model, seed):
+            again = record(side)
+        floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs))
+        for name, recorded in again.modules.items():
+            if name in base.modules:
+                floor.modules.setdefault(name, []).append(rel_l2(base.modules[name].output(), recorded.output()))
+    with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
+        for name, outputs in _rebatched(side):
+            floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs)
+    return floor
+
+
+def output_floor(side: Side, base: Outputs, *, seeds: int = 3) -> float:
+    """The level of nudges on the outputs alone: all that a replay's collapse is judged by."""
+    samples = []
+    for seed in range(seeds):
+        with nudged(side.model, seed):
+            samples.append(outputs_rel_l2(base, run(side)))
+    return _rms(samples)
+
+
+@contextlib.contextmanager
+def nudged(model: nn.Module, seed: int) -> Iterator[None]:
+    """Multiplies every module's result by 1 + eps u, u uniform in [-1, 1], and rounds to its dtype again."""
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def nudge(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        generator = generators.setdefault(value.device, torch.Generator(value.device).manual_seed(seed))
+        noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float64)
+        eps = torch.finfo(value.dtype).eps
+        return (value.double() * (1 + eps * (2 * noise - 1))).to(value.dtype)
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return nudge(output)
+        return tuple(map(nudge, output)) if type(output) is tuple else None
+
+    # prepended: whoever listens to a module sees what was made of its result
+    handles = [module.register_forward_hook(hook, prepend=True) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rebatched(side: Side) -> Iterator[tuple[str, Outputs]]:
+    """The rows of each call in reverse order, and one by one; in the order of the original all the same."""
+    if not all(_has_rows(call) for call in side.calls):
+        return
+    yield "rows in reverse order", _run_in_groups(side, reverse=True)
+    yield "rows one by one", _run_in_groups(side, reverse=False)
+
+
+def _has_rows(call: Call) -> bool:
+    B = len(call.forward.inputs["input_ids"])
+    tensors = [value for value in call.kwargs.values() if isinstance(value, Tensor)]
+    return B > 1 and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
+
+
+def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:
+    """Reversed: one call with its rows from last to first. Else a call a row."""
+    pieces: dict[str, list[Tensor]] = {}
+    for call in side.calls:
+        B = len(call.forward.inputs["input_ids"])
+        groups = [list(range(B))[::-1]] if reverse else [[row] for row in range(B)]
+        for name, tensor in run(replace(side, calls=tuple(_rows_of(call, group) for group in groups))).items():
+            pieces.setdefault(name, []).append(_in_order(tensor, call, groups))
+    return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+
+
+def _rows_of(call: Call, group: list[int]) -> Call:
+    """The same call with these rows only, in this order."""
+    forward, T = call.forward, call.forward.inputs["input_ids"].shape[1]
+    index = torch.tensor(group, device=forward.row_N.device)
+    token = torch.cat([(forward.row_N == row).nonzero()[:, 0] for row in group])
+    place_B = torch.zeros(len(forward.inputs["input_ids"]), dtype=torch.int64, device=index.device)
+    place_B[index] = torch.arange(len(group), device=index.device)
+    row_N, column_N = place_B[forward.row_N[token]], forward.column_N[token]
+    kwargs = {key: value[index] if isinstance(value, Tensor) else value for key, value in call.kwargs.items()}
+    text_N = forward.text_N[token.cpu()]
+    moved = replace(
+        forward,
+        inputs={"input_ids": forward.inputs["input_ids"][index]},
+        row_N=row_N,
+        column_N=column_N,
+        flat_N=row_N * T + column_N,
+        text_N=text_N,
+        position_N=forward.position_N[token.cpu()],
+        lengths=tuple(torch.unique_consecutive(text_N, return_counts=True)[1].tolist()),
+    )
+    return Call(kwargs, moved)
+
+
+def _in_order(tensor: Tensor, call: Call, groups: list[list[int]]) -> Tensor:
+    """Rows that came group by group, back in the order of the call."""
+    order = [row for group in groups for row in group]
+    if len(tensor) == len(call.forward.flat_N):
+        row_N = call.forward.row_N
+        came = torch.cat([(row_N == row).nonzero()[:, 0] for row in order])
+    else:
+        came = torch.tensor(order, device=tensor.device)
+    return tensor[came.argsort()]

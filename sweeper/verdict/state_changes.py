@@ -1,0 +1,149 @@
+"""What became of each parameter and buffer: asked for, rounded without being asked, or something else altogether."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.models.state import StateEntry, state_of
+
+_ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor that differs between the sides.
+
+    Attributes:
+        name, kind: as in `sweeper.models.state`.
+        reference, candidate: the two tensors, shared with the models.
+        rounded_to: the dtype whose rounding explains the difference; None where none does.
+    """
+
+    name: str
+    kind: str
+    reference: Tensor
+    candidate: Tensor
+    rounded_to: torch.dtype | None
+
+
+@dataclass
+class Provenance:
+    """The differing state of two models.
+
+    Attributes:
+        asked: persistent state that is the other side's rounded, where the models' own dtypes differ.
+        rounded: rounded without being asked: tables that no file holds, or single tensors.
+        other: holds other values.
+        missing: names that only one side has.
+        reference_dtype, candidate_dtype: of most of the parameters' elements; None without parameters.
+    """
+
+    asked: dict[str, Change] = field(default_factory=dict)
+    rounded: dict[str, Change] = field(default_factory=dict)
+    other: dict[str, Change] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    reference_dtype: torch.dtype | None = None
+    candidate_dtype: torch.dtype | None = None
+
+    @property
+    def coarser(self) -> torch.dtype | None:
+        """The coarser of the two dtypes, which the rounding asked for leads to; None where they are the same."""
+        if self.reference_dtype is None or self.candidate_dtype is None or self.reference_dtype == self.candidate_dtype:
+            return None
+        return max(self.reference_dtype, self.candidate_dtype, key=_eps)
+
+
+def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
+    """Compares every parameter and buffer, non-persistent ones too.
+
+    A dtype asked for rounds what a file holds: parameters and persistent buffers. A table that the model computes for
+    itself (`persistent=False`, such as `inv_freq`) is not covered by it: loading in that dtype leaves it alone.
+    """
+    left, right = aligned_states(reference, candidate)
+    found = Provenance(
+        missing=tuple(sorted(left.keys() ^ right.keys())),
+        reference_dtype=_main_dtype(left),
+        candidate_dtype=_main_dtype(right),
+    )
+    asks = found.reference_dtype != found.candidate_dtype
+    for name in [name for name in left if name in right]:
+        change = _change(name, left[name], right[name])
+        if change is None:
+            continue
+        if change.rounded_to is None:
+            found.other[name] = change
+        elif asks and change.kind != "non_persistent_buffer" and _of_main_dtypes(change, found):
+            found.asked[name] = change
+        else:
+            found.rounded[name] = change
+    return found
+
+
+def aligned_states(reference: nn.Module, candidate: nn.Module) -> tuple[dict[str, StateEntry], dict[str, StateEntry]]:
+    """Parameters and buffers of both, by the candidate's names where one side is the other's model in a wrapper.
+
+    A wrapper (`module.` of DataParallel, `_orig_mod.` of torch.compile) puts one prefix before every name. Where a
+    single name does not fit that, all stay.
+    """
+    left, right = state_of(reference), state_of(candidate)
+    if not left or not right:
+        return left, right
+    ours, theirs = next(iter(left)), next(iter(right))
+    if ours.endswith(f".{theirs}"):
+        renamed = {name.removeprefix(ours.removesuffix(theirs)): entry for name, entry in left.items()}
+    else:
+        renamed = {theirs.removesuffix(ours) + name: entry for name, entry in left.items()}
+    return (renamed if renamed.keys() == right.keys() else left), right
+
+
+def _of_main_dtypes(change: Change, found: Provenance) -> bool:
+    """Whether the rounding is no coarser than the coarser of the two models' dtypes."""
+    dtypes = [dtype for dtype in (found.reference_dtype, found.candidate_dtype) if dtype is not None]
+    return change.rounded_to is not None and _eps(change.rounded_to) <= max(map(_eps, dtypes))
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _main_dtype(state: Mapping[str, StateEntry]) -> torch.dtype | None:
+    sizes: dict[torch.dtype, int] = {}
+    for entry in state.values():
+        if entry.kind == "parameter" and entry.tensor.is_floating_point():
+            sizes[entry.tensor.dtype] = sizes.get(entry.tensor.dtype, 0) + entry.tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
+
+
+def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
+    reference, candidate = left.tensor, right.tensor.to(left.tensor.device)
+    if reference.shape == candidate.shape and _same_values(reference, candidate):
+        return None
+    return Change(name, left.kind, reference, right.tensor, _rounded_to(reference, candidate))
+
+
+def _same_values(left: Tensor, right: Tensor) -> bool:
+    if left.dtype == right.dtype:
+        return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
+    return left.is_floating_point() == right.is_floating_point() and torch.equal(left.double(), right.double())
+
+
+def _rounded_to(reference: Tensor, candidate: Tensor) -> torch.dtype | None:
+    """The dtype that rounds one side's values to the other's, bit for bit; or of which both can be roundings."""
+    if reference.shape != candidate.shape or not (reference.is_floating_point() and candidate.is_floating_point()):
+        return None
+    left, right = reference.double(), candidate.double()
+    for dtype in _ROUNDING:
+        if torch.equal(reference.to(dtype).double(), right) or torch.equal(candidate.to(dtype).double(), left):
+            return dtype
+    if reference.dtype == candidate.dtype:
+        return None
+    # bfloat16 against float16: half a unit of each, and float16 has nothing below its smallest number
+    size = torch.maximum(left.abs(), right.abs())
+    halves = (_eps(reference.dtype) + _eps(candidate.dtype)) / 2
+    tiny = max(torch.finfo(dtype).smallest_normal * _eps(dtype) for dtype in (reference.dtype, candidate.dtype))
+    coarser = max(reference.dtype, candidate.dtype, key=_eps)
+    return coarser if bool(((left - right).abs() <= halves * size + tiny).all()) else None

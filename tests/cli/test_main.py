@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper.cli import compose
+from sweeper.cli import main as cli
+from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Positions, Settings
+from sweeper.errors import CheckpointError
+from tests.composing import write_grid
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = ("checkpoint=tiny_llama", "device=cpu", "dry_run=true")
+
+
+def sweeper(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sweeper", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_help_lists_all_axes_grids_and_settings(tmp_path: Path) -> None:
+    done = sweeper("--help", "--config-dir", str(write_grid(tmp_path, "my_own", "dtype: float16\n")), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for kind in (Dtype, LoadStrategy, Attention, Layout, Positions):
+        assert all(value in done.stdout for value in kind)
+    for path in ROOT.glob("conf/*/*.yaml"):
+        assert path.stem in done.stdout or path.parent.name not in ("checkpoint", "grid", "inputs", "numerics")
+    assert all(setting in done.stdout for setting in Settings.model_fields)
+    assert "my_own" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+def test_help_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
+    done = sweeper("--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sweeper.cli.help" in imported
+    assert not imported & {"torch", "transformers", "hydra", "wandb", "pandas", "pyarrow"}
+
+
+def test_threads_spin_briefly_unless_somebody_chose_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, expected in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)):
+        with monkeypatch.context() as context:
+            for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+                context.delenv(name, raising=False)
+            for name, value in chosen.items():
+                context.setenv(name, value)
+            context.setattr(os, "environ", dict(os.environ))
+            cli._let_threads_rest()
+            assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize("order", ["-m {}", "{} -m", "+grid=load_strategy -m dtype=float16", "{}"])
+def test_minus_m_may_stand_anywhere_and_be_left_out(tmp_path: Path, order: str) -> None:
+    done = sweeper(*PLAN, *order.format("+grid=load_strategy dtype=float16").split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 cells to run" in done.stdout
+    assert "dtype=float16" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # neither Hydra nor a dry run writes anything
+
+
+def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> None:
+    body = "defaults: [{override /checkpoint: mine}]\nhydra: {sweeper: {params: {dtype: 'float32,float16'}}}\n"
+    conf = write_grid(tmp_path, "own", body)
+    (conf / "checkpoint").mkdir()
+    (conf / "checkpoint" / "mine.yaml").write_text(
+        "{source: folder, name: mine, path: /nowhere, head: base, pooling: mean}"
+    )
+    done = sweeper("+grid=own", "--config-dir", str(conf), "device=cpu", "dry_run=true", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "checkpoint=mine" in done.stdout
+    assert f"folder: {Path('outputs/own')}" in done.stdout
+    assert "2 cells to run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("dtype=fp32", "type dtype=float32"),
+        ("checkpoint=nope", "checkpoint: no config named 'nope'. Allowed: folder, hub, "),
+        ("numerics=default,nope", "numerics: no config named 'nope'. Allowed: "),
+        ("dtyp=float32", "did you mean dtype?"),
+        ("wandb.mod=offline", "did you mean wandb.mode?"),
+        ("checkpoint.sed=1", "checkpoint.sed: no such setting"),
+        ("+grid=bf16_vs_fp32,load_strategy", "one grid at a time"),
+        ("grid=load_strategy", "+grid=NAME"),
+        ("+grid=nope", "grid: no config named 'nope'. Allowed: attention_backends, "),
+        ("checkpoint=folder", "checkpoint.path: a value is missing; type checkpoint.path=..."),
+        ("reference={dtyp:float32}", "reference.dtyp: no such axis"),
+        ("reference.dtype=float64", "write the whole reference"),
+        ("hydra.sweeper.exclude=[{attention:sdpa}]", "no cell is left"),
+        ("dtype", "cannot read 'dtype'; write KEY=VALUE"),
+        ("--nope", "--nope: no such option"),
+        ("--run", "--run: no such option"),
+        ("--config-dir", "expected one argument"),
+        ("--config-dir /nowhere/at/all", "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: str, part: str) -> None:
+    done = sweeper(*PLAN, *arguments.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert part in done.stderr
+
+
+def test_a_list_in_the_params_is_bad_input(tmp_path: Path) -> None:
+    conf = write_grid(tmp_path, "mine", "hydra: {sweeper: {params: {dtype: [float32, bfloat16]}}}\n")
+    done = sweeper(*PLAN, "--config-dir", str(conf), "+grid=mine", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "write it as a comma string: dtype: float32,bfloat16" in done.stderr
+
+
+def test_full_error_keeps_the_traceback(tmp_path: Path) -> None:
+    done = sweeper(*PLAN, "dtype=fp32", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in done.stderr
+    assert "ConfigError: dtype: " in done.stderr
+
+
+def test_cfg_prints_the_composed_config(tmp_path: Path) -> None:
+    done = sweeper("+grid=load_strategy", "-m", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "load_strategy: dtype_at_load" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [(0, 0), (1, 1), (KeyboardInterrupt(), 130), (CheckpointError("no network"), 1)],
+)
+def test_what_a_sweep_ends_with_reaches_the_shell(
+    monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException, code: int
+) -> None:
+    def carry_out(request: object) -> int:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(cli, "carry_out", carry_out)
+    monkeypatch.setattr(sys, "argv", ["sweeper", *PLAN])
+    assert compose.start(cli.config_folder()) == code
+    assert "HYDRA_FULL_ERROR" not in os.environ

@@ -1,0 +1,170 @@
+"""Two models side by side give what two recorded runs give, whatever the bound on what waits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sweeper.comparator.hooks import ModuleOutput, capture
+from sweeper.comparator.in_turns import InStep, SideBySide, Turn, twin
+from sweeper.comparator.module_pairs import ModulePairs
+from sweeper.config import Layout, Positions
+from sweeper.errors import AlignmentError
+from sweeper.inputs.layout import Forward, lay_out
+from sweeper.metrics.pair import measure
+
+
+class Block(nn.Module):
+    """Overwrites the output of its own first module, as an in-place activation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+        self.down = nn.Linear(8, 8)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD + self.down(self.up(hidden_BTD).relu_())
+
+
+class Model(nn.Module):
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden_BTD = self.embed(input_ids)
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD)
+        return hidden_BTD
+
+
+@pytest.fixture
+def models() -> tuple[Model, Model]:
+    torch.manual_seed(0)
+    reference = Model()
+    candidate = copy.deepcopy(reference).to(torch.bfloat16)
+    return reference, candidate
+
+
+def forward(texts: list[list[int]]) -> Forward:
+    indices = range(len(texts))
+    options = {"layout": Layout.PADDED_RIGHT, "positions": Positions.IMPLICIT, "pad_id": 0, "device": "cpu"}
+    return lay_out(texts, indices, **options)[0]
+
+
+def recorded(model: Model, batches: list[Forward]) -> dict[str, Tensor]:
+    pieces: dict[str, list[Tensor]] = {}
+
+    def take(output: ModuleOutput) -> None:
+        pieces.setdefault(output.name, []).append(output.tensor_NF.clone())
+
+    with torch.inference_mode(), capture(model, take) as running:
+        for batch in batches:
+            running.begin(batch)
+            model(**batch.inputs)
+    return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("turn_bytes", [1, 1000, 2**30])
+def test_equals_recorded_runs(models: tuple[Model, Model], turn_bytes: int, learned: bool) -> None:
+    batches = [forward([[1, 2, 3], [4]]), forward([[5, 6], [7, 8]]), forward([[9, 10, 11, 12]])]
+    reference, candidate = (recorded(model, batches) for model in models)
+    side_by_side = SideBySide(*models, turn_bytes=turn_bytes)
+    if learned:
+        side_by_side.learn(batches[0], batches[0])
+    with torch.inference_mode(), side_by_side as together:
+        outputs = [together.run(batch, batch) for batch in batches]
+    for batch, pair in zip(batches, outputs, strict=True):
+        assert all(torch.equal(output, model(**batch.inputs)) for output, model in zip(pair, models, strict=True))
+    figures = together.finish()
+    assert list(figures) == list(reference)
+    for name, measures in figures.items():
+        alone = measure(reference[name], candidate[name])
+        close = {"mean_abs", "rms", "rel_l2", "sqnr_db", "cosine"}
+        assert measures.model_dump(exclude=close) == alone.model_dump(exclude=close), name
+        assert measures.rel_l2 == pytest.approx(alone.rel_l2, rel=1e-12)
+
+
+class Island(nn.Module):
+    """Turns autocast off around a module, as transformers does around what needs float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.island, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        hidden_BTD = self.first(hidden_BTD)
+        with torch.autocast("cpu", enabled=False):
+            hidden_BTD = self.island(hidden_BTD.float())
+        return self.last(hidden_BTD)
+
+
+@pytest.mark.parametrize("turn_bytes", [1, 2**30])
+def test_each_side_keeps_the_conditions_of_its_own(turn_bytes: int) -> None:
+    torch.manual_seed(0)
+    model, places = Island(), forward([[1, 2, 3]])
+    hidden_BTD = torch.randn(1, 3, 8)
+    conditions: tuple[Turn, Turn] = nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)
+    pairs = ModulePairs()
+    in_step = InStep(pairs, conditions=conditions, turn_bytes=turn_bytes)
+    models = model, twin(model)
+    with capture(models[0], in_step.give) as left, capture(models[1], in_step.take) as right, torch.inference_mode():
+        left.begin(places)
+        right.begin(places)
+        outputs = in_step.run(lambda: models[0](hidden_BTD), lambda: models[1](hidden_BTD))
+        pairs.end_batch()
+    assert not torch.is_autocast_enabled("cpu")
+    dtypes = {name: (pair.reference_dtype, pair.candidate_dtype) for name, pair in pairs.modules.items()}
+    assert dtypes == {
+        "first": ("float32", "bfloat16"),
+        "island": ("float32", "float32"),
+        "last": ("float32", "bfloat16"),
+    }
+    for output, around in zip(outputs, conditions, strict=True):
+        with around(), torch.inference_mode():
+            assert torch.equal(output, model(hidden_BTD))
+
+
+def test_a_twin_shares_all_tensors_and_has_structure_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    other = twin(model)
+    assert all(mine is its for mine, its in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(mine is its for mine, its in zip(model.buffers(), other.buffers(), strict=True))
+    other.register_forward_hook(lambda *_: None)
+    other[0].out_features = 7
+    assert (model._forward_hooks, model[0].out_features) == ({}, 2)
+
+
+def test_nothing_is_hooked_behind_the_context(models: tuple[Model, Model]) -> None:
+    with SideBySide(*models):
+        pass
+    assert not any(module._forward_hooks for model in models for module in model.modules())
+
+
+@pytest.mark.parametrize("blocks", [(2, 3), (3, 2)])
+def test_other_modules_are_an_error(blocks: tuple[int, int]) -> None:
+    batch = forward([[1, 2, 3]])
+    with (
+        torch.inference_mode(),
+        SideBySide(*(Model(number) for number in blocks), turn_bytes=1) as together,
+        pytest.raises(AlignmentError, match=r"the (reference|candidate): blocks\.2, blocks\.2\.down, blocks\.2\.up"),
+    ):
+        together.run(batch, batch)
+
+
+def test_an_error_of_one_side_is_raised_and_the_next_batch_runs(models: tuple[Model, Model]) -> None:
+    batch = forward([[1, 2, 3]])
+    wrong = dataclasses.replace(batch, inputs={"input_ids": torch.tensor([[1, 2, 99]])})
+    with torch.inference_mode(), SideBySide(*models, turn_bytes=1) as together:
+        for pair in ((batch, wrong), (wrong, batch)):
+            with pytest.raises(IndexError):
+                together.run(*pair)
+        together.run(batch, batch)
+    assert together.finish()["embed"].numel > 0

@@ -1,0 +1,229 @@
+"""The fused kernels against their twin in plain torch; on a GPU, or in Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from sweeper.comparator.hooks import ModuleOutput
+from sweeper.comparator.module_pairs import ModulePairs
+from sweeper.metrics import pair as pair_module
+from sweeper.metrics.pair import PairAccumulator
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from sweeper.metrics.cuda import pair as fused
+from sweeper.metrics.sums import Count, Pair, Real, State
+from sweeper.metrics.tables import Tables
+from tests.metrics import twin
+from tests.metrics.twin import assert_same, by_the_twin, spoil
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(1, 1), (5, 24), (3, 257), (37, 8)]
+if DEVICE == "cuda":
+    SHAPES += [(700, 1024), (3, 151_669), (3, 151_936), (16_384, 128), (513, 3072)]
+
+
+def a_pair(
+    shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    reference_NF, candidate_NF = twin.a_pair(shape, reference, candidate, scale)
+    return reference_NF.to(DEVICE), candidate_NF.to(DEVICE)
+
+
+def by_the_kernels(pairs: list[tuple[Tensor, Tensor]]) -> State:
+    state = PairAccumulator(pairs[0][0].dtype, pairs[0][1].dtype, DEVICE).state
+    fused.update([Pair(state, *pair) for pair in pairs])
+    return State(state.reals.cpu(), state.counts.cpu())
+
+
+@pytest.mark.parametrize("candidate", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("reference", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_twin(shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype) -> None:
+    pair = a_pair(shape, reference, candidate)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nan_and_inf_are_counted(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    pair = a_pair(shape, dtype, dtype)
+    spoil(*pair)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.fixture
+def rows_of_16_are_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plans are kept by address and shape, which other tests may have too."""
+    monkeypatch.setattr(fused, "_LONG_ROW", 16)
+    fused._plan.cache_clear()
+    yield
+    fused._plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 24), (3, 257)], ids=str)
+def test_long_rows(shape: tuple[int, int], dtype: torch.dtype, rows_of_16_are_long: None) -> None:
+    pair = a_pair(shape, dtype, dtype)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+    spoil(*pair)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-38, 6e-8, 3e4, 1e38])
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_tiny_and_huge(dtype: torch.dtype, scale: float) -> None:
+    pair = a_pair((5, 24), dtype, dtype, scale)
+    assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_signs_and_zeros_have_the_twins_ulp_distance(dtype: torch.dtype) -> None:
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, largest, -largest, smallest, -smallest], dtype=dtype, device=DEVICE)
+    for reference, candidate in torch.cartesian_prod(torch.arange(8), torch.arange(8)).tolist():
+        pair = values[reference].reshape(1, 1), values[candidate].reshape(1, 1)
+        assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_views(dtype: torch.dtype) -> None:
+    """Rows apart, columns apart, transposed, and starting at an odd address."""
+    reference_NF, candidate_NF = a_pair((37, 48), dtype, dtype)
+    views: list[tuple[Tensor, Tensor]] = [
+        (reference_NF[:, 8:24], candidate_NF[:, 8:24]),
+        (reference_NF[1:, 1:17], candidate_NF[1:, 3:19]),
+        (reference_NF[::2, ::3], candidate_NF[::2, ::3]),
+        (reference_NF.T, candidate_NF.T.contiguous()),
+        (reference_NF[:1].expand(5, 48), candidate_NF[:5]),
+    ]
+    for pair in views:
+        assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+def test_the_first_of_equal_worst_elements_counts() -> None:
+    reference_NF = torch.zeros(40, 72, dtype=torch.bfloat16, device=DEVICE)
+    candidate_NF = reference_NF.clone()
+    candidate_NF[7, 65] = candidate_NF[7, 66] = candidate_NF[8, 0] = candidate_NF[39, 1] = 1.0
+    state = by_the_kernels([(reference_NF, candidate_NF), (reference_NF, candidate_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [7, 65]
+    candidate_NF[6, 71] = -1.0  # a row before, a column behind
+    state = by_the_kernels([(reference_NF, candidate_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [6, 71]
+
+
+@pytest.mark.parametrize("nans", [1, 70, 200])
+def test_where_nothing_differs_the_first_finite_element_is_the_worst(nans: int) -> None:
+    reference_NF = torch.ones(5, 257, dtype=torch.bfloat16, device=DEVICE)
+    reference_NF[0] = reference_NF[1, :nans] = math.nan
+    state = by_the_kernels([(reference_NF, reference_NF)])
+    assert state.counts[[Count.WORST_TOKEN, Count.WORST_FEATURE]].tolist() == [1, nans]
+    assert state.reals[[Real.MAX_ABS, Real.WORST_REFERENCE, Real.WORST_CANDIDATE]].tolist() == [0, 1, 1]
+
+
+def test_batches_are_merged_in_order() -> None:
+    pairs = [a_pair(shape, torch.bfloat16, torch.float32) for shape in [(3, 24), (5, 24), (4, 24)]]
+    assert_same(by_the_kernels(pairs), by_the_twin(pairs))
+
+
+def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
+    pairs = [a_pair((rows, 24), torch.bfloat16, torch.bfloat16) for rows in (1, 5, 37)]
+    pairs.append(pairs[0])  # the same memory, another state
+    together = [PairAccumulator(torch.bfloat16, torch.bfloat16, DEVICE).state for _ in pairs]
+    tables = Tables()
+    for _ in range(2):
+        tables.rewind()
+        fused.update([Pair(state, *pair) for state, pair in zip(together, pairs, strict=True)], tables)
+        fused.join(tables)
+    for state, pair in zip(together, pairs, strict=True):
+        alone = by_the_kernels([pair, pair])
+        assert torch.equal(alone.reals, state.reals.cpu())
+        assert torch.equal(alone.counts, state.counts.cpu())
+
+
+def test_no_launch_has_more_pairs_than_a_grid_takes() -> None:
+    """Small outputs of many texts, one after the other: 100,000 places, of two kinds, that nobody reads."""
+    dtypes = torch.bfloat16, torch.bfloat16
+    places = tuple((dtypes, 64 * pair, 64 * pair, 1, 8 + pair % 2, 16, 1, 16, 1) for pair in range(200_000))
+    launches, shares = fused._plan.__wrapped__(places)
+    assert all(launch.pairs <= 2**16 - 1 for launch in launches)
+    assert len({share[:2] for share in shares}) == len(places)
+    for place, (launch, first, *_) in zip(places, shares, strict=True):
+        assert launches[launch].numbers[10 * first] == place[1]  # one partial a pair
+        assert launches[launch].kind.aligned == (place[4] == 8)
+
+
+@pytest.mark.parametrize("limit", [1, 2**28])
+def test_what_is_joined_late_is_joined_in_order(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that takes part several times, in launches of two kinds; joined each time, or once."""
+    monkeypatch.setattr(fused, "_MEASURED_BYTES", limit)
+    pairs = [a_pair(shape, torch.bfloat16, torch.bfloat16) for shape in [(3, 24), (5, 17), (4, 24)]]
+    late, other = (PairAccumulator(torch.bfloat16, torch.bfloat16, DEVICE).state for _ in range(2))
+    tables = Tables()
+    for pair in pairs:
+        fused.update([Pair(late, *pair), Pair(other, *pair), Pair(late, *pair)], tables)
+    fused.join(tables)
+    for state, expected in (late, [pair for pair in pairs for _ in range(2)]), (other, pairs):
+        at_once = by_the_kernels(expected)
+        assert torch.equal(at_once.reals, state.reals.cpu())
+        assert torch.equal(at_once.counts, state.counts.cpu())
+
+
+def test_a_batch_that_is_abandoned_leaves_the_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_module, "_fused", lambda device: fused)
+    pairs = ModulePairs()
+    reference_NF, candidate_NF = a_pair((5, 24), torch.bfloat16, torch.bfloat16)
+
+    def module() -> None:
+        pairs.give("a", reference_NF)
+        pairs.take(ModuleOutput("a", "Linear", candidate_NF, candidate_NF))
+
+    module()
+    pairs.abandon_batch()
+    module()
+    pairs.end_batch()
+    state = pairs.modules["a"].accumulator.state
+    assert_same(State(state.reals.cpu(), state.counts.cpu()), by_the_twin([(reference_NF, candidate_NF)]))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_captured_batch_replays_to_the_bits_of_the_eager_one() -> None:
+    """Captured tensors have addresses of their own, which only `upload` makes known to the kernels."""
+    inputs = [a_pair((37, 24), torch.bfloat16, torch.bfloat16), a_pair((5, 257), torch.float32, torch.bfloat16)]
+    batches = [[(r * scale, c * scale) for r, c in inputs] for scale in (1, -3, 0.5)]
+    eager = [by_the_kernels([batch[index] for batch in batches]) for index in range(len(inputs))]
+
+    states = [PairAccumulator(r.dtype, c.dtype, DEVICE).state for r, c in inputs]
+    empty = [State(*(vector.clone() for vector in state)) for state in states]
+    tables = Tables()
+
+    def batch() -> None:
+        outputs = [(r.clone(), c.clone()) for r, c in inputs]
+        tables.rewind()
+        fused.update([Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
+        fused.join(tables)
+
+    batch()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch()
+    tables.upload()
+    for state, start in zip(states, empty, strict=True):
+        state.reals.copy_(start.reals)
+        state.counts.copy_(start.counts)
+    for replayed in batches:
+        for pair, values in zip(inputs, replayed, strict=True):
+            pair[0].copy_(values[0])
+            pair[1].copy_(values[1])
+        graph.replay()
+    for state, expected in zip(states, eager, strict=True):
+        assert torch.equal(state.reals.cpu().view(torch.int64), expected.reals.view(torch.int64))
+        assert torch.equal(state.counts.cpu(), expected.counts)

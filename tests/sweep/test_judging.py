@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sweeper.cli.explain import explain_cell
+from sweeper.environment import environment
+from sweeper.planning.plan import Plan, make_plan
+from sweeper.records.cell import TextFigures, VerdictRecord
+from sweeper.records.store import Store
+from sweeper.sweep import run as app
+from sweeper.sweep.judging import switches, telling_texts
+from sweeper.sweep.runner import Runner
+from sweeper.verdict.comparison import Comparison
+from tests.composing import request_of
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def plan_of(tmp_path: Path, *arguments: str, device: str = "cpu") -> Plan:
+    tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", f"output_dir={tmp_path}")
+    return make_plan(request_of(*tiny, f"device={device}", *arguments), environment(device))
+
+
+def compared(tmp_path: Path, *arguments: str, device: str = "cpu") -> Comparison:
+    """One cell and its reference on both texts of report 2."""
+    plan = plan_of(tmp_path, *arguments, device=device)
+    (planned,) = plan.cells
+    return Runner(plan.environment, say=print).comparison(planned, (0, 1))
+
+
+def verdict(tmp_path: Path, *arguments: str) -> VerdictRecord:
+    plan = plan_of(tmp_path, *arguments)
+    (planned,) = plan.cells
+    record, _ = Runner(plan.environment, say=print).run(planned)
+    assert record.verdict is not None, record.reason
+    return record.verdict
+
+
+def figures(*moved: float, tokens: tuple[int, ...] = ()) -> list[TextFigures]:
+    rest = {"output_equal_fraction": 0.5, "output_cosine": 1.0}
+    embedding = {"embedding_cosine": 1.0, "embedding_max_abs": 0.0, "embedding_mean_abs": 0.0}
+    tokens = tokens or (1,) * len(moved)
+    return [
+        TextFigures(text=i, tokens=tokens[i], output_max_abs=max_abs, **rest, **embedding)
+        for i, max_abs in enumerate(moved)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("moved", "batch_size", "expected"),
+    [
+        ((1.0,), 8, [(0,)]),
+        ((3.0, 1.0), 8, [(0, 1)]),
+        ((3.0, 1.0, 2.0), 8, [(0, 2), (0, 1, 2)]),
+        ((0.0, 1.0, 2.0, 9.0), 2, [(0, 3), (0, 1)]),
+        ((0.0, 1.0, float("nan"), 9.0), 2, [(0, 2), (0, 1)]),
+    ],
+)
+def test_two_texts_first_then_the_batch(
+    moved: tuple[float, ...], batch_size: int, expected: list[tuple[int, ...]]
+) -> None:
+    assert telling_texts(figures(*moved), batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("moved", "tokens", "other"),
+    [
+        ((0.0, 9.0, 1.0, 2.0), (5, 5, 7, 3), 3),
+        ((0.0, 9.0, 1.0), (5, 5, 5), 1),
+        ((0.0, float("nan"), 1.0), (5, 5, 7), 1),
+    ],
+)
+def test_the_other_text_has_another_length_where_there_is_one(
+    moved: tuple[float, ...], tokens: tuple[int, ...], other: int
+) -> None:
+    assert telling_texts(figures(*moved, tokens=tokens), 8)[0] == (0, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (("load_strategy=cast_after_load", "reference={load_strategy:dtype_at_load}"), "policy"),
+        (("layout=packed", "use_cache=true", "reference={layout:padded_left,use_cache:false}"), "semantic"),
+        (("dtype=bfloat16",), "rounding"),
+        (("load_strategy=autocast",), "rounding"),
+        (("attention=sdpa_math", "reference={attention:eager}"), "rounding"),
+        (("dtype=float32", "attention=eager"), "identical"),
+    ],
+)
+def test_the_verdict_of_a_cell(tmp_path: Path, arguments: tuple[str, ...], kind: str) -> None:
+    found = verdict(tmp_path, *arguments)
+    assert found.kind == kind
+    assert bool(found.evidence) is (kind != "identical")
+
+
+def test_a_cell_whose_judging_fails_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError("no room for a second model")
+
+    monkeypatch.setattr(Runner, "comparison", out_of_memory)
+    found = verdict(tmp_path)
+    assert (found.kind, found.reason) == (
+        "inconclusive",
+        "could not be judged: MemoryError: no room for a second model",
+    )
+
+
+def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = Runner.comparison
+    kept: list[weakref.ref[object]] = []
+    alive: list[bool] = []
+
+    def comparison(self: Runner, *arguments: Any) -> Any:
+        if not kept:
+            assert self._reference is not None
+            kept.extend(map(weakref.ref, [self._reference, *(held.model for held in self._pool._models.values())]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        alive.extend(what() is not None for what in kept)
+        return compare(self, *arguments)
+
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    assert verdict(tmp_path, "dtype=bfloat16").kind == "rounding"
+    assert alive == [False] * 3
+
+
+FLOAT32 = "reference={load_strategy:dtype_at_load,dtype:float32}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "fix"),
+    [
+        (
+            ("attention=sdpa_math", "numerics.deterministic=true", "reference={attention:sdpa_flash,numerics:default}"),
+            "SDPA kernel: flash -> math",
+            "attention=sdpa_flash",
+        ),
+        (
+            ("attention=eager", "load_strategy=autocast", "numerics.deterministic=true", FLOAT32),
+            "autocast: off -> bfloat16",
+            "load_strategy=dtype_at_load dtype=float32",
+        ),
+        (
+            ("attention=eager", "load_strategy=autocast", "reference={dtype:float16}"),
+            "autocast: float16 -> bfloat16",
+            "load_strategy=autocast dtype=float16",
+        ),
+    ],
+)
+def test_one_switch_of_several_is_named_with_what_to_type(
+    tmp_path: Path, arguments: tuple[str, ...], cause: str, fix: str
+) -> None:
+    explanation = compared(tmp_path, *arguments).explain()
+    assert explanation.closing is not None
+    assert (explanation.closing.name, explanation.closing.fix) == (cause, fix)
+    assert explanation.closing.bitwise
+    assert explanation.cause.startswith(cause)
+
+
+def test_a_flag_that_changes_nothing_is_run_and_closes_nothing(tmp_path: Path) -> None:
+    explanation = compared(
+        tmp_path, "numerics.deterministic=true", "reference={numerics:default,dtype:float32}"
+    ).explain()
+    (flag,) = [tried for tried in explanation.tried if tried.name == "numerics.deterministic: default -> true"]
+    assert flag.fix == "numerics.deterministic=null"
+    assert flag.native_closed == 0
+
+
+def test_autocast_and_a_kernel_are_put_back_as_a_pair(tmp_path: Path) -> None:
+    reference = "reference={load_strategy:dtype_at_load,dtype:float32,attention:sdpa_flash}"
+    explanation = compared(tmp_path, "load_strategy=autocast", "attention=sdpa_math", reference).explain()
+    assert explanation.closing is not None
+    assert explanation.closing.bitwise
+    assert {"autocast: off -> bfloat16", "SDPA kernel: flash -> math"} == set(explanation.closing.name.split("; and "))
+
+
+def test_a_flag_without_effect_on_this_device_is_no_switch(tmp_path: Path) -> None:
+    (planned,) = plan_of(tmp_path, "numerics.matmul_tf32=true", "numerics.deterministic=true").cells
+    values = {name: switch.value for name, switch in switches(planned.cell).items() if switch.value != "default"}
+    assert values == {"numerics.deterministic": "true", "SDPA kernel": "not pinned", "autocast": "off"}
+
+
+def test_what_is_typed_to_put_a_switch_back_is_what_the_command_line_takes(tmp_path: Path) -> None:
+    chosen = ("load_strategy=autocast", "attention=sdpa_math", "numerics.deterministic=true")
+    (plain,), (other,) = plan_of(tmp_path, "dtype=float32").cells, plan_of(tmp_path, *chosen).cells
+    for name, switch in switches(plain.cell).items():
+        (put_back,) = plan_of(tmp_path, *chosen, *switch.fix.split()).cells
+        changed = {**switches(other.cell), name: switch}
+        assert {n: s.value for n, s in switches(put_back.cell).items()} == {n: s.value for n, s in changed.items()}
+
+
+@needs_gpu
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tf32_is_named_among_other_flags(tmp_path: Path, attention: str) -> None:
+    flags = ("numerics.matmul_tf32=true", "numerics.cudnn_tf32=true", "numerics.bf16_reduction=off")
+    comparison = compared(
+        tmp_path, "dtype=float32", f"attention={attention}", *flags, "reference={numerics:tf32_off}", device="cuda"
+    )
+    assert comparison.verdict.kind in ("rounding", "inconclusive")
+    explanation = comparison.explain()
+    assert explanation.closing is not None
+    assert explanation.closing.name == "numerics.matmul_tf32: false -> true"
+    assert explanation.closing.fix == "numerics.matmul_tf32=false"
+    assert explanation.closing.bitwise
+
+
+def test_pooling_by_count_under_left_padding_is_semantic_and_named(tmp_path: Path) -> None:
+    pooled = ("checkpoint.pooling=last_token_by_count", "layout=padded_left", "positions=explicit")
+    comparison = compared(tmp_path, *pooled, "reference={layout:single}")
+    assert comparison.verdict.kind == "semantic"
+    assert comparison.first_divergence is not None
+    assert (comparison.first_divergence.module, comparison.first_divergence.text) == ("(pooling)", 1)
+    explanation = comparison.explain()
+    assert explanation.cause.startswith("pooling: last_token -> last_token_by_count; introduced at (pooling)")
+    assert explanation.closing is not None
+    assert (explanation.closing.fix, explanation.closing.collapsed) == ("checkpoint.pooling=last_token", True)
+
+
+def test_pooling_by_count_under_right_padding_is_the_same_function(tmp_path: Path) -> None:
+    comparison = compared(
+        tmp_path, "checkpoint.pooling=last_token_by_count", "layout=padded_right", "reference={layout:single}"
+    )
+    assert comparison.verdict.kind in ("identical", "rounding")
+
+
+def test_explain_names_the_pooling_of_a_cell_that_differs_in_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", f"output_dir={tmp_path}", "sweep=s")
+    pooling = ("checkpoint.pooling=last_token_by_count", "reference={checkpoint:tiny_llama}")
+    assert app.run(request_of(*tiny, *pooling)) == 0
+    folder = tmp_path / "single" / "s"
+    (record,) = Store(folder).records()
+    assert record.verdict is not None
+    assert (record.first_divergence, record.verdict.kind) == (None, "semantic")
+    explained = explain_cell(folder, record.cell_id)
+    assert explained.cause.startswith("pooling: last_token -> last_token_by_count; introduced at (pooling)")
+    assert (explained.put_back, explained.closed_bitwise) == ("checkpoint.pooling=last_token", True)
+    assert "SEMANTIC" in capsys.readouterr().out

@@ -1,0 +1,136 @@
+"""A whole sweep, as the command line starts it: what is left on disk, what is skipped, what the exit code says."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper.errors import ConfigError
+from sweeper.records.cell import Status
+from sweeper.records.store import Store
+from sweeper.sweep import run as app
+from sweeper.sweep.runner import Runner
+from tests.composing import request_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def sweep(tmp_path: Path, *arguments: str) -> int:
+    tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", "sweep=s", f"output_dir={tmp_path}")
+    return app.run(request_of(*tiny, *arguments))
+
+
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "single" / "s")
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch, stop_at: int = 100, stop: BaseException | None = None) -> list[str]:
+    ran: list[str] = []
+    original = Runner.run
+
+    def run(self: Runner, planned: Any) -> Any:
+        if len(ran) == stop_at and stop is not None:
+            raise stop
+        ran.append(planned.cell_id)
+        return original(self, planned)
+
+    monkeypatch.setattr(Runner, "run", run)
+    return ran
+
+
+def test_the_same_command_skips_finished_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = count_runs(monkeypatch)
+    assert sweep(tmp_path, "dtype=bfloat16") == 0
+    assert sweep(tmp_path, "dtype=bfloat16,float32") == 0
+    assert len(ran) == 2
+    assert "skipped" in capsys.readouterr().err
+    description = json.loads((store(tmp_path).folder / "sweep.json").read_text())
+    assert {cell["cell_id"] for cell in description["cells"]} == set(ran)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 1)]
+)
+def test_stopping_keeps_what_is_finished_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stop: BaseException, code: int
+) -> None:
+    with monkeypatch.context() as patch:
+        count_runs(patch, stop_at=1, stop=stop)
+        assert sweep(tmp_path, "dtype=bfloat16,float32") == code
+    assert gc.get_freeze_count() == 0
+    assert len(store(tmp_path).records()) == 1
+    assert "1 of 2 cells" in capsys.readouterr().err
+    ran = count_runs(monkeypatch)
+    assert sweep(tmp_path, "dtype=bfloat16,float32") == 0
+    assert len(ran) == 1
+    assert [record.status for record in store(tmp_path).records()] == [Status.OK, Status.OK]
+
+
+def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeper.sweep.runner.compare_recorded", fail)
+        assert sweep(tmp_path) == 1
+    (failed,) = store(tmp_path).records()
+    assert (failed.status, failed.reason) == (Status.FAILED, "RuntimeError: boom")
+    assert sweep(tmp_path) == 0
+    (record,) = store(tmp_path).records()
+    assert record.status is Status.OK
+    assert record.attempt != failed.attempt
+
+
+def test_unsupported_cells_are_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path, "attention=eager,flash_attention_2") == 0
+    assert "unsupported" in capsys.readouterr().out
+
+
+def test_a_cell_without_a_verdict_runs_again_where_one_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = count_runs(monkeypatch)
+    for verdict in ("false", "true", "false", "true"):
+        assert sweep(tmp_path, "dtype=bfloat16", f"verdict={verdict}") == 0
+    assert len(ran) == 2
+    assert [record.verdict is not None for record in store(tmp_path).records()] == [True]
+
+
+def test_a_folder_keeps_to_one_reference(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "dtype=bfloat16", "verdict=false") == 0
+    before = (store(tmp_path).folder / "sweep.json").read_bytes()
+    with pytest.raises(ConfigError, match="another reference; type another name: sweep=NAME"):
+        sweep(tmp_path, "dtype=bfloat16", "verdict=false", "reference={dtype:float64}")
+    assert (store(tmp_path).folder / "sweep.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: cannot write to .*; type output_dir=FOLDER"):
+        sweep(tmp_path, f"output_dir={tmp_path / 'file'}")
+
+
+def test_a_page_that_cannot_be_written_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> str:
+        raise RuntimeError("no such template")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeper.sinks.html.page", fail)
+        assert sweep(tmp_path, "verdict=false") == 1
+    shown = capsys.readouterr()
+    assert "page: RuntimeError: no such template; the files of the cells are complete" in shown.err
+    assert "starts at" in shown.out
+    assert sweep(tmp_path, "verdict=false") == 0
+    assert (store(tmp_path).folder / "index.html").is_file()
