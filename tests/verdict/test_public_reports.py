@@ -39,7 +39,7 @@ from transformers.models.t5.modeling_t5 import T5DenseActDense
 
 from sweeper import Comparison, compare_models
 from sweeper.testing import assert_same_function
-from sweeper.verdict import Kind
+from sweeper.verdict.rules import Kind
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 128,
