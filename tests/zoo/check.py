@@ -113,7 +113,10 @@ def doubled(value: Any, other: Any) -> Any:
     if isinstance(value, dict):
         others = other if isinstance(other, dict) else {}
         return {name: doubled(member, others.get(name)) for name, member in value.items()}
-    return [doubled(member, None) for member in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        others = other if isinstance(other, list) and len(other) == len(value) else [None] * len(value)
+        return [doubled(member, partner) for member, partner in zip(value, others, strict=True)]
+    return value
 
 
 def as_float64(models: PairModels) -> PairModels:

@@ -108,7 +108,7 @@ def feature_mask_dropped_wav2vec2() -> PairModels:
     )
 
 
-@harmful("feature_mask/wav2vec2_bfloat16", allowed=SEMANTIC, cause=("mask", "length", "frameshort", "forward"))
+@harmful("feature_mask/wav2vec2_bfloat16", allowed=SEMANTIC, cause=("mask", "length", "frameshort"))
 def feature_mask_short_wav2vec2() -> PairModels:
     """The mask of the frames ends two frames early."""
     return edited(tiny("wav2vec2", torch.bfloat16), waves(torch.bfloat16), lambda model: set_class(model, FrameShort))

@@ -165,25 +165,25 @@ class UNet(nn.Module):
 
     def __init__(self, time_class: type[TimeEmbedding] = TimeEmbedding) -> None:
         super().__init__()
-        self.time = time_class()
+        self.time_embed = time_class()
         self.stem = nn.Conv2d(3, WIDTH, 3, padding=1)
-        self.down = nn.ModuleList(ResidualBlock(WIDTH) for _ in range(2))
+        self.down_blocks = nn.ModuleList(ResidualBlock(WIDTH) for _ in range(2))
         self.downsample = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1)
         self.middle = ResidualBlock(WIDTH)
         self.upsample = Upsample()
-        self.up = nn.ModuleList(ResidualBlock(2 * WIDTH) for _ in range(2))
+        self.up_blocks = nn.ModuleList(ResidualBlock(2 * WIDTH) for _ in range(2))
         self.out = nn.Conv2d(WIDTH, 3, 3, padding=1)
 
     def take(self, skips: list[Tensor]) -> Tensor:
         return skips.pop()
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        time, hidden, skips = self.time(timestep), self.stem(sample), []
-        for block in self.down:
+        time, hidden, skips = self.time_embed(timestep), self.stem(sample), []
+        for block in self.down_blocks:
             hidden = block(hidden, time)
             skips.append(hidden)
         hidden = self.upsample(self.middle(self.downsample(hidden), time))
-        for block in self.up:
+        for block in self.up_blocks:
             hidden = block(torch.cat([hidden, self.take(skips)], dim=1), time)
         return self.out(hidden)
 

@@ -208,47 +208,47 @@ def interpolation_unet() -> PairModels:
     return edited(built(nets.UNet), noisy(), lambda model: setattr(model.upsample, "align_corners", True))
 
 
-@harmful("timestep/unet_float32", allowed=SEMANTIC, cause=("flip", "time"))
+@harmful("timestep/unet_float32", allowed=SEMANTIC, cause=("flip", "time_embed"))
 def timestep_flipped_unet() -> PairModels:
     """Cosines first for sines first: diffusers' flip_sin_to_cos, forgotten in a conversion."""
-    return edited(built(nets.UNet), noisy(), lambda model: setattr(model.time, "flip", True))
+    return edited(built(nets.UNet), noisy(), lambda model: setattr(model.time_embed, "flip", True))
 
 
-@harmful("timestep/unet_bfloat16", allowed=SEMANTIC, cause=("shift", "time"))
+@harmful("timestep/unet_bfloat16", allowed=SEMANTIC, cause=("shift", "time_embed"))
 def timestep_shift_unet() -> PairModels:
     """The frequencies end one step later: diffusers' downscale_freq_shift 1 for 0."""
     return edited(
-        built(nets.UNet, torch.bfloat16), noisy(torch.bfloat16), lambda model: setattr(model.time, "shift", 1)
+        built(nets.UNet, torch.bfloat16), noisy(torch.bfloat16), lambda model: setattr(model.time_embed, "shift", 1)
     )
 
 
-@harmful("narrow_angles/unet_bfloat16", allowed=STATE, cause=("time",))
+@harmful("narrow/unet_bfloat16", allowed=STATE, cause=("time_embed",))
 def narrow_angles_unet() -> PairModels:
     """The angles of the timestep are computed in bfloat16: 997 becomes 996, and angles are off by whole radians."""
     return edited(
         built(nets.UNet, torch.bfloat16),
         noisy(torch.bfloat16),
-        lambda model: set_class(model.time, nets.NarrowTimeEmbedding),
+        lambda model: set_class(model.time_embed, nets.NarrowTimeEmbedding),
     )
 
 
-@harmful("narrow_angles/unet_float16", allowed=STATE, cause=("time",))
+@harmful("narrow/unet_float16", allowed=STATE, cause=("time_embed",))
 def narrow_angles_half_unet() -> PairModels:
     """The same in float16, which holds 997; the frequencies are what is rounded."""
     return edited(
         built(nets.UNet, torch.float16),
         noisy(torch.float16),
-        lambda model: set_class(model.time, nets.NarrowTimeEmbedding),
+        lambda model: set_class(model.time_embed, nets.NarrowTimeEmbedding),
     )
 
 
-@harmful("skips/unet_float32", allowed=SEMANTIC, cause=("up", "skip"))
+@harmful("skips/unet_float32", allowed=SEMANTIC, cause=("up_blocks", "skip"))
 def skips_in_order_unet() -> PairModels:
     """The skips are taken first to last, which their shapes allow."""
     return edited(built(nets.UNet), noisy(), lambda model: set_class(model, nets.UNetSkipsInOrder))
 
 
-@harmful("skips/unet_bfloat16", allowed=SEMANTIC, cause=("up", "skip"))
+@harmful("skips/unet_bfloat16", allowed=SEMANTIC, cause=("up_blocks", "skip"))
 def skips_missing_unet() -> PairModels:
     """The last blocks get zeros for skips."""
     return edited(
@@ -267,7 +267,7 @@ def rounded_table_unet() -> PairModels:
     """The frequencies of a bfloat16 model stayed float32 in the reference and were cast in the candidate."""
     candidate = built(nets.UNet, torch.bfloat16, time_class=nets.TabledTimeEmbedding)
     reference = deepcopy(candidate)
-    reference.time.table = nets.TimeEmbedding().frequencies()
+    reference.time_embed.table = nets.TimeEmbedding().frequencies()
     return PairModels(reference=reference, candidate=candidate, inputs=noisy(torch.bfloat16))
 
 
@@ -280,7 +280,7 @@ def rounded_anchors_detector() -> PairModels:
     return PairModels(reference=reference, candidate=candidate, inputs=photos(torch.float16))
 
 
-@harmful("second_output/detector_float32", allowed=SEMANTIC, cause=("label", "detector", "forward"))
+@harmful("second_output/detector_float32", allowed=SEMANTIC, cause=("label", "detector"))
 def one_based_detector() -> PairModels:
     """Boxes agree, and the integer labels are counted from one."""
     return edited(built(nets.Detector), photos(), lambda model: set_class(model, nets.OneBasedDetector))

@@ -89,7 +89,7 @@ def unused_part_vit() -> PairModels:
     return edited(tiny("vit"), pixels(), lambda model: setattr(model, "pooler", None))
 
 
-@harmful("channel_order/clip_float16", allowed=SEMANTIC, cause=("pixel_values", "argument", "input", "channel"))
+@harmful("channel_order/clip_float16", allowed=SEMANTIC, cause=("pixel_values",))
 def channel_order_clip() -> PairModels:
     """The candidate is given BGR, as OpenCV reads images."""
     inputs = captioned(torch.float16)
@@ -98,7 +98,7 @@ def channel_order_clip() -> PairModels:
     return PairModels(reference=model, candidate=deepcopy(model), inputs=inputs, candidate_inputs=flipped)
 
 
-@harmful("interpolation/dinov2_float32", allowed=SEMANTIC, cause=("embeddings", "position", "interpol"))
+@harmful("interpolation/dinov2_float32", allowed=SEMANTIC, cause=("position", "interpol", "bilinear", "embeddings"))
 def interpolation_dinov2() -> PairModels:
     """Positions of a larger image stretched bilinearly instead of bicubically."""
     return edited(tiny("dinov2"), pixels(size=24), lambda model: set_class(model.embeddings, BilinearPositions))
@@ -131,7 +131,7 @@ def class_token_vit() -> PairModels:
     return edited(tiny("vit"), pixels(), lambda model: set_class(model.embeddings, ClassTokenLast))
 
 
-@harmful("class_token/dinov2_bfloat16", allowed=SEMANTIC, cause=("index", "tokenof", "token"))
+@harmful("class_token/dinov2_bfloat16", allowed=SEMANTIC, cause=("index", "tokenof"))
 def class_token_dinov2() -> PairModels:
     """The embedding of an image is read at its first patch instead of its class token."""
     model = tiny("dinov2", torch.bfloat16)
@@ -158,7 +158,7 @@ def patch_order_vit() -> PairModels:
     )
 
 
-@harmful("quick_gelu/clip_float32", allowed=SEMANTIC, cause=("act", "gelu", "mlp"))
+@harmful("quick_gelu/clip_float32", allowed=SEMANTIC, cause=("gelu", "activation", "mlp"))
 def quick_gelu_clip() -> PairModels:
     """gelu in both towers of a model trained with quick_gelu, as OpenAI's weights in open_clip without -quickgelu."""
     gelu = {"hidden_act": "gelu"}
@@ -167,7 +167,7 @@ def quick_gelu_clip() -> PairModels:
     )
 
 
-@harmful("quick_gelu/clip_bfloat16", allowed=SEMANTIC, cause=("act", "gelu", "mlp"))
+@harmful("quick_gelu/clip_bfloat16", allowed=SEMANTIC, cause=("gelu", "activation", "mlp"))
 def quick_gelu_half_clip() -> PairModels:
     """quick_gelu in the vision tower alone, in bfloat16."""
     reference, candidate = (
@@ -176,7 +176,7 @@ def quick_gelu_half_clip() -> PairModels:
     return PairModels(reference=reference, candidate=candidate, inputs=captioned(torch.bfloat16))
 
 
-@harmful("logit_scale/clip_float32", allowed=SEMANTIC, cause=("logit", "scal", "forward"))
+@harmful("logit_scale/clip_float32", allowed=SEMANTIC, cause=("logit", "scal"))
 def logit_scale_clip() -> PairModels:
     """The temperature is not exponentiated; every embedding agrees and only the logits differ."""
     return edited(tiny("clip"), captioned(), lambda model: set_class(model, RawLogitScale))
@@ -189,6 +189,16 @@ def logit_scale_siglip() -> PairModels:
     with torch.no_grad():
         reference.logit_bias.fill_(-10)
     return edited(reference, captioned(torch.bfloat16), lambda model: model.logit_bias.zero_())
+
+
+@harmful("feature_mask/siglip_float16", allowed=SEMANTIC, cause=("mask",))
+def feature_mask_siglip() -> PairModels:
+    """A mask over pads that SigLIP was trained to attend to: its processor gives none, and somebody made one."""
+    inputs = captioned(torch.float16)
+    inputs["input_ids"][1:, 5:] = 0
+    model = tiny("siglip", torch.float16)
+    masked = inputs | {"attention_mask": (inputs["input_ids"] > 0).long()}
+    return PairModels(reference=model, candidate=deepcopy(model), inputs=inputs, candidate_inputs=masked)
 
 
 @harmful("normalise/clip_float32", allowed=SEMANTIC, cause=("normal", "imageembedding"))

@@ -153,7 +153,7 @@ def direction_lstm() -> PairModels:
     return edited(built(nets.Tagger), tokens(), edit)
 
 
-@harmful("direction/gru_float32", allowed=SEMANTIC, cause=("rnn", "pack", "length", "tagger", "forward"))
+@harmful("direction/gru_float32", allowed=SEMANTIC, cause=("rnn", "pack", "length", "tagger"))
 def direction_gru() -> PairModels:
     """Padded rows are not packed: the backward direction reads the pads first."""
     return edited(
@@ -163,7 +163,11 @@ def direction_gru() -> PairModels:
     )
 
 
-@harmful("state_carried/lstm_float32", allowed=STATE, cause=("state", "rnn", "carr"))
+@harmful(
+    "state_carried/lstm_float32",
+    allowed=STATE,
+    cause=("carryingtagger", "rnn", "hidden state", "`state`", "between calls", "repeat"),
+)
 def state_carried_lstm() -> PairModels:
     """The candidate starts from the hidden state of a call before, and was called once."""
     reference = built(nets.Tagger, bidirectional=False)
@@ -181,20 +185,26 @@ def state_carried_stream() -> PairModels:
     return edited(built(nets.Stream), frames(), lambda model: model(frames()["frames"].flip(1) + 1))
 
 
-@harmful("weight_edited/stream_float32", allowed=STATE, cause=("output",))
+@harmful("weight_edited/stream_float32", allowed=STATE, cause=("decode",))
 def weight_edited_stream() -> PairModels:
     """A net whose forward assigns a buffer anew, so that no two calls agree; one weight differs by 0.01."""
-    return edited(built(nets.Stream), frames(), lambda model: model.output.weight[0, 0].add_(0.01))
+    return edited(built(nets.Stream), frames(), lambda model: model.decode.weight[0, 0].add_(0.01))
 
 
-@harmful("weight_edited/stream_bfloat16", allowed=STATE, cause=("input",))
+@harmful("weight_edited/stream_bfloat16", allowed=STATE, cause=("encode",))
 def weight_edited_half_stream() -> PairModels:
     """The same in bfloat16; one row of the first weight is another's."""
     return edited(
         built(nets.Stream, torch.bfloat16),
         frames(torch.bfloat16),
-        lambda model: model.input.weight[4].copy_(model.input.weight[5]),
+        lambda model: model.encode.weight[4].copy_(model.encode.weight[5]),
     )
+
+
+@harmful("weight_edited/gru_float32", allowed=STATE, cause=("bias_hh", "rnn"))
+def weight_edited_gru() -> PairModels:
+    """The second bias of one direction is zero: a port from a GRU that has one bias."""
+    return edited(built(nets.Tagger, cell=nn.GRU), tokens(), lambda model: model.rnn.bias_hh_l0_reverse.zero_())
 
 
 @harmful("behind_a_mask/gpt_float32", allowed=STATE, cause=("lm_head",))
@@ -209,7 +219,15 @@ def behind_a_mask_half_gpt() -> PairModels:
     return edited(filled(torch.bfloat16, -1e30), tokens(), lambda model: model.blocks[1].c_fc.weight[3, 2].add_(0.1))
 
 
-@harmful("narrow_angles/gpt_bfloat16", allowed=STATE, cause=("position",))
+@harmful("decoder_positions/gpt_float16", allowed=SEMANTIC, cause=("position",))
+def positions_from_one_gpt() -> PairModels:
+    """Sinusoidal positions that start at one, in float16 against float32."""
+    candidate = built(nets.Gpt, torch.float16)
+    set_class(candidate.positions, nets.SinusoidsFromOne)
+    return PairModels(reference=built(nets.Gpt), candidate=candidate, inputs=tokens())
+
+
+@harmful("narrow/gpt_bfloat16", allowed=STATE, cause=("position",))
 def narrow_angles_gpt() -> PairModels:
     """Positions counted in bfloat16, so that neighbours beyond 256 collide (transformers#29285)."""
     return edited(
@@ -219,8 +237,17 @@ def narrow_angles_gpt() -> PairModels:
     )
 
 
-@harmful("narrow_angles/gpt_float16", allowed=STATE, cause=("ln_f", "norm"))
-def narrow_norm_gpt() -> PairModels:
+@harmful("narrow/norm_bfloat16", allowed=STATE, cause=("ln_f", "norm"))
+def narrow_variance_gpt() -> PairModels:
+    """The variance is the difference of two squares in bfloat16, of hidden states whose mean is 8."""
+    reference = built(nets.Gpt, torch.bfloat16)
+    with torch.no_grad():
+        reference.wte.weight.add_(8)
+    return edited(reference, tokens(), lambda model: set_class(model.ln_f, nets.NarrowLayerNorm))
+
+
+@harmful("overflow/norm_float16", allowed=STATE, cause=("ln_f", "norm"))
+def overflow_norm_gpt() -> PairModels:
     """A norm squares in float16 what is beyond 256 there: infinity, and zeros behind it."""
     reference = built(nets.Gpt, torch.float16)
     reference.ln_f = nets.RmsNorm().half()
@@ -229,7 +256,17 @@ def narrow_norm_gpt() -> PairModels:
     return edited(reference, tokens(), lambda model: set_class(model.ln_f, nets.NarrowRmsNorm))
 
 
-@harmful("overflow/gpt_float16", allowed=STATE, cause=("attn", "scal", "score", "attention"))
+@harmful("overflow/activation_float16", allowed=STATE, cause=("activation", "relu"))
+def overflow_activation_gpt() -> PairModels:
+    """relu(x)**2 / 1024 squares in float16 what is beyond 256: infinity, and NaN behind it (squared relu models)."""
+    reference = built(nets.Gpt, torch.float16)
+    reference.blocks[1].activation = nets.SquaredRelu()
+    with torch.no_grad():
+        reference.blocks[1].c_fc.weight.mul_(300)
+    return edited(reference, tokens(), lambda model: set_class(model.blocks[1].activation, nets.NarrowSquaredRelu))
+
+
+@harmful("overflow/gpt_float16", allowed=STATE, cause=("attn", "scal", "score"))
 def overflow_gpt() -> PairModels:
     """Scores scaled after the product instead of before it: in float16 they overflow, and logits are NaN."""
     reference = loud(built(nets.Gpt, torch.float16), 180)
@@ -286,6 +323,19 @@ def lora_merged_gpt() -> PairModels:
     torch.manual_seed(5)
     reference = built(nets.Gpt)
     nets.replace_linears(reference, nets.LoraLinear, name="c_fc")
+    candidate = deepcopy(reference)
+    for block in candidate.blocks:
+        block.c_fc = block.c_fc.merged()
+    return PairModels(reference=reference, candidate=candidate, inputs=tokens())
+
+
+@harmless("lora/gpt_bfloat16")
+def lora_merged_half_gpt() -> PairModels:
+    """The same in bfloat16 on both sides: merged in float32, and stored in bfloat16."""
+    torch.manual_seed(5)
+    reference = built(nets.Gpt)
+    nets.replace_linears(reference, nets.LoraLinear, name="c_fc")
+    reference.bfloat16()
     candidate = deepcopy(reference)
     for block in candidate.blocks:
         block.c_fc = block.c_fc.merged()

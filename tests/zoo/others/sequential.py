@@ -73,13 +73,13 @@ class Stream(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input, self.output = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 8)
+        self.encode, self.decode = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 8)
         self.register_buffer("carry", torch.zeros(WIDTH))
 
     def forward(self, frames: Tensor) -> Tensor:
-        hidden = torch.tanh(self.input(frames) + self.carry)
+        hidden = torch.tanh(self.encode(frames) + self.carry)
         self.carry = hidden.mean(dim=(0, 1))
-        return self.output(hidden)
+        return self.decode(hidden)
 
 
 class Attention(nn.Module):
@@ -163,16 +163,40 @@ class NarrowRmsNorm(RmsNorm):
         return hidden * (hidden.pow(2).mean(dim=-1, keepdim=True) + 1e-6).rsqrt() * self.weight
 
 
+class SquaredRelu(nn.Module):
+    """relu(x)**2 scaled to the width, in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return (input.float().relu().pow(2) / 1024).to(input.dtype)
+
+
+class NarrowSquaredRelu(SquaredRelu):
+    """Squares in the dtype of its input before it scales."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.relu().pow(2) / 1024
+
+
+class NarrowLayerNorm(nn.LayerNorm):
+    """Takes the variance for mean(x**2) - mean(x)**2, in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean = input.mean(dim=-1, keepdim=True)
+        variance = (input.pow(2).mean(dim=-1, keepdim=True) - mean.pow(2)).clamp(min=0)
+        return (input - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.attn: nn.Module = Attention()
         self.c_fc, self.c_proj = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.activation: nn.Module = nn.GELU()
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = hidden + self.attn(self.ln_1(hidden))
-        return hidden + self.c_proj(functional.gelu(self.c_fc(self.ln_2(hidden))))
+        return hidden + self.c_proj(self.activation(self.c_fc(self.ln_2(hidden))))
 
 
 class DroppingBlock(Block):
@@ -202,6 +226,13 @@ class NarrowSinusoids(Sinusoids):
         positions = torch.arange(columns, dtype=torch.float32).to(ones.dtype)
         frequencies = torch.exp(-math.log(10000) * torch.arange(WIDTH // 2, dtype=torch.float32) / (WIDTH // 2))
         return positions[:, None] * frequencies.to(dtype)
+
+
+class SinusoidsFromOne(Sinusoids):
+    """Counts positions from one."""
+
+    def forward(self, columns: int, dtype: torch.dtype) -> Tensor:
+        return super().forward(columns + 1, dtype)[1:]
 
 
 class TabledSinusoids(Sinusoids):
