@@ -85,8 +85,10 @@ def padded_classes_vit() -> PairModels:
 
 @harmless("unused_part/vit_float32")
 def unused_part_vit() -> PairModels:
-    """A model whose pooler nobody reads against one without a pooler."""
-    return edited(tiny("vit"), pixels(), lambda model: setattr(model, "pooler", None))
+    """A model without a pooler against one with a pooler, whose output the reference does not have."""
+    reference, candidate = tiny("vit"), tiny("vit")
+    reference.pooler = None
+    return PairModels(reference=reference, candidate=candidate, inputs=pixels())
 
 
 @harmful("channel_order/clip_float16", allowed=SEMANTIC, cause=("pixel_values",))

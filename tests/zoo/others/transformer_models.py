@@ -164,6 +164,7 @@ class TokenOf(nn.Module):
     def __init__(self, model: nn.Module, index: int) -> None:
         super().__init__()
         self.model, self.index = model, index
+        self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.model(pixel_values=pixel_values).last_hidden_state[:, self.index]
@@ -185,6 +186,7 @@ class ImageEmbedding(nn.Module):
     def __init__(self, model: nn.Module, *, normalise: bool) -> None:
         super().__init__()
         self.model, self.normalise = model, normalise
+        self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         embedding = self.model.get_image_features(pixel_values=pixel_values).pooler_output

@@ -24,6 +24,7 @@ class DistributedLike(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.eval()
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         return self.module(*inputs, **options)
@@ -114,7 +115,7 @@ def traced_gpt() -> PairModels:
 def wrapped_gpt() -> PairModels:
     """nn.DataParallel without a GPU: names begin with `module`."""
     model = built(sequential.Gpt)
-    return PairModels(reference=model, candidate=nn.DataParallel(deepcopy(model)), inputs=tokens())
+    return PairModels(reference=model, candidate=nn.DataParallel(deepcopy(model)).eval(), inputs=tokens())
 
 
 @harmless("wrapped/convnet_bfloat16", allowed=IDENTICAL)
