@@ -173,7 +173,7 @@ def compiled_change_gpt() -> PairModels:
 
 @harmful("wrapped_change/convnet_bfloat16", allowed=STATE, cause=("conv",))
 def averaged_change_convnet() -> PairModels:
-    """A model averaged with another one: every weight moved a little, and the buffers did not."""
+    """A model averaged with one that differs in one row of a kernel: the row is near zero in the average."""
     model = built(convolutional.ResidualNet, torch.bfloat16)
     other = deepcopy(model)
     set_negated(other.conv.weight)
