@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -52,6 +53,49 @@ def outputs(models: PairModels) -> tuple[Tensor, Tensor]:
     return real_tokens(reference, masks[0]), real_tokens(candidate, masks[1])
 
 
+def leaves(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The paths and tensors of an output of nested mappings, sequences and dataclasses; numbers become tensors."""
+    if isinstance(output, (Tensor, bool, int, float)):
+        yield path, torch.as_tensor(output)
+    elif isinstance(output, Mapping):
+        for name, value in output.items():
+            yield from leaves(value, f"{path}.{name}")
+    elif isinstance(output, (tuple, list)):
+        for index, value in enumerate(output):
+            yield from leaves(value, f"{path}.{index}")
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        yield from leaves(vars(output), path)
+
+
+def leaf_difference(reference: Tensor, candidate: Tensor) -> float:
+    """The relative difference over what both have; other elements that are not finite count as infinitely far off.
+
+    Elements beyond 1e20 are masks: they are not measured, so that they do not hide the rest.
+    """
+    if reference.ndim != candidate.ndim:
+        return torch.inf
+    common = tuple(slice(min(sizes)) for sizes in zip(reference.shape, candidate.shape, strict=True))
+    first, second = reference[common].double(), candidate[common].double()
+    if not torch.equal(first.isfinite(), second.isfinite()):
+        return torch.inf
+    measured = first.isfinite() & (first.abs() < 1e20)
+    first, second = first[measured], second[measured]
+    return 0.0 if torch.equal(first, second) else float((first - second).norm() / first.norm().clamp(min=1e-30))
+
+
+def leaf_differences(models: PairModels) -> dict[str, float]:
+    """The relative difference of every leaf that both outputs have. Neither the models nor the inputs are spoiled."""
+    with torch.no_grad():
+        sides = [
+            dict(leaves(deepcopy(model)(**deepcopy(inputs))))
+            for model, inputs in (
+                (models.reference, models.inputs),
+                (models.candidate, models.candidate_inputs or models.inputs),
+            )
+        ]
+    return {path: leaf_difference(value, sides[1][path]) for path, value in sides[0].items() if path in sides[1]}
+
+
 def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
     """A float64 copy: buffers keep their values as loaded, parameters go through the narrower dtype of both sides."""
     copy = deepcopy(model)
@@ -61,8 +105,22 @@ def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
     return copy.double()
 
 
-def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
-    """The outputs of both sides in float64; what the dtype that was asked for rounds in weights is rounded in both."""
+def doubled(value: Any, other: Any) -> Any:
+    """A float64 copy of the floating point tensors of an argument, through the narrower dtype of both sides."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        dtypes = [side.dtype for side in (value, other) if isinstance(side, Tensor) and side.is_floating_point()]
+        return value.to(min(dtypes, key=lambda dtype: dtype.itemsize)).double()
+    if isinstance(value, dict):
+        others = other if isinstance(other, dict) else {}
+        return {name: doubled(member, others.get(name)) for name, member in value.items()}
+    if isinstance(value, list):
+        others = other if isinstance(other, list) and len(other) == len(value) else [None] * len(value)
+        return [doubled(member, partner) for member, partner in zip(value, others, strict=True)]
+    return value
+
+
+def as_float64(models: PairModels) -> PairModels:
+    """The pair in float64; what the dtype that was asked for rounds in weights is rounded in both."""
     reference_dtypes, candidate_dtypes = (
         {name: parameter.dtype for name, parameter in side.named_parameters()}
         for side in (models.reference, models.candidate)
@@ -71,19 +129,24 @@ def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
         name: min(dtype, candidate_dtypes.get(name, dtype), key=lambda dtype: dtype.itemsize)
         for name, dtype in reference_dtypes.items()
     }
-    inputs = [
-        {name: value.double() if value.is_floating_point() else value for name, value in side.items()}
-        for side in (models.inputs, models.candidate_inputs or models.inputs)
-    ]
+    return PairModels(
+        reference=widened(models.reference, narrow),
+        candidate=widened(models.candidate, narrow),
+        inputs=doubled(models.inputs, models.candidate_inputs),
+        candidate_inputs=doubled(models.candidate_inputs or models.inputs, models.inputs),
+    )
+
+
+def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
+    """The outputs of both sides in float64."""
     with Float64Islands():
-        return outputs(
-            PairModels(
-                reference=widened(models.reference, narrow),
-                candidate=widened(models.candidate, narrow),
-                inputs=inputs[0],
-                candidate_inputs=inputs[1],
-            )
-        )
+        return outputs(as_float64(models))
+
+
+def replayed_leaves(models: PairModels) -> dict[str, float]:
+    """The relative difference of every leaf in float64."""
+    with Float64Islands():
+        return leaf_differences(as_float64(models))
 
 
 def differences(models: PairModels) -> tuple[float, float]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Inputs = dict[str, Tensor]
+# Tensors by the names of the arguments; a value may also be a number, or a dictionary or list of tensors.
+Inputs = dict[str, Any]
 
 HARMLESS = frozenset({"identical", "rounding"})
 IDENTICAL = frozenset({"identical"})
@@ -55,6 +56,7 @@ class Pair:
         cause: words of which one must be in the sentence that `explain` gives, in lower case; empty where harmless.
         dtype: that the candidate computes in.
         build: makes both models and their inputs, the same ones on every call.
+        needs: packages without which the pair cannot be built, for `pytest.importorskip`.
     """
 
     name: str
@@ -63,25 +65,30 @@ class Pair:
     cause: tuple[str, ...]
     dtype: str
     build: Callable[[], PairModels]
+    needs: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         return self.name.partition("/")[0]
 
 
-def harmless(name: str, *, allowed: frozenset[str] = HARMLESS) -> Callable[[Callable[[], PairModels]], Pair]:
+def harmless(
+    name: str, *, allowed: frozenset[str] = HARMLESS, needs: tuple[str, ...] = ()
+) -> Callable[[Callable[[], PairModels]], Pair]:
     """Make the decorated builder a pair that a user may ignore; the dtype is the last word of its name."""
+    dtype = name.rpartition("_")[2]
     return lambda build: Pair(
-        name=name, answer="harmless", allowed=allowed, cause=(), dtype=name.rpartition("_")[2], build=build
+        name=name, answer="harmless", allowed=allowed, cause=(), dtype=dtype, build=build, needs=needs
     )
 
 
 def harmful(
-    name: str, *, allowed: frozenset[str], cause: tuple[str, ...]
+    name: str, *, allowed: frozenset[str], cause: tuple[str, ...], needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[], PairModels]], Pair]:
     """Make the decorated builder a pair that a user must act on; the dtype is the last word of its name."""
+    dtype = name.rpartition("_")[2]
     return lambda build: Pair(
-        name=name, answer="harmful", allowed=allowed, cause=cause, dtype=name.rpartition("_")[2], build=build
+        name=name, answer="harmful", allowed=allowed, cause=cause, dtype=dtype, build=build, needs=needs
     )
 
 
