@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.zoo.pairs import PairModels
+from tests.zoo.pairs import Inputs, PairModels
 from tests.zoo.parts import main_output
 
 
@@ -29,8 +30,10 @@ class Float64Islands(TorchFunctionMode):
 
 
 def relative_difference(reference: Tensor, candidate: Tensor) -> float:
-    """|reference - candidate| / |reference| in the L2 norm, in float64."""
-    return float((reference.double() - candidate.double()).norm() / reference.double().norm())
+    """|reference - candidate| / |reference| in the L2 norm, in float64, over the columns of F that both have."""
+    columns = min(reference.shape[-1], candidate.shape[-1])
+    reference, candidate = (side[..., :columns].double() for side in (reference, candidate))
+    return float((reference - candidate).norm() / reference.norm())
 
 
 def real_tokens(output: Tensor, mask: Tensor | None) -> Tensor:
@@ -40,16 +43,66 @@ def real_tokens(output: Tensor, mask: Tensor | None) -> Tensor:
     return output[mask.bool()] if mask is not None else output.flatten(0, 1)
 
 
+def output_mask(inputs: Inputs) -> Tensor | None:
+    """The mask of the tokens that the outputs are of: the decoder's where a decoder has inputs of its own."""
+    return inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
+
+
+def calls(inputs: Inputs | list[Inputs]) -> list[Inputs]:
+    """Every call's inputs, as copies: a model may write into its arguments."""
+    return deepcopy(inputs if isinstance(inputs, list) else [inputs])
+
+
 def outputs(models: PairModels) -> tuple[Tensor, Tensor]:
-    """The outputs of both sides over the tokens that both have, in the same order."""
-    reference_inputs, candidate_inputs = models.inputs, models.candidate_inputs or models.inputs
-    masks = [inputs.get("attention_mask") for inputs in (reference_inputs, candidate_inputs)]
-    with torch.no_grad():
-        reference = main_output(models.reference(**reference_inputs))
-        candidate = main_output(models.candidate(**candidate_inputs))
-    if masks[1] is None and reference.shape == candidate.shape:
-        masks[1] = masks[0]
-    return real_tokens(reference, masks[0]), real_tokens(candidate, masks[1])
+    """The outputs of both sides over the tokens that both have, in the same order, call after call."""
+    sides: tuple[list[Tensor], list[Tensor]] = [], []
+    for inputs in zip(calls(models.inputs), calls(models.candidate_inputs or models.inputs), strict=True):
+        masks = [output_mask(side) for side in inputs]
+        with torch.no_grad():
+            reference, candidate = (
+                main_output(models.reference(**inputs[0])),
+                main_output(models.candidate(**inputs[1])),
+            )
+        if masks[1] is None and reference.shape == candidate.shape:
+            masks[1] = masks[0]
+        for side, output, mask in zip(sides, (reference, candidate), masks, strict=True):
+            side.append(real_tokens(output, mask))
+    return torch.cat(sides[0]), torch.cat(sides[1])
+
+
+def leaves(output: Any, name: str = "output") -> dict[str, Tensor]:
+    """Every tensor of an output by its path; caches are left out."""
+    if isinstance(output, Tensor):
+        return {name: output}
+    children: list[tuple[Any, Any]] = []
+    if isinstance(output, Mapping):
+        children = list(output.items())
+    elif isinstance(output, tuple | list):
+        children = list(enumerate(output))
+    return {path: leaf for key, child in children for path, leaf in leaves(child, f"{name}.{key}").items()}
+
+
+def leaf_difference(reference: Tensor, candidate: Tensor) -> float:
+    """The relative difference of two leaves; infinite where they are not finite in the same places, or not alike."""
+    if reference.shape != candidate.shape or not torch.equal(reference.isfinite(), candidate.isfinite()):
+        return math.inf
+    reference, candidate = (side[side.isfinite()].double() for side in (reference, candidate))
+    difference = float((reference - candidate).norm())
+    return difference / (float(reference.norm()) or 1.0) if difference else 0.0
+
+
+def leaf_differences(models: PairModels) -> dict[str, float]:
+    """The native difference of each leaf that both sides have, pads and all: what may be where the main output is not.
+
+    A leaf of several calls has the largest.
+    """
+    worst: dict[str, float] = {}
+    for inputs in zip(calls(models.inputs), calls(models.candidate_inputs or models.inputs), strict=True):
+        with torch.no_grad():
+            reference, candidate = leaves(models.reference(**inputs[0])), leaves(models.candidate(**inputs[1]))
+        for name in reference.keys() & candidate.keys():
+            worst[name] = max(worst.get(name, 0.0), leaf_difference(reference[name], candidate[name]))
+    return worst
 
 
 def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
@@ -58,7 +111,22 @@ def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
     with torch.no_grad():
         for name, parameter in copy.named_parameters():
             parameter.data = parameter.data.to(narrow.get(name, parameter.dtype)).double()
+    for module in copy.modules():
+        if hasattr(module, "set_experts_implementation"):
+            module.set_experts_implementation("eager")  # the grouped kernel knows no float64
     return copy.double()
+
+
+def doubled(inputs: Inputs, others: Inputs) -> Inputs:
+    """Floating tensors in float64, through the narrower dtype of both sides; anything else as it is."""
+
+    def widen(name: str, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        dtypes = (value.dtype, others[name].dtype if name in others else value.dtype)
+        return value.to(min(dtypes, key=lambda dtype: dtype.itemsize)).double()
+
+    return {name: widen(name, value) for name, value in inputs.items()}
 
 
 def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
@@ -71,17 +139,15 @@ def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
         name: min(dtype, candidate_dtypes.get(name, dtype), key=lambda dtype: dtype.itemsize)
         for name, dtype in reference_dtypes.items()
     }
-    inputs = [
-        {name: value.double() if value.is_floating_point() else value for name, value in side.items()}
-        for side in (models.inputs, models.candidate_inputs or models.inputs)
-    ]
+    sides = calls(models.inputs), calls(models.candidate_inputs or models.inputs)
+    pairs = [(doubled(*both), doubled(*both[::-1])) for both in zip(*sides, strict=True)]
     with Float64Islands():
         return outputs(
             PairModels(
                 reference=widened(models.reference, narrow),
                 candidate=widened(models.candidate, narrow),
-                inputs=inputs[0],
-                candidate_inputs=inputs[1],
+                inputs=[reference for reference, _ in pairs],
+                candidate_inputs=[candidate for _, candidate in pairs],
             )
         )
 
