@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.zoo.pairs import Inputs, PairModels
+from tests.zoo.pairs import IDENTICAL, Inputs, Pair, PairModels
 from tests.zoo.parts import main_output
 
 
@@ -155,3 +155,24 @@ def replayed(models: PairModels) -> tuple[Tensor, Tensor]:
 def differences(models: PairModels) -> tuple[float, float]:
     """The relative difference of the native outputs, and of the float64 replays."""
     return relative_difference(*outputs(models)), relative_difference(*replayed(models))
+
+
+def disagreement(pair: Pair, *, stored: bool = False) -> str:
+    """What plain differences say against a pair's answer; empty where they agree.
+
+    A harmless pair is one function in float64, up to float32's rounding where its candidate's state was computed and
+    `stored`. A harmful one differs somewhere natively: an error that follows the dtype is not there in float64, and one
+    of a second output is not there in the main one.
+    """
+    models = pair.build()
+    dtype = str(next(models.candidate.parameters()).dtype)
+    if dtype != f"torch.{pair.dtype}":
+        return f"the candidate computes in {dtype}"
+    native = relative_difference(*outputs(models))
+    if pair.answer == "harmful":
+        leaves_differ = models.candidate_inputs is None and any(leaf_differences(models).values())
+        return "" if native != 0 or leaves_differ else "the outputs are the same"
+    replay = relative_difference(*replayed(models))
+    if pair.allowed == IDENTICAL and native != 0:
+        return f"the outputs differ by {native:.1e}"
+    return "" if replay < (1e-6 if stored else 1e-9) else f"the replays differ by {replay:.1e}"

@@ -40,10 +40,10 @@ def lively_mamba() -> Any:
     return model
 
 
-def reorder(mixture: Any, order: list[int]) -> None:
-    """Put the experts of a mixture in another order, and the router's rows with them."""
+def reorder(mixture: Any) -> None:
+    """Put the four experts of a mixture in another order, and the router's rows with them."""
     for weight in (mixture.gate.weight, mixture.experts.gate_up_proj, mixture.experts.down_proj):
-        weight.copy_(weight[order])
+        weight.copy_(weight[[2, 0, 3, 1]])
 
 
 def swap_halves(weight: Tensor) -> None:

@@ -185,7 +185,7 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-_CACHED = {"bert", "albert", "roberta", "distilbert", "modernbert"}
+_ENCODERS = {"bert", "albert", "roberta", "distilbert", "modernbert"}
 _FOLDERS = tempfile.TemporaryDirectory(prefix="zoo-language-")
 
 
@@ -216,7 +216,7 @@ def load(
     **options: Any,
 ) -> Any:
     """Load a checkpoint the way that keeps float32 tables, without the cache; `options` go to `from_pretrained`."""
-    if family not in _CACHED:
+    if family not in _ENCODERS:
         options = {"use_cache": False} | options
     if family != "mamba":
         options["attn_implementation"] = attention
