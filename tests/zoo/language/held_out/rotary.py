@@ -85,6 +85,7 @@ def padded_vocabulary_qwen2() -> PairModels:
     """320 rows of embedding and head where 300 are used."""
 
     def edit(model: Any) -> None:
+        torch.manual_seed(0)
         model.resize_token_embeddings(pad_to_multiple_of=64, mean_resizing=False)
 
     return edited(load("qwen2"), padded("left"), edit)

@@ -99,6 +99,7 @@ def idle_argument_opt() -> PairModels:
 @harmless("unused_part/gpt2_bfloat16", allowed=IDENTICAL)
 def unused_part_gpt2() -> PairModels:
     """A value head, as reinforcement learning adds one, that this call does not use."""
+    torch.manual_seed(0)
     return edited(
         load("gpt2", torch.bfloat16),
         padded("left"),
