@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.zoo.pairs import PairModels
+from tests.zoo.pairs import IDENTICAL, Inputs, Pair, PairModels
 from tests.zoo.parts import main_output
 
 
@@ -30,8 +30,10 @@ class Float64Islands(TorchFunctionMode):
 
 
 def relative_difference(reference: Tensor, candidate: Tensor) -> float:
-    """|reference - candidate| / |reference| in the L2 norm, in float64."""
-    return float((reference.double() - candidate.double()).norm() / reference.double().norm())
+    """|reference - candidate| / |reference| in the L2 norm, in float64, over the columns of F that both have."""
+    columns = min(reference.shape[-1], candidate.shape[-1])
+    reference, candidate = (side[..., :columns].double() for side in (reference, candidate))
+    return float((reference - candidate).norm() / reference.norm())
 
 
 def real_tokens(output: Tensor, mask: Tensor | None) -> Tensor:
@@ -41,16 +43,31 @@ def real_tokens(output: Tensor, mask: Tensor | None) -> Tensor:
     return output[mask.bool()] if mask is not None else output.flatten(0, 1)
 
 
+def output_mask(inputs: Inputs) -> Tensor | None:
+    """The mask of the tokens that the outputs are of: the decoder's where a decoder has inputs of its own."""
+    return inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
+
+
+def calls(inputs: Inputs | list[Inputs]) -> list[Inputs]:
+    """Every call's inputs, as copies: a model may write into its arguments."""
+    return deepcopy(inputs if isinstance(inputs, list) else [inputs])
+
+
 def outputs(models: PairModels) -> tuple[Tensor, Tensor]:
-    """The outputs of both sides over the tokens that both have, in the same order."""
-    reference_inputs, candidate_inputs = models.inputs, models.candidate_inputs or models.inputs
-    masks = [inputs.get("attention_mask") for inputs in (reference_inputs, candidate_inputs)]
-    with torch.no_grad():
-        reference = main_output(models.reference(**reference_inputs))
-        candidate = main_output(models.candidate(**candidate_inputs))
-    if masks[1] is None and reference.shape == candidate.shape:
-        masks[1] = masks[0]
-    return real_tokens(reference, masks[0]), real_tokens(candidate, masks[1])
+    """The outputs of both sides over the tokens that both have, in the same order, call after call."""
+    sides: tuple[list[Tensor], list[Tensor]] = [], []
+    for inputs in zip(calls(models.inputs), calls(models.candidate_inputs or models.inputs), strict=True):
+        masks = [output_mask(side) for side in inputs]
+        with torch.no_grad():
+            reference, candidate = (
+                main_output(models.reference(**inputs[0])),
+                main_output(models.candidate(**inputs[1])),
+            )
+        if masks[1] is None and reference.shape == candidate.shape:
+            masks[1] = masks[0]
+        for side, output, mask in zip(sides, (reference, candidate), masks, strict=True):
+            side.append(real_tokens(output, mask))
+    return torch.cat(sides[0]), torch.cat(sides[1])
 
 
 def leaves(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -84,16 +101,20 @@ def leaf_difference(reference: Tensor, candidate: Tensor) -> float:
 
 
 def leaf_differences(models: PairModels) -> dict[str, float]:
-    """The relative difference of every leaf that both outputs have. Neither the models nor the inputs are spoiled."""
-    with torch.no_grad():
-        sides = [
-            dict(leaves(deepcopy(model)(**deepcopy(inputs))))
-            for model, inputs in (
-                (models.reference, models.inputs),
-                (models.candidate, models.candidate_inputs or models.inputs),
+    """The native difference of each leaf that both sides have, pads and all: what may be where the main output is not.
+
+    A leaf of several calls has the largest. Neither the models nor the inputs are spoiled.
+    """
+    worst: dict[str, float] = {}
+    for inputs in zip(calls(models.inputs), calls(models.candidate_inputs or models.inputs), strict=True):
+        with torch.no_grad():
+            reference, candidate = (
+                dict(leaves(deepcopy(model)(**arguments)))
+                for model, arguments in zip((models.reference, models.candidate), inputs, strict=True)
             )
-        ]
-    return {path: leaf_difference(value, sides[1][path]) for path, value in sides[0].items() if path in sides[1]}
+        for path in reference.keys() & candidate.keys():
+            worst[path] = max(worst.get(path, 0.0), leaf_difference(reference[path], candidate[path]))
+    return worst
 
 
 def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
@@ -102,6 +123,9 @@ def widened(model: nn.Module, narrow: dict[str, torch.dtype]) -> nn.Module:
     with torch.no_grad():
         for name, parameter in copy.named_parameters():
             parameter.data = parameter.data.to(narrow.get(name, parameter.dtype)).double()
+    for module in copy.modules():
+        if hasattr(module, "set_experts_implementation"):
+            module.set_experts_implementation("eager")  # the grouped kernel knows no float64
     return copy.double()
 
 
@@ -152,3 +176,24 @@ def replayed_leaves(models: PairModels) -> dict[str, float]:
 def differences(models: PairModels) -> tuple[float, float]:
     """The relative difference of the native outputs, and of the float64 replays."""
     return relative_difference(*outputs(models)), relative_difference(*replayed(models))
+
+
+def disagreement(pair: Pair, *, stored: bool = False) -> str:
+    """What plain differences say against a pair's answer; empty where they agree.
+
+    A harmless pair is one function in float64, up to float32's rounding where its candidate's state was computed and
+    `stored`. A harmful one differs somewhere natively: an error that follows the dtype is not there in float64, and one
+    of a second output is not there in the main one.
+    """
+    models = pair.build()
+    dtype = str(next(models.candidate.parameters()).dtype)
+    if dtype != f"torch.{pair.dtype}":
+        return f"the candidate computes in {dtype}"
+    native = relative_difference(*outputs(models))
+    if pair.answer == "harmful":
+        leaves_differ = models.candidate_inputs is None and any(leaf_differences(models).values())
+        return "" if native != 0 or leaves_differ else "the outputs are the same"
+    replay = relative_difference(*replayed(models))
+    if pair.allowed == IDENTICAL and native != 0:
+        return f"the outputs differ by {native:.1e}"
+    return "" if replay < (1e-6 if stored else 1e-9) else f"the replays differ by {replay:.1e}"

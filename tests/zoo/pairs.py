@@ -37,12 +37,13 @@ class PairModels:
 
     Real tokens are those of `attention_mask` (all where there is none), in row-major order: the same order padded on
     either side and packed. A candidate without a mask whose shape is the reference's has the reference's real tokens.
+    Where a decoder has inputs of its own, its outputs and its mask count. Several calls are a list of inputs.
     """
 
     reference: nn.Module
     candidate: nn.Module
-    inputs: Inputs
-    candidate_inputs: Inputs | None = None
+    inputs: Inputs | list[Inputs]
+    candidate_inputs: Inputs | list[Inputs] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def harmful(
     )
 
 
-def edited(reference: nn.Module, inputs: Inputs, edit: Callable[[Any], object]) -> PairModels:
+def edited(reference: nn.Module, inputs: Inputs | list[Inputs], edit: Callable[[Any], object]) -> PairModels:
     """A pair whose candidate is a copy of the reference with one edit."""
     candidate = deepcopy(reference)
     with torch.no_grad():

@@ -18,10 +18,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 
 def main_output(output: Any) -> Tensor:
-    """The logits, the last hidden state, or the tensor itself."""
+    """The logits, the last hidden state, the first of several outputs, or the tensor itself."""
     if isinstance(output, Tensor):
         return output
-    return output.logits if "logits" in output else output.last_hidden_state
+    first = next(iter(output), None)
+    return next(output[name] for name in ("logits", "last_hidden_state", first) if name in output)
 
 
 class MaskIgnored(LlamaForCausalLM):
