@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sweeper.comparator.hooks import tensors_of
 from sweeper.devices import to_device
 from sweeper.inputs.layout import Forward
 from sweeper.records.cell import CallRecord, Corner, Sample, corner_places
 
 MOST_TOKENS = 4096  # of a batch whose calls are recorded, pads included: about 50 KiB of text in cell.json
-
-
-@contextmanager
-def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
-    outputs: list[Tensor] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(tensors_of(output)[0])
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 class Sampler:

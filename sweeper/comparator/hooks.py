@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sweeper.inputs.layout import Forward, is_attention_map, to_tokens
+from sweeper.inputs.layout import Forward, is_attention_map, to_rows, to_tokens
 
 
 class ModuleOutput(NamedTuple):
@@ -39,12 +40,31 @@ class ModuleOutput(NamedTuple):
         return self.tensor_NF.clone()
 
 
+class LeafInput(NamedTuple):
+    """What one call of a leaf module was given, and what it makes of the reference's input.
+
+    Attributes:
+        name: of the call.
+        input_NF: its first floating-point argument, by rows.
+        own: rows of its outputs on the reference's input, by name of the output; empty where that cannot be had.
+    """
+
+    name: str
+    input_NF: Tensor
+    own: dict[str, Tensor]
+
+
 class Capture:
-    """The hooks' side of one run. Set `forward` before each call of the model.
+    """The hooks' side of one run. Tell it each call of the model with `begin`.
+
+    Args:
+        take: gets every output of a module.
 
     Attributes:
         unaligned: outputs that have no token dimension, by name, with the shape.
     """
+
+    rows = staticmethod(to_tokens)
 
     def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
         self._take = take
@@ -64,7 +84,7 @@ class Capture:
         the limit."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
-        called = f"{name}#{call}" if call else name
+        called = _called(name, call) if call else name
         if isinstance(output, Tensor):
             self._hand_over(called, module_type, output)
             return
@@ -72,7 +92,11 @@ class Capture:
             if not index:
                 self._hand_over(called, module_type, tensor)
             elif not is_attention_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
-                self._hand_over(f"{called}[{index}]", module_type, tensor)
+                self._hand_over(_indexed(called, index), module_type, tensor)
+
+    def register(self, name: str, module: nn.Module) -> Any:
+        """Hooks one module; gives the handle."""
+        return module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))
 
     @property
     def _begun(self) -> Forward:
@@ -87,26 +111,139 @@ class Capture:
             self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
 
     def _tokens(self, tensor: Tensor) -> Tensor | None:
-        """`to_tokens`, in one operation where no row is left out."""
+        """`rows`, in one operation where no row is left out."""
         if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
             return tensor.flatten(0, 1)
-        return to_tokens(tensor, self._begun)
+        return self.rows(tensor, self._begun)
+
+
+class LeafCapture(Capture):
+    """Hands over the inputs of leaf modules too, and outputs without a token dimension by batch rows (`to_rows`).
+
+    Args:
+        take_input: gets every input of a leaf module, before its outputs.
+        given: the reference's input rows of all calls, by name: on these the leaf is run too.
+    """
+
+    rows = staticmethod(to_rows)
+
+    def __init__(
+        self,
+        take: Callable[[ModuleOutput], object],
+        take_input: Callable[[LeafInput], object],
+        given: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(take)
+        self._take_input = take_input
+        self._given = given
+        self._rows_done: Counter[str] = Counter()
+        self._rerunning = False
+
+    def register(self, name: str, module: nn.Module) -> Any:
+        hook = functools.partial(self.hook_with_inputs, name, type(module).__name__)
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    def hook_with_inputs(
+        self, name: str, module_type: str, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        """`hook`, which sees the arguments as well."""
+        if self._rerunning:
+            return
+        given = _first_floating(args, kwargs) if next(module.children(), None) is None else None
+        input_NF = to_rows(given, self._begun) if given is not None else None
+        if given is not None and input_NF is not None:
+            called = _called(name, self._calls.get(name, 0))
+            own = self._own(called, module, args, kwargs, given)
+            self._take_input(LeafInput(called, input_NF, own))
+            self._rows_done[called] += len(input_NF)
+        self.hook(name, module_type, module, args, output)
+
+    def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor) -> dict[str, Tensor]:
+        """The module's outputs on the reference's input, in the layout of its own."""
+        if name not in self._given:
+            return {}
+        start = self._rows_done[name]
+        placed = _placed(self._given[name][start : start + len(self._begun.flat_N)], given, self._begun)
+        if placed is None:
+            return {}
+
+        def swap(value: Any) -> Any:
+            return placed if value is given else value
+
+        self._rerunning = True
+        try:
+            output = module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
+        finally:
+            self._rerunning = False
+        rows = {_indexed(name, index): to_rows(tensor, self._begun) for index, tensor in enumerate(tensors_of(output))}
+        return {name: rows_NF for name, rows_NF in rows.items() if rows_NF is not None}
+
+
+def _called(name: str, call: int) -> str:
+    """The name of a module's call, of those in one forward."""
+    return f"{name}#{call}" if call else name
+
+
+def _indexed(name: str, index: int) -> str:
+    """The name of one tensor of several."""
+    return f"{name}[{index}]" if index else name
+
+
+def _first_floating(args: Any, kwargs: Any) -> Tensor | None:
+    values = [*args, *kwargs.values()]
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def _placed(reference_NF: Tensor, given: Tensor, forward: Forward) -> Tensor | None:
+    """`given` with its real tokens replaced by the reference's; its pads stay. None: it has no token dimension."""
+    B, T = forward.inputs["input_ids"].shape
+    if given.shape[:2] == (B, T):
+        placed = given.flatten(0, 1).clone()
+    elif given.shape[0] == B * T:
+        placed = given.clone()
+    else:
+        return None
+    if len(reference_NF) != len(forward.flat_N):
+        return None
+    real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
+    return placed.index_copy(0, forward.flat_N, real).reshape(given.shape)
 
 
 @contextmanager
-def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
+def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
     """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
-    running = Capture(take)
     handles = []
     try:
         for name, module in model.named_modules():
             if name:
-                hook = functools.partial(running.hook, name, type(module).__name__)
-                handles.append(module.register_forward_hook(hook))
-        yield running
+                handles.append(running.register(name, module))
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
+    """Hands over every module's output over real tokens, and nothing else."""
+    running = Capture(take)
+    with capturing(model, running):
+        yield running
+
+
+@contextmanager
+def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
+    outputs: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(tensors_of(output)[0])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:

@@ -7,7 +7,7 @@ compared row by row. Shapes as in `docs/architecture.md`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.corners import kept_outputs
-from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.hooks import kept_outputs, tensors_of
 from sweeper.config import Pooling
 from sweeper.errors import AlignmentError, ConfigError
-from sweeper.inputs.layout import Forward, is_attention_map, to_tokens
+from sweeper.inputs.layout import Forward, to_rows
 from sweeper.inputs.pooling import embeddings
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -77,6 +76,15 @@ class Side:
             for switch in self.switches.values():
                 stack.enter_context(switch.context())
             yield
+
+    def in_batches(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Call]]:
+        """The calls of each batch of texts, which the calls follow in their order."""
+        calls = iter(self.calls)
+        for texts in batches:
+            batch: list[Call] = []
+            while sum(len(call.forward.texts) for call in batch) < len(texts):
+                batch.append(next(calls))
+            yield batch
 
 
 def sides(
@@ -202,52 +210,50 @@ def _check_same_tokens(reference: Sequence[Call], candidate: Sequence[Call]) -> 
         )
 
 
-def rows(tensor: Tensor, forward: Forward) -> Tensor | None:
-    """[N, F] over real tokens; a tensor without a token dimension keeps its batch rows, [B, F]. None: not aligned."""
-    if not tensor.is_floating_point() or is_attention_map(tensor, forward):
-        return None
-    tokens_NF = to_tokens(tensor, forward)
-    if tokens_NF is not None:
-        return tokens_NF
-    B, T = forward.inputs["input_ids"].shape
-    if tensor.dim() == 2 and tensor.shape == (B, T) and T > 1:  # a score a token
-        return tensor.flatten()[forward.flat_N][:, None]
-    return tensor.flatten(1) if tensor.dim() >= 2 and tensor.shape[0] == B else None
-
-
 Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
-    """The model's output tensors over the rows of all calls, [N, F] each, by name or index; `POOLING` [S, D] last.
-
-    Args:
-        before: told each call before it is made.
+def run(side: Side, begin: Callable[[Forward], object] | None = None) -> Outputs:
+    """`call_model` for all calls of a side, under its conditions; the model is afterwards as it was.
 
     Raises:
         AlignmentError: the model gave no floating-point tensor with a token or batch dimension.
     """
-    pieces: dict[str, list[Tensor]] = {}
-    with side.conditions(), unchanged_buffers(side.model), _last_hidden(side) as hidden:
-        for call in side.calls:
-            if before is not None:
-                before(call)
-            for name, tensor in _named_tensors(side.model(**call.kwargs)):
-                rows_NF = rows(tensor, call.forward)
-                if rows_NF is not None:
-                    pieces.setdefault(name, []).append(rows_NF)
-    if side.pooling is not None:
-        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, side.calls, strict=True)]
-    if not pieces:
+    with side.conditions(), unchanged_buffers(side.model), hidden_for_pooling(side) as hidden:
+        outputs = call_model(side, side.calls, hidden, begin)
+    if not outputs:
         raise AlignmentError(
             f"{type(side.model).__name__} gave no floating-point tensor with a token or batch dimension"
         )
-    return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+    return outputs
 
 
-def _last_hidden(side: Side) -> AbstractContextManager[list[Tensor]]:
-    """Keeps what pooling reads; nothing where the side has none."""
+def call_model(
+    side: Side, calls: Sequence[Call], hidden: list[Tensor], begin: Callable[[Forward], object] | None = None
+) -> Outputs:
+    """The model's output tensors over the rows of some calls, [N, F] each, by name or index; `POOLING` [S, D] last.
+
+    Args:
+        hidden: where `hidden_for_pooling` keeps the last hidden states; empty afterwards.
+        begin: told each call before it is made.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    for call in calls:
+        if begin is not None:
+            begin(call.forward)
+        for name, tensor in _named_tensors(side.model(**call.kwargs)):
+            rows_NF = to_rows(tensor, call.forward) if tensor.is_floating_point() else None
+            if rows_NF is not None:
+                pieces.setdefault(name, []).append(rows_NF)
+    if side.pooling is not None:
+        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, calls, strict=True)]
+        hidden.clear()
+    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in pieces.items()}
+
+
+def hidden_for_pooling(side: Side) -> AbstractContextManager[list[Tensor]]:
+    """Keeps what pooling reads, the last hidden states of each call; nothing where the side has none."""
     base: Any = side.model.base_model if side.pooling is not None else None
     return contextlib.nullcontext([]) if base is None else kept_outputs(base)
 

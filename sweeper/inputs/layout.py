@@ -147,6 +147,20 @@ def to_tokens(tensor: Tensor, forward: Forward) -> Tensor | None:
     return token.flatten(1)
 
 
+def to_rows(tensor: Tensor, forward: Forward) -> Tensor | None:
+    """`to_tokens`, or else a score a token, [B, T] as [N, 1], or else the rows of the batch, [B, ...] as [B, F].
+
+    Cells leave both out: a layout decides how many rows a batch has.
+    """
+    rows_NF = to_tokens(tensor, forward)
+    if rows_NF is not None or is_attention_map(tensor, forward):
+        return rows_NF
+    B, T = forward.inputs["input_ids"].shape
+    if tensor.shape == (B, T) and T > 1:
+        return tensor.flatten()[forward.flat_N][:, None]
+    return tensor.flatten(1) if tensor.dim() >= 2 and len(tensor) == B else None
+
+
 def is_attention_map(tensor: Tensor, forward: Forward) -> bool:
     """Whether this looks like attention weights, [B, H, T, T]: they have no features, and pads in two dimensions."""
     B, T = forward.inputs["input_ids"].shape

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.recording import Recording, record
+from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
@@ -53,22 +53,22 @@ def _rms(samples: list[float]) -> float:
     return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
 
 
-def measure_floor(side: Side, base: Recording | None = None, *, seeds: int = 4) -> Floor:
+def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4) -> Floor:
     """Runs a side again and again with changes that alter no meaning.
 
     Args:
         base: its own run without any; taken where it is not given.
         seeds: how many nudged runs.
     """
-    base = record(side) if base is None else base
+    base = observe(side) if base is None else base
     floor = Floor()
     for seed in range(seeds):
         with nudged(side.model, seed):
-            again = record(side)
+            again = observe(side)
         floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs))
-        for name, recorded in again.modules.items():
+        for name, module in again.modules.items():
             if name in base.modules:
-                floor.modules.setdefault(name, []).append(rel_l2(base.modules[name].output(), recorded.output()))
+                floor.modules.setdefault(name, []).append(rel_l2(base.modules[name].output, module.output))
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sweeper.comparator.corners import MOST_TOKENS, Sampler, kept_outputs
+from sweeper.comparator.corners import MOST_TOKENS, Sampler
+from sweeper.comparator.hooks import kept_outputs
 from sweeper.config import Layout, Positions
 from sweeper.inputs.layout import Forward, lay_out, to_tokens
 
