@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -38,20 +39,6 @@ class ModuleOutput(NamedTuple):
         if self.name in steady or self.tensor_NF.data_ptr() != self.original.data_ptr():
             return self.tensor_NF
         return self.tensor_NF.clone()
-
-
-class LeafInput(NamedTuple):
-    """What one call of a leaf module was given, and what it makes of the reference's input.
-
-    Attributes:
-        name: of the call.
-        input_NF: its first floating-point argument, by rows.
-        own: rows of its outputs on the reference's input, by name of the output; empty where that cannot be had.
-    """
-
-    name: str
-    input_NF: Tensor
-    own: dict[str, Tensor]
 
 
 class Capture:
@@ -117,26 +104,39 @@ class Capture:
         return self.rows(tensor, self._begun)
 
 
-class LeafCapture(Capture):
-    """Hands over the inputs of leaf modules too, and outputs without a token dimension by batch rows (`to_rows`).
+@dataclass
+class ModuleRows:
+    """Rows of one output of a module, call after call, copied.
+
+    Attributes:
+        outputs: what came out.
+        inputs: the first floating-point argument of a leaf module; empty for others and for a second output.
+        owns: what a leaf module makes of the reference's input; empty where that was not asked for or cannot be had.
+    """
+
+    module_type: str
+    outputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    owns: list[Tensor] = field(default_factory=list)
+
+
+class Observer(Capture):
+    """Keeps outputs and leaf modules' inputs; what has no token dimension by the rows of the batch (`to_rows`).
 
     Args:
-        take_input: gets every input of a leaf module, before its outputs.
-        given: the reference's input rows of all calls, by name: on these the leaf is run too.
+        given: the reference's input rows of all calls, by name: on these each leaf module is run too.
+
+    Attributes:
+        modules: by name, in order of execution.
     """
 
     rows = staticmethod(to_rows)
 
-    def __init__(
-        self,
-        take: Callable[[ModuleOutput], object],
-        take_input: Callable[[LeafInput], object],
-        given: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(take)
-        self._take_input = take_input
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        super().__init__(self._keep)
+        self.modules: dict[str, ModuleRows] = {}
         self._given = given
-        self._rows_done: Counter[str] = Counter()
+        self._given_rows: Counter[str] = Counter()  # that earlier calls took
         self._rerunning = False
 
     def register(self, name: str, module: nn.Module) -> Any:
@@ -149,34 +149,39 @@ class LeafCapture(Capture):
         """`hook`, which sees the arguments as well."""
         if self._rerunning:
             return
+        called = _called(name, self._calls.get(name, 0))
         given = _first_floating(args, kwargs) if next(module.children(), None) is None else None
-        input_NF = to_rows(given, self._begun) if given is not None else None
-        if given is not None and input_NF is not None:
-            called = _called(name, self._calls.get(name, 0))
-            own = self._own(called, module, args, kwargs, given)
-            self._take_input(LeafInput(called, input_NF, own))
-            self._rows_done[called] += len(input_NF)
+        input_NF = self.rows(given, self._begun) if given is not None else None
         self.hook(name, module_type, module, args, output)
+        if given is not None and input_NF is not None and called in self.modules:
+            self.modules[called].inputs.append(input_NF.clone())
+            for index, own in enumerate(self._own(called, module, args, kwargs, given)):
+                own_NF, rows = self.rows(own, self._begun), self.modules.get(_indexed(called, index))
+                if own_NF is not None and rows is not None:
+                    rows.owns.append(own_NF.clone())
 
-    def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor) -> dict[str, Tensor]:
-        """The module's outputs on the reference's input, in the layout of its own."""
+    def _keep(self, output: ModuleOutput) -> None:
+        rows = self.modules.setdefault(output.name, ModuleRows(output.module_type))
+        rows.outputs.append(output.tensor_NF.clone())
+
+    def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor) -> list[Tensor]:
+        """The module's outputs on the reference's input, in the layout of its own; none where it cannot be had."""
         if name not in self._given:
-            return {}
-        start = self._rows_done[name]
-        placed = _placed(self._given[name][start : start + len(self._begun.flat_N)], given, self._begun)
+            return []
+        start, N = self._given_rows[name], len(self._begun.flat_N)
+        self._given_rows[name] += N
+        placed = _placed(self._given[name][start : start + N], given, self._begun)
         if placed is None:
-            return {}
+            return []
 
         def swap(value: Any) -> Any:
             return placed if value is given else value
 
         self._rerunning = True
         try:
-            output = module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
+            return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
         finally:
             self._rerunning = False
-        rows = {_indexed(name, index): to_rows(tensor, self._begun) for index, tensor in enumerate(tensors_of(output))}
-        return {name: rows_NF for name, rows_NF in rows.items() if rows_NF is not None}
 
 
 def _called(name: str, call: int) -> str:

@@ -1,42 +1,15 @@
-"""A run of a side that is kept whole: every module's output and every leaf module's input."""
+"""A run of a side that is kept whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sweeper.comparator.hooks import LeafCapture, LeafInput, ModuleOutput, capturing
+from sweeper.comparator.hooks import ModuleRows, Observer, capturing
 from sweeper.comparator.side import POOLING, Outputs, Side, run
-
-
-@dataclass
-class ModuleRows:
-    """Rows of one output of a module, call after call, copied.
-
-    Attributes:
-        outputs: what came out. inputs: what a leaf module was given; empty for others and for a second output.
-        owns: what a leaf module makes of the reference's input; empty where that was not asked for or cannot be had.
-    """
-
-    module_type: str
-    outputs: list[Tensor] = field(default_factory=list)
-    inputs: list[Tensor] = field(default_factory=list)
-    owns: list[Tensor] = field(default_factory=list)
-
-    @property
-    def output(self) -> Tensor:
-        return torch.cat(self.outputs)
-
-    @property
-    def input(self) -> Tensor | None:
-        return torch.cat(self.inputs) if self.inputs else None
-
-    @property
-    def own(self) -> Tensor | None:
-        return torch.cat(self.owns) if self.owns else None
 
 
 @dataclass(frozen=True)
@@ -48,7 +21,7 @@ class Observation:
 
     def inputs(self) -> dict[str, Tensor]:
         """What each leaf module was given."""
-        return {name: given for name, module in self.modules.items() if (given := module.input) is not None}
+        return {name: torch.cat(module.inputs) for name, module in self.modules.items() if module.inputs}
 
 
 def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
@@ -57,24 +30,9 @@ def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observatio
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
     """
-    modules: dict[str, ModuleRows] = {}
-    owns: dict[str, list[Tensor]] = {}
-
-    def take(output: ModuleOutput) -> None:
-        module = modules.setdefault(output.name, ModuleRows(output.module_type))
-        module.outputs.append(output.tensor_NF.clone())
-
-    def take_input(leaf: LeafInput) -> None:
-        inputs.setdefault(leaf.name, []).append(leaf.input_NF.clone())
-        for name, own_NF in leaf.own.items():
-            owns.setdefault(name, []).append(own_NF.clone())
-
-    inputs: dict[str, list[Tensor]] = {}
-    running = LeafCapture(take, take_input, given or {})
-    with capturing(side.model, running):
-        outputs = run(side, running.begin)
-    for name, module in modules.items():
-        module.inputs, module.owns = inputs.get(name, []), owns.get(name, [])
+    observer = Observer(given or {})
+    with capturing(side.model, observer):
+        outputs = run(side, observer.begin)
     if POOLING in outputs:
-        modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
-    return Observation(modules, outputs)
+        observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
+    return Observation(observer.modules, outputs)

@@ -87,7 +87,7 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
         if base is None:
             unaligned[name] = "only the candidate ran it"
             continue
-        left, right = base.output, module.output
+        left, right = torch.cat(base.outputs), torch.cat(module.outputs)
         if left.shape != right.shape:
             unaligned[name] = (
                 f"rows and features: {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
@@ -103,25 +103,33 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
                 kind=kind,
                 rows=len(left),
                 output=measure(left, right),
-                input=_measured(base.input, module.input),
-                own=_own(left, module.own),
+                input=_measured(base.inputs, module.inputs),
+                own=_rel_l2(_measured([left], module.owns)),
             )
         )
     return Trace(tuple(modules), unaligned, ran.outputs)
 
 
-def _measured(left: Tensor | None, right: Tensor | None) -> PairMeasures | None:
-    return measure(left, right) if left is not None and right is not None and left.shape == right.shape else None
+def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures | None:
+    """None where one side has nothing, or something of another shape."""
+    if not reference or not candidate:
+        return None
+    left, right = torch.cat(reference), torch.cat(candidate)
+    return measure(left, right) if left.shape == right.shape else None
 
 
-def _own(reference_NF: Tensor, own_NF: Tensor | None) -> float | None:
-    return rel_l2(reference_NF, own_NF) if own_NF is not None and own_NF.shape == reference_NF.shape else None
+def _rel_l2(measures: PairMeasures | None) -> float | None:
+    """NaN where one side is not finite."""
+    if measures is None:
+        return None
+    return measures.rel_l2 if measures.finite == measures.numel else math.nan
 
 
 def rel_l2(reference: Tensor, candidate: Tensor) -> float:
-    """`PairMeasures.rel_l2`; NaN where one side is not finite."""
-    measures = measure(reference, candidate)
-    return measures.rel_l2 if measures.finite == measures.numel else math.nan
+    """2-norm of the difference over 2-norm of the reference, in float64; NaN where one side is not finite."""
+    found = _rel_l2(measure(reference, candidate))
+    assert found is not None
+    return found
 
 
 def outputs_rel_l2(reference: Outputs, candidate: Outputs) -> float:

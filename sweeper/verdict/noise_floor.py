@@ -68,7 +68,9 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
         floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs))
         for name, module in again.modules.items():
             if name in base.modules:
-                floor.modules.setdefault(name, []).append(rel_l2(base.modules[name].output, module.output))
+                floor.modules.setdefault(name, []).append(
+                    rel_l2(torch.cat(base.modules[name].outputs), torch.cat(module.outputs))
+                )
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs)
