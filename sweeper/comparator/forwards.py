@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,23 +20,6 @@ from sweeper.models import attention
 from sweeper.models.flags import numerics
 from sweeper.models.loading import autocast
 from sweeper.records.cell import Sample
-
-
-@dataclass(frozen=True)
-class BatchesRun:
-    """What running all batches left behind, besides what was compared.
-
-    Attributes:
-        first_batch: the calls of the first batch.
-        first_output_NF: its output over its real tokens.
-        unaligned: what could not be aligned, and why.
-        sample: inputs and a corner of the output.
-    """
-
-    first_batch: Sequence[Call]
-    first_output_NF: Tensor
-    unaligned: dict[str, str]
-    sample: Sample
 
 
 @contextlib.contextmanager
@@ -99,31 +81,43 @@ def steady_outputs(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> 
 
 
 class HookedSide:
-    """A side with hooks on every module of its model. It is run batch by batch."""
+    """A side with hooks on every module of its model. It is run batch by batch.
+
+    Attributes:
+        first_batch: the calls of the first batch.
+        first_output_NF: its output over its real tokens.
+    """
+
+    first_batch: Sequence[Call] = ()
+    first_output_NF: Tensor
 
     def __init__(self, side: Side, running: Capture, hidden: list[Tensor]) -> None:
         self._side = side
         self._running = running
         self._hidden = hidden
-        self._first: tuple[Sequence[Call], Tensor, Sampler] | None = None
 
     def run(self, batch: Sequence[Call]) -> BatchOutputs:
         """Runs one batch."""
-        if self._first is not None:
+        if self.first_batch:
             return self._run(batch)
         with kept_outputs(self._side.model) as padded:
             outputs = self._run(batch)
-        self._first = batch, outputs.output_NF, Sampler([call.forward for call in batch], padded, outputs.output_NF)
+        self.first_batch, self.first_output_NF = batch, outputs.output_NF
+        self._sampler = Sampler(batch, padded, outputs.output_NF)
         return outputs
 
     def _run(self, batch: Sequence[Call]) -> BatchOutputs:
         outputs = call_model(self._side, batch, self._hidden, self._running.begin)
         return BatchOutputs(next(iter(outputs.values())), outputs[POOLING])
 
-    def result(self) -> BatchesRun:
-        assert self._first is not None, "inputs hold at least one text"
-        batch, output_NF, sampler = self._first
-        return BatchesRun(batch, output_NF, self._running.unaligned, sampler.sample())
+    @property
+    def unaligned(self) -> dict[str, str]:
+        """What could not be aligned, and why."""
+        return self._running.unaligned
+
+    def sample(self) -> Sample:
+        """Inputs and a corner of the output of the first batch."""
+        return self._sampler.sample()
 
 
 @contextlib.contextmanager

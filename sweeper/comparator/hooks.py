@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sweeper.inputs.layout import Forward, is_attention_map, to_rows, to_tokens
+from sweeper.inputs.layout import Tokens, is_attention_map, to_rows, to_tokens
 
 
 class ModuleOutput(NamedTuple):
@@ -56,15 +57,14 @@ class Capture:
     def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
         self._take = take
         self._calls: dict[str, int] = {}
-        self._forward: Forward | None = None
-        self._no_pads: tuple[int, ...] | None = None  # the forward's B and T, where all of it are tokens
+        self._tokens: Tokens | None = None
+        self._no_pads: tuple[int, ...] | None = None  # B and T, where all of it are tokens
         self.unaligned: dict[str, str] = {}
 
-    def begin(self, forward: Forward) -> None:
-        self._forward = forward
+    def begin(self, tokens: Tokens) -> None:
+        self._tokens = tokens
         self._calls.clear()
-        shape = forward.inputs["input_ids"].shape
-        self._no_pads = shape if len(forward.flat_N) == shape.numel() else None
+        self._no_pads = tokens.shape if len(tokens.flat_N) == math.prod(tokens.shape) else None
 
     def hook(self, name: str, module_type: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """The forward hook of a module: hands over what it gave. Runs thousands of times a second; on a GPU the host is
@@ -86,18 +86,18 @@ class Capture:
         return module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))
 
     @property
-    def _begun(self) -> Forward:
-        assert self._forward is not None, "begin(forward) comes before the model's forward"
-        return self._forward
+    def _begun(self) -> Tokens:
+        assert self._tokens is not None, "begin(tokens) comes before the model's forward"
+        return self._tokens
 
     def _hand_over(self, name: str, module_type: str, tensor: Tensor) -> None:
-        tensor_NF = self._tokens(tensor) if tensor.is_floating_point() else None
+        tensor_NF = self._rows_of(tensor) if tensor.is_floating_point() else None
         if tensor_NF is None:
             self.unaligned[name] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
         else:
             self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
 
-    def _tokens(self, tensor: Tensor) -> Tensor | None:
+    def _rows_of(self, tensor: Tensor) -> Tensor | None:
         """`rows`, in one operation where no row is left out."""
         if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
             return tensor.flatten(0, 1)
@@ -199,19 +199,19 @@ def _first_floating(args: Any, kwargs: Any) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
-def _placed(reference_NF: Tensor, given: Tensor, forward: Forward) -> Tensor | None:
+def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | None:
     """`given` with its real tokens replaced by the reference's; its pads stay. None: it has no token dimension."""
-    B, T = forward.inputs["input_ids"].shape
+    B, T = tokens.shape
     if given.shape[:2] == (B, T):
         placed = given.flatten(0, 1).clone()
     elif given.shape[0] == B * T:
         placed = given.clone()
     else:
         return None
-    if len(reference_NF) != len(forward.flat_N):
+    if len(reference_NF) != len(tokens.flat_N):
         return None
     real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
-    return placed.index_copy(0, forward.flat_N, real).reshape(given.shape)
+    return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)
 
 
 @contextmanager
@@ -251,7 +251,7 @@ def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:
+def steady_in_call(model: nn.Module, tokens: Tokens, call: Callable[[], object]) -> frozenset[str]:
     """Names of the outputs that nothing writes to once their module has given them, as far as one call tells.
 
     Until the call ends, all outputs are kept, and copied: choose a small one. torch counts what its own operations
@@ -265,7 +265,7 @@ def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object
 
     # leaving inference mode turns gradients on
     with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
-        running.begin(forward)
+        running.begin(tokens)
         call()
         # whether it is the same is read once for all
         same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist() if seen else []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.comparer import BatchOutputs, Comparer
-from sweeper.comparator.forwards import BatchesRun, conditions, hooked, turn
+from sweeper.comparator.forwards import HookedSide, conditions, hooked, turn
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
 from sweeper.comparator.side import Side, text_lengths
@@ -90,14 +90,14 @@ class KeptReference:
 
 def keep_reference(
     cell: Cell, side: Side, batches: Batches, progress: Progress, *, kept_bytes: int
-) -> tuple[KeptReference, BatchesRun] | None:
+) -> tuple[KeptReference, HookedSide] | None:
     """Runs a reference and keeps its outputs; None where they are more than `kept_bytes`, which shows early."""
     kept = KeptReference(kept_bytes, sum(text_lengths(side)))
     try:
         with conditions(cell), torch.inference_mode(), hooked(side, kept.take) as running:
             for _, batch in zip(_told(batches, progress), side.in_batches(batches), strict=True):
                 kept.end_batch(running.run(batch))
-            return kept, running.result()
+            return kept, running
     except DoesNotFit:
         return None
 
@@ -111,7 +111,7 @@ def compare_kept(
     progress: Progress,
     *,
     around_first: AbstractContextManager[object] | None = None,
-) -> BatchesRun:
+) -> HookedSide:
     """Runs a candidate and compares it with a reference that was kept, which ran the same batches.
 
     `around_first` is entered for the run of the first batch.
@@ -126,7 +126,7 @@ def compare_kept(
                 outputs = running.run(calls)
             around_first = None
             comparer.end_batch(texts, reference.outputs, outputs)
-        return running.result()
+        return running
 
 
 def compare_in_step(
@@ -138,7 +138,7 @@ def compare_in_step(
     *,
     steady: Container[str] = frozenset(),
     turn_bytes: int = 0,
-) -> tuple[BatchesRun, BatchesRun]:
+) -> tuple[HookedSide, HookedSide]:
     """Runs both, which form the same batches, and compares them; bit for bit what keeping the reference gives.
 
     `steady`, of the reference, and `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under
@@ -157,7 +157,7 @@ def compare_in_step(
         for texts, *pair in zip(_told(batches, progress), *calls, strict=True):
             outputs = in_step.run(functools.partial(left.run, pair[0]), functools.partial(right.run, pair[1]))
             comparer.end_batch(texts, *outputs)
-        return left.result(), right.result()
+        return left, right
 
 
 def _conditions(reference: Cell, candidate: Cell) -> tuple[AbstractContextManager[object], tuple[Turn, Turn]]:

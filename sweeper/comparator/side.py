@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sweeper.comparator.hooks import kept_outputs, tensors_of
 from sweeper.config import Pooling
 from sweeper.errors import AlignmentError, ConfigError
-from sweeper.inputs.layout import Forward, to_rows
+from sweeper.inputs.layout import Tokens, to_rows
 from sweeper.inputs.pooling import embeddings
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -31,11 +31,24 @@ class Call:
 
     Attributes:
         kwargs: what the model is called with.
-        forward: where its real tokens are; `inputs` there holds nothing but `input_ids` (zeros where there are none).
+        forward: where its real tokens are; of a cell, also which texts they are of.
     """
 
     kwargs: dict[str, Any]
-    forward: Forward
+    forward: Tokens
+
+    def of_rows(self, rows: Sequence[int]) -> Call:
+        """The same call with these rows of its tensors only, in this order."""
+        real_BT = torch.zeros(self.forward.shape, dtype=torch.bool)
+        real_BT.view(-1)[self.forward.flat_N.cpu()] = True
+        index = torch.tensor(rows, device=self.forward.flat_N.device)
+        kwargs = {key: value[index] if isinstance(value, Tensor) else value for key, value in self.kwargs.items()}
+        return _call(kwargs, real_BT[torch.tensor(rows)])
+
+    @property
+    def token_N(self) -> Tensor:
+        """The real token ids, zeros where there are none; on the CPU."""
+        return _ids(self.kwargs).flatten()[self.forward.flat_N].cpu()
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Side:
         calls = iter(self.calls)
         for texts in batches:
             batch: list[Call] = []
-            while sum(len(call.forward.texts) for call in batch) < len(texts):
+            while sum(len(call.forward.lengths) for call in batch) < len(texts):
                 batch.append(next(calls))
             yield batch
 
@@ -145,21 +158,9 @@ def _call(kwargs: dict[str, Any], mask_BT: Tensor | None) -> Call:
         mask_BT = torch.ones(ids_BT.shape, dtype=torch.bool)
     row_N, column_N = mask_BT.nonzero(as_tuple=True)
     starts_N = _text_starts(kwargs.get("position_ids"), row_N, column_N)
-    text_N = starts_N.cumsum(0) - 1
-    lengths = torch.bincount(text_N)
-    first_N = (lengths.cumsum(0) - lengths)[text_N]
-    device = ids_BT.device
-    forward = Forward(
-        inputs={"input_ids": ids_BT},
-        row_N=row_N.to(device),
-        column_N=column_N.to(device),
-        flat_N=(row_N * ids_BT.shape[1] + column_N).to(device),
-        text_N=text_N,
-        position_N=torch.arange(len(text_N)) - first_N,
-        lengths=tuple(lengths.tolist()),
-        texts=tuple(range(len(lengths))),
-    )
-    return Call(kwargs, forward)
+    lengths = tuple(torch.bincount(starts_N.cumsum(0) - 1).tolist())
+    B, T = ids_BT.shape
+    return Call(kwargs, Tokens(shape=(B, T), flat_N=(row_N * T + column_N).to(ids_BT.device), lengths=lengths))
 
 
 def _ids(kwargs: Mapping[str, Any]) -> Tensor:
@@ -186,7 +187,7 @@ def _text_starts(position_ids: Any, row_N: Tensor, column_N: Tensor) -> Tensor:
 
 def token_ids(calls: Sequence[Call]) -> Tensor:
     """The real token ids of all calls, [N], on the CPU."""
-    return torch.cat([call.forward.inputs["input_ids"].flatten()[call.forward.flat_N].cpu() for call in calls])
+    return torch.cat([call.token_N for call in calls])
 
 
 def text_lengths(*sides: Side) -> list[int]:
@@ -214,7 +215,7 @@ Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def run(side: Side, begin: Callable[[Forward], object] | None = None) -> Outputs:
+def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> Outputs:
     """`call_model` for all calls of a side, under its conditions; the model is afterwards as it was.
 
     Raises:
@@ -230,7 +231,7 @@ def run(side: Side, begin: Callable[[Forward], object] | None = None) -> Outputs
 
 
 def call_model(
-    side: Side, calls: Sequence[Call], hidden: list[Tensor], begin: Callable[[Forward], object] | None = None
+    side: Side, calls: Sequence[Call], hidden: list[Tensor], begin: Callable[[Tokens], object] | None = None
 ) -> Outputs:
     """The model's output tensors over the rows of some calls, [N, F] each, by name or index; `POOLING` [S, D] last.
 
@@ -260,8 +261,7 @@ def hidden_for_pooling(side: Side) -> AbstractContextManager[list[Tensor]]:
 
 def _pooled(hidden_BTD: Tensor, call: Call, pooling: Pooling) -> Tensor:
     """The embeddings of a call's texts, [S, D] float64, by the mask that the model was called with."""
-    inputs = {name: value for name, value in call.kwargs.items() if isinstance(value, Tensor)}
-    return embeddings([hidden_BTD], [replace(call.forward, inputs=inputs)], pooling)
+    return embeddings(hidden_BTD, call.forward, call.kwargs.get("attention_mask"), pooling)
 
 
 def _named_tensors(output: Any) -> list[tuple[str, Tensor]]:

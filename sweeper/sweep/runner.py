@@ -17,7 +17,7 @@ from torch import nn
 
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.comparator.comparer import Comparer, Figures
-from sweeper.comparator.forwards import BatchesRun, conditions, read_texts, side_of
+from sweeper.comparator.forwards import HookedSide, conditions, read_texts, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
@@ -154,14 +154,14 @@ class Runner:
                 "language": figures.language,
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
-                "sample": ran.sample,
+                "sample": ran.sample(),
                 "reference_sample": reference_sample,
             }
         )
         return measured, figures
 
     def _run_bare(
-        self, cell: Cell, loaded: LoadedModel, ran: BatchesRun, load_time_s: float | None
+        self, cell: Cell, loaded: LoadedModel, ran: HookedSide, load_time_s: float | None
     ) -> dict[str, object]:
         """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
         model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
@@ -224,7 +224,7 @@ class Runner:
         kept = keep_reference(cell, side, grouped, self._progress, kept_bytes=kept_bytes)
         self._reference = ReferenceRun(
             planned.reference_id,
-            (kept[0], kept[1].sample) if kept else None,
+            (kept[0], kept[1].sample()) if kept else None,
             state_of(loaded.model),
             loaded.key,
             token_ids,
@@ -233,7 +233,7 @@ class Runner:
 
     def _compare(
         self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
-    ) -> tuple[BatchesRun, Sample]:
+    ) -> tuple[HookedSide, Sample]:
         """What running the candidate left behind, and the reference's sample."""
         cell, token_ids = planned.cell, reference.token_ids
         grouped = batches(token_ids, cell.inputs.batch_size)
@@ -249,7 +249,7 @@ class Runner:
         reference_ran, ran = compare_in_step(
             (planned.reference, beside), (cell, side), grouped, comparer, self._progress, steady=steady
         )
-        return ran, reference_ran.sample
+        return ran, reference_ran.sample()
 
     def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
         """The reference's model with its own attention backend, the candidate keeping its."""
