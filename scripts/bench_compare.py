@@ -5,7 +5,7 @@ For every batch x length, medians over repeated batches, of wall time around wor
 
 - bare: both forwards, no hooks
 - naive: both forwards with hooks that keep every output, then `torch.allclose`, max and mean of |d| for each module
-- eager: `SideBySide`, all measures
+- eager: both in step with hooks, all measures
 - graph: the same in one CUDA graph, and both forwards alone in one
 
 Prints one JSON line a shape.
@@ -14,12 +14,13 @@ Prints one JSON line a shape.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from sweeper.checkpoints.seeded import initialise, model_config
-from sweeper.comparator.hooks import tensors_of
-from sweeper.comparator.in_turns import SideBySide
+from sweeper.comparator.hooks import capture, steady_in_call, tensors_of
+from sweeper.comparator.in_turns import InStep, bytes_a_turn
+from sweeper.comparator.module_pairs import ModulePairs, launch_bytes
 from sweeper.config import Layout, Positions, SeededCheckpoint
 from sweeper.inputs.layout import Forward, lay_out
 from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
@@ -109,12 +111,62 @@ def forwards(models: tuple[nn.Module, nn.Module], batch: Forward) -> None:
         model(**batch.inputs, use_cache=False)
 
 
-def learned(models: tuple[nn.Module, nn.Module], device: str) -> SideBySide:
-    """Knows which outputs it has to copy."""
-    together = SideBySide(*models)
-    small = a_batch(2, 8, device)
-    together.learn(small, small, use_cache=False)
-    return together
+class GraphTables(Tables):
+    """Tables that a CUDA graph may capture: nothing is sent meanwhile; call `upload` before its first replay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._late: list[tuple[Tensor, list[int]]] = []
+        self._captured: list[tuple[Tensor, list[int]]] = []  # graphs read these as long as they live
+
+    def send(self, slot: int, numbers: list[int], device: torch.device) -> Tensor:
+        if not torch.cuda.is_current_stream_capturing():
+            return super().send(slot, numbers, device)
+        # the slot's memory of the time before: the graph's own would be overwritten in every replay, by what used it
+        # earlier in the capture
+        if slot >= len(self.sent) or len(self.sent[slot][1]) != len(numbers):
+            raise RuntimeError("a batch of the same shape has to run before it is captured in a CUDA graph")
+        table = self.sent[slot][1]
+        self._late.append((table, numbers))
+        return table
+
+    def upload(self) -> None:
+        """Sends what a capture held back."""
+        for table, numbers in self._late:
+            table.copy_(torch.tensor(numbers))
+        self._captured += self._late
+        self._late = []
+
+
+class InTurns:
+    """Both models in step, with hooks, as a cell's pass runs them."""
+
+    def __init__(self, models: tuple[nn.Module, nn.Module], device: str) -> None:
+        small = a_batch(2, 8, device)
+        steady = [steady_in_call(model, small, lambda m=model: m(**small.inputs, use_cache=False)) for model in models]
+        self.tables = GraphTables()
+        self._models = models
+        self._pairs = ModulePairs(steady=steady[1], launch_bytes=launch_bytes(device), tables=self.tables)
+        self._in_step = InStep(self._pairs, steady=steady[0], turn_bytes=bytes_a_turn(device))
+
+    @property
+    def accumulators(self) -> dict[str, PairAccumulator]:
+        return {name: pair.accumulator for name, pair in self._pairs.modules.items()}
+
+    @contextlib.contextmanager
+    def hooked(self, batch: Forward) -> Iterator[Callable[[], None]]:
+        """Yields what runs a batch."""
+        left, right = self._models
+        options = {**batch.inputs, "use_cache": False}
+        with capture(left, self._in_step.give) as one, capture(right, self._in_step.take) as other:
+
+            def run() -> None:
+                one.begin(batch)
+                other.begin(batch)
+                self._in_step.run(lambda: left(**options), lambda: right(**options))
+                self._pairs.end_batch()
+
+            yield run
 
 
 def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
@@ -124,7 +176,7 @@ def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def clear(together: SideBySide) -> None:
+def clear(together: InTurns) -> None:
     """The states of no rows, where the graph expects them."""
     fresh = empty_state("cuda")
     for accumulator in together.accumulators.values():
@@ -132,7 +184,7 @@ def clear(together: SideBySide) -> None:
         accumulator.state.counts.copy_(fresh.counts)
 
 
-def states(together: SideBySide) -> State:
+def states(together: InTurns) -> State:
     both = [accumulator.state for accumulator in together.accumulators.values()]
     return State(torch.stack([state.reals for state in both]), torch.stack([state.counts for state in both]))
 
@@ -151,9 +203,8 @@ def bench(
         "bare_ms": milliseconds(lambda: forwards(models, batch), repeats),
     }
     result["bare_peak_gib"] = peak_gib(lambda: forwards(models, batch))
-    together = learned(models, "cuda")
-    with together:
-        run = lambda: together.run(batch, batch, use_cache=False)  # noqa: E731
+    together = InTurns(models, "cuda")
+    with together.hooked(batch) as run:
         result["eager_ms"] = milliseconds(run, repeats)
         result["eager_peak_gib"] = peak_gib(run)
         clear(together)

@@ -43,11 +43,11 @@ from sweeper.checkpoints import prepare
 from sweeper.cli.compose import arrange
 from sweeper.cli.main import config_folder
 from sweeper.comparator.comparer import Comparer
-from sweeper.comparator.forwards import arguments, conditions, lay_out_texts, read_texts, run_forwards
+from sweeper.comparator.forwards import conditions, read_texts, run_forwards, side_of
 from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.side import Side
 from sweeper.config import Cell
 from sweeper.devices import synchronize
-from sweeper.inputs.layout import Forward
 from sweeper.inputs.texts import batches
 from sweeper.models import loading
 from sweeper.models.attention import implementation
@@ -60,7 +60,7 @@ from sweeper.sweep import run as app
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
-    "compare": [(runner, "record_reference"), (runner, "compare_recorded"), (runner, "compare_in_step")],
+    "compare": [(runner, "keep_reference"), (runner, "compare_kept"), (runner, "compare_in_step")],
     "cost": [(runner.Runner, "_run_bare")],
     "timed": [(cost, "_timed_ms")],
     "steady": [(code_paths, "steady_outputs")],
@@ -140,12 +140,13 @@ def unique_seconds(pairs: list[tuple[Cell, Cell]], folder: Path, token_ids: list
 
 
 def forward_seconds(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> float:
-    laid_out = [lay_out_texts(cell, token_ids, texts, model) for texts in batches(token_ids, cell.inputs.batch_size)]
+    grouped = batches(token_ids, cell.inputs.batch_size)
+    laid_out = list(side_of(cell, model, token_ids, grouped).in_batches(grouped))
     with conditions(cell), torch.inference_mode():
         synchronize(cell.device)
         start = time.perf_counter()
         for batch in laid_out:
-            run_forwards(cell, model, batch)
+            run_forwards(model, batch)
         synchronize(cell.device)
     return time.perf_counter() - start
 
@@ -156,8 +157,8 @@ def naive(candidate: Cell, reference: Cell, folder: Path, local: Any) -> int:
     token_ids = read_texts(candidate, local, models[0])
     figures = []
     for texts in batches(token_ids, candidate.inputs.batch_size):
-        batch = lay_out_texts(candidate, token_ids, texts, models[0])
-        kept = [outputs(cell, model, batch) for cell, model in zip((reference, candidate), models, strict=True)]
+        cells = zip((reference, candidate), models, strict=True)
+        kept = [outputs(cell, side_of(candidate, model, token_ids, [texts])) for cell, model in cells]
         for name, expected in kept[0].items():
             got = kept[1][name].to(expected.dtype)
             difference = (expected - got).abs()
@@ -165,7 +166,7 @@ def naive(candidate: Cell, reference: Cell, folder: Path, local: Any) -> int:
     return len(figures)
 
 
-def outputs(cell: Cell, model: nn.Module, batch: list[Forward]) -> dict[str, Tensor]:
+def outputs(cell: Cell, side: Side) -> dict[str, Tensor]:
     """Every module's output."""
     kept: dict[str, Tensor] = {}
 
@@ -175,10 +176,10 @@ def outputs(cell: Cell, model: nn.Module, batch: list[Forward]) -> dict[str, Ten
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(keep(name)) for name, module in side.model.named_modules() if name]
     with conditions(cell), torch.inference_mode():
-        for forward in batch:
-            model(**arguments(cell, forward))
+        for call in side.calls:
+            side.model(**call.kwargs)
     for handle in handles:
         handle.remove()
     return kept

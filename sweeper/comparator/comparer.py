@@ -5,7 +5,6 @@ Nothing here knows a model, a file or a config: only named tensors in token orde
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import re
 from collections.abc import Container, Sequence
@@ -15,8 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.module_pairs import ModulePair, ModulePairs
+from sweeper.comparator.places import Places
 from sweeper.comparator.text_figures import TextAccumulator
 from sweeper.devices import to_device
 from sweeper.metrics.language import LanguageAccumulator
@@ -37,63 +36,6 @@ class BatchOutputs:
 
     output_NF: Tensor
     embedding_SD: Tensor
-
-
-@dataclass(frozen=True)
-class RecordedBatch:
-    """What one batch gave: its modules' outputs, in order of execution, and the rest."""
-
-    modules: list[tuple[str, Tensor]]
-    outputs: BatchOutputs
-
-
-class DoesNotFit(Exception):
-    """What a reference gives is more than may be kept."""
-
-
-class Recorder:
-    """Keeps the outputs of a reference, batch by batch; copies, so that nothing is changed in place later.
-
-    Args:
-        most_bytes: that may be kept.
-        tokens: of all batches.
-
-    Attributes:
-        batches: what has been kept.
-    """
-
-    def __init__(self, most_bytes: int, tokens: int) -> None:
-        self.batches: list[RecordedBatch] = []
-        self._modules: list[tuple[str, Tensor]] = []
-        self._most_bytes = most_bytes
-        self._bytes = 0
-        self._tokens = tokens
-        self._tokens_done = 0
-
-    def take(self, output: ModuleOutput) -> None:
-        """Keeps one module's output.
-
-        Raises:
-            DoesNotFit: now.
-        """
-        rows_NF = output.lasting(frozenset())
-        self._bytes += rows_NF.nbytes
-        if self._bytes > self._most_bytes:
-            raise DoesNotFit
-        self._modules.append((output.name, rows_NF))
-
-    def end_batch(self, outputs: BatchOutputs) -> None:
-        """Keeps the rest of a batch.
-
-        Raises:
-            DoesNotFit: in the end, if the other batches give as much a token.
-        """
-        self._bytes += outputs.output_NF.nbytes + outputs.embedding_SD.nbytes
-        self._tokens_done += outputs.output_NF.shape[0]
-        if self._bytes * self._tokens > self._most_bytes * self._tokens_done:
-            raise DoesNotFit
-        self.batches.append(RecordedBatch(self._modules, outputs))
-        self._modules = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +105,7 @@ class Comparer:
         output, texts = self._texts.finish()
         pairs = self.modules.modules
         measures = finished([pair.accumulator for pair in pairs.values()])
-        places = _Places([len(ids) for ids in self._token_ids], self._order)
+        places = Places([len(ids) for ids in self._token_ids], self._order)
         rows = [
             _module_row(order, name, pair, places, figures)
             for order, ((name, pair), figures) in enumerate(zip(pairs.items(), measures, strict=True))
@@ -178,27 +120,7 @@ class Comparer:
         )
 
 
-class _Places:
-    """Which text and position each row is that the modules' accumulators counted.
-
-    Args:
-        lengths: tokens of every text.
-        order: the texts as they ran.
-    """
-
-    def __init__(self, lengths: Sequence[int], order: Sequence[int]) -> None:
-        self._order = order
-        self._ran = list(itertools.accumulate((lengths[text] for text in order), initial=0))
-        self._starts = list(itertools.accumulate(lengths, initial=0))
-
-    def of(self, row: int) -> tuple[int, int, int]:
-        """The text, the position in it, and the token among those of all texts in their order."""
-        index = bisect.bisect_right(self._ran, row) - 1
-        text, position = self._order[index], row - self._ran[index]
-        return text, position, self._starts[text] + position
-
-
-def _module_row(order: int, name: str, pair: ModulePair, places: _Places, measures: dict[str, Any]) -> dict[str, Any]:
+def _module_row(order: int, name: str, pair: ModulePair, places: Places, measures: dict[str, Any]) -> dict[str, Any]:
     """The fields of `ModuleRecord`."""
     layer, kind = layer_and_kind(name)
     text = position = None

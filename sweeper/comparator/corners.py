@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.side import Call
 from sweeper.devices import to_device
-from sweeper.inputs.layout import Forward
 from sweeper.records.cell import CallRecord, Corner, Sample, corner_places
 
 MOST_TOKENS = 4096  # of a batch whose calls are recorded, pads included: about 50 KiB of text in cell.json
-
-
-@contextmanager
-def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
-    outputs: list[Tensor] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(tensors_of(output)[0])
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 class Sampler:
@@ -41,18 +24,18 @@ class Sampler:
         output_NF: the same over real tokens, in canonical order.
     """
 
-    def __init__(self, batch: Sequence[Forward], outputs: Sequence[Tensor], output_NF: Tensor) -> None:
+    def __init__(self, batch: Sequence[Call], outputs: Sequence[Tensor], output_NF: Tensor) -> None:
         self._batch = batch
-        lengths = [length for forward in batch for length in forward.lengths]
+        lengths = [length for call in batch for length in call.forward.lengths]
         self._texts = _Corners(output_NF, lengths)
         self._rows = [
             _Corners(output_BTF.flatten(0, 1), [output_BTF.shape[1]] * output_BTF.shape[0])
-            for output_BTF, forward in zip(outputs, batch, strict=True)
-            if "attention_mask" in forward.inputs
+            for output_BTF, call in zip(outputs, batch, strict=True)
+            if "attention_mask" in call.kwargs
         ]
 
     def sample(self) -> Sample:
-        tokens = sum(forward.inputs["input_ids"].numel() for forward in self._batch)
+        tokens = sum(math.prod(call.forward.shape) for call in self._batch)
         return Sample(
             calls=tuple(map(_call, self._batch)) if tokens <= MOST_TOKENS else (),
             texts=tuple(self._texts.records()),
@@ -84,7 +67,6 @@ class _Corners:
             yield Corner(shape=shape, rows=tuple(itertools.islice(rows, len(corner_places(shape[0])))))
 
 
-def _call(forward: Forward) -> CallRecord:
-    return CallRecord(
-        **{name: tuple(" ".join(map(str, row)) for row in rows.tolist()) for name, rows in forward.inputs.items()}
-    )
+def _call(call: Call) -> CallRecord:
+    tensors = {name: value.tolist() for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+    return CallRecord(**{name: tuple(" ".join(map(str, row)) for row in rows) for name, rows in tensors.items()})

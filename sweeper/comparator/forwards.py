@@ -1,44 +1,25 @@
-"""A cell's forwards: texts laid out, the conditions around a forward, and batches run with hooks and without."""
+"""A cell becomes a side; the conditions around its forwards; and batches run with hooks and without."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sweeper.checkpoints import LocalCheckpoint
 from sweeper.comparator.comparer import BatchOutputs
-from sweeper.comparator.corners import Sampler, kept_outputs
-from sweeper.comparator.hooks import Capture, ModuleOutput, capture, steady_in_call, tensors_of
-from sweeper.config import Cell
+from sweeper.comparator.corners import Sampler
+from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call
+from sweeper.comparator.side import POOLING, Call, Side, call_model, hidden_for_pooling
+from sweeper.config import Cell, Pooling
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
-from sweeper.inputs.pooling import embeddings
 from sweeper.models import attention
 from sweeper.models.flags import numerics
 from sweeper.models.loading import autocast
 from sweeper.records.cell import Sample
-
-
-@dataclass(frozen=True)
-class BatchesRun:
-    """What running all batches left behind, besides what was compared.
-
-    Attributes:
-        first_batch: the calls of the first batch.
-        first_output_NF: its output over its real tokens.
-        unaligned: what could not be aligned, and why.
-        sample: inputs and a corner of the output.
-    """
-
-    first_batch: Sequence[layout.Forward]
-    first_output_NF: Tensor
-    unaligned: dict[str, str]
-    sample: Sample
 
 
 @contextlib.contextmanager
@@ -69,90 +50,83 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[lis
     )
 
 
-def lay_out_texts(
-    cell: Cell, token_ids: list[list[int]], texts: Sequence[int], model: nn.Module
-) -> list[layout.Forward]:
-    """The model's calls for some of the texts, in one batch."""
-    return layout.lay_out(
-        token_ids,
-        texts,
-        layout=cell.layout,
-        positions=cell.positions,
-        pad_id=layout.pad_id(model.config),
-        device=cell.device,
-    )
+def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: Sequence[Sequence[int]]) -> Side:
+    """The cell as one side of a comparison.
+
+    Args:
+        token_ids: of all texts.
+        batches: the texts of each; `Side.in_batches` gives their calls again.
+    """
+    pad_id = layout.pad_id(model.config)
+    choices: Any = {"layout": cell.layout, "positions": cell.positions, "pad_id": pad_id, "device": cell.device}
+    forwards = [forward for texts in batches for forward in layout.lay_out(token_ids, texts, **choices)]
+    options = {"use_cache": cell.use_cache} if cell.checkpoint.causal else {}  # an encoder has no cache to speak of
+    calls = tuple(Call({**forward.inputs, **options}, forward) for forward in forwards)
+    return Side(model, calls, pooling=_pooling(cell, calls))
 
 
-def arguments(cell: Cell, forward: layout.Forward) -> dict[str, Any]:
-    """What the model is called with. An encoder has no cache to speak of."""
-    return {**forward.inputs, "use_cache": cell.use_cache} if cell.checkpoint.causal else dict(forward.inputs)
+def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
+    """What the cell's pooling comes to: without a mask there is nothing to count, and the last token is taken."""
+    counts = any("attention_mask" in call.kwargs for call in calls)
+    by_count = cell.checkpoint.pooling is Pooling.LAST_TOKEN_BY_COUNT
+    return Pooling.LAST_TOKEN if by_count and not counts else cell.checkpoint.pooling
 
 
 def steady_outputs(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
     """`steady_in_call` of the cell's own call, on the beginnings of two texts."""
     beginnings = [ids[:8] for ids in token_ids[:2]]
-    forward = lay_out_texts(cell, beginnings, range(len(beginnings)), model)[0]
+    call = side_of(cell, model, beginnings, [range(len(beginnings))]).calls[0]
     with conditions(cell):
-        return steady_in_call(model, forward, lambda: model(**arguments(cell, forward)))
+        return steady_in_call(model, call.forward, lambda: model(**call.kwargs))
 
 
-class HookedModel:
-    """A cell's model with hooks on every module. It is run batch by batch."""
+class HookedSide:
+    """A side with hooks on every module of its model. It is run batch by batch.
 
-    def __init__(
-        self,
-        cell: Cell,
-        model: nn.Module,
-        token_ids: list[list[int]],
-        running: Capture,
-        hidden: list[Tensor],
-        outputs: list[Tensor],
-    ) -> None:
-        self._cell = cell
-        self._model = model
-        self._token_ids = token_ids
+    Attributes:
+        first_batch: the calls of the first batch.
+        first_output_NF: its output over its real tokens.
+    """
+
+    first_batch: Sequence[Call] = ()
+    first_output_NF: Tensor
+
+    def __init__(self, side: Side, running: Capture, hidden: list[Tensor]) -> None:
+        self._side = side
         self._running = running
         self._hidden = hidden
-        self._outputs = outputs
-        self._first: tuple[Sequence[layout.Forward], Tensor, Sampler] | None = None
 
-    def run(self, texts: Sequence[int]) -> BatchOutputs:
-        """Runs one batch; its tensors are on the device only from here on, and only until it is compared."""
-        batch = lay_out_texts(self._cell, self._token_ids, texts, self._model)
-        output_NF = run_forwards(self._cell, self._model, batch, self._running)
-        embedding_SD = embeddings(self._hidden, batch, self._cell.checkpoint.pooling)
-        if self._first is None:
-            self._first = batch, output_NF, Sampler(batch, self._outputs, output_NF)
-        self._hidden.clear()
-        self._outputs.clear()
-        return BatchOutputs(output_NF, embedding_SD)
+    def run(self, batch: Sequence[Call]) -> BatchOutputs:
+        """Runs one batch."""
+        if self.first_batch:
+            return self._run(batch)
+        with kept_outputs(self._side.model) as padded:
+            outputs = self._run(batch)
+        self.first_batch, self.first_output_NF = batch, outputs.output_NF
+        self._sampler = Sampler(batch, padded, outputs.output_NF)
+        return outputs
 
-    def result(self) -> BatchesRun:
-        assert self._first is not None, "inputs hold at least one text"
-        batch, output_NF, sampler = self._first
-        return BatchesRun(batch, output_NF, self._running.unaligned, sampler.sample())
+    def _run(self, batch: Sequence[Call]) -> BatchOutputs:
+        outputs = call_model(self._side, batch, self._hidden, self._running.begin)
+        return BatchOutputs(next(iter(outputs.values())), outputs[POOLING])
+
+    @property
+    def unaligned(self) -> dict[str, str]:
+        """What could not be aligned, and why."""
+        return self._running.unaligned
+
+    def sample(self) -> Sample:
+        """Inputs and a corner of the output of the first batch."""
+        return self._sampler.sample()
 
 
 @contextlib.contextmanager
-def hooked(
-    cell: Cell, model: nn.Module, token_ids: list[list[int]], take: Callable[[ModuleOutput], object]
-) -> Iterator[HookedModel]:
-    """Hooks a cell's model; `take` gets every module's output the moment it exists."""
-    base: Any = model.base_model  # gives the last hidden state; the model itself where there is no head
-    with capture(model, take) as running, kept_outputs(base) as hidden, kept_outputs(model) as outputs:
-        yield HookedModel(cell, model, token_ids, running, hidden, outputs)
+def hooked(side: Side, take: Callable[[ModuleOutput], object]) -> Iterator[HookedSide]:
+    """Hooks a side; `take` gets every module's output the moment it exists."""
+    with capture(side.model, take) as running, hidden_for_pooling(side) as hidden:
+        yield HookedSide(side, running, hidden)
 
 
-def run_forwards(
-    cell: Cell, model: nn.Module, batch: Sequence[layout.Forward], running: Capture | None = None
-) -> Tensor:
+def run_forwards(model: nn.Module, batch: Sequence[Call]) -> Tensor:
     """The model's output (logits, or last hidden state) over the real tokens of one batch, [N, F]."""
-    outputs = []
-    for forward in batch:
-        if running is not None:
-            running.begin(forward)
-        output = tensors_of(model(**arguments(cell, forward)))[0]
-        output_NF = layout.to_tokens(output, forward)
-        assert output_NF is not None, f"the model's output of shape {tuple(output.shape)} has no token dimension"
-        outputs.append(output_NF)
-    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return next(iter(call_model(Side(model, tuple(batch)), batch, []).values()))

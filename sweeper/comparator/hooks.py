@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sweeper.inputs.layout import Forward, is_attention_map, to_tokens
+from sweeper.inputs.layout import Tokens, is_attention_map, to_rows, to_tokens
 
 
 class ModuleOutput(NamedTuple):
@@ -40,31 +43,35 @@ class ModuleOutput(NamedTuple):
 
 
 class Capture:
-    """The hooks' side of one run. Set `forward` before each call of the model.
+    """The hooks' side of one run. Tell it each call of the model with `begin`.
+
+    Args:
+        take: gets every output of a module.
 
     Attributes:
         unaligned: outputs that have no token dimension, by name, with the shape.
     """
 
+    rows = staticmethod(to_tokens)
+
     def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
         self._take = take
         self._calls: dict[str, int] = {}
-        self._forward: Forward | None = None
-        self._no_pads: tuple[int, ...] | None = None  # the forward's B and T, where all of it are tokens
+        self._tokens: Tokens | None = None
+        self._no_pads: tuple[int, ...] | None = None  # B and T, where all of it are tokens
         self.unaligned: dict[str, str] = {}
 
-    def begin(self, forward: Forward) -> None:
-        self._forward = forward
+    def begin(self, tokens: Tokens) -> None:
+        self._tokens = tokens
         self._calls.clear()
-        shape = forward.inputs["input_ids"].shape
-        self._no_pads = shape if len(forward.flat_N) == shape.numel() else None
+        self._no_pads = tokens.shape if len(tokens.flat_N) == math.prod(tokens.shape) else None
 
     def hook(self, name: str, module_type: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """The forward hook of a module: hands over what it gave. Runs thousands of times a second; on a GPU the host is
         the limit."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
-        called = f"{name}#{call}" if call else name
+        called = _called(name, call) if call else name
         if isinstance(output, Tensor):
             self._hand_over(called, module_type, output)
             return
@@ -72,44 +79,179 @@ class Capture:
             if not index:
                 self._hand_over(called, module_type, tensor)
             elif not is_attention_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
-                self._hand_over(f"{called}[{index}]", module_type, tensor)
+                self._hand_over(_indexed(called, index), module_type, tensor)
+
+    def register(self, name: str, module: nn.Module) -> Any:
+        """Hooks one module; gives the handle."""
+        return module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))
 
     @property
-    def _begun(self) -> Forward:
-        assert self._forward is not None, "begin(forward) comes before the model's forward"
-        return self._forward
+    def _begun(self) -> Tokens:
+        assert self._tokens is not None, "begin(tokens) comes before the model's forward"
+        return self._tokens
 
     def _hand_over(self, name: str, module_type: str, tensor: Tensor) -> None:
-        tensor_NF = self._tokens(tensor) if tensor.is_floating_point() else None
+        tensor_NF = self._rows_of(tensor) if tensor.is_floating_point() else None
         if tensor_NF is None:
             self.unaligned[name] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
         else:
             self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
 
-    def _tokens(self, tensor: Tensor) -> Tensor | None:
-        """`to_tokens`, in one operation where no row is left out."""
+    def _rows_of(self, tensor: Tensor) -> Tensor | None:
+        """`rows`, in one operation where no row is left out."""
         if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
             return tensor.flatten(0, 1)
-        return to_tokens(tensor, self._begun)
+        return self.rows(tensor, self._begun)
+
+
+@dataclass
+class ModuleRows:
+    """Rows of one output of a module, call after call, copied.
+
+    Attributes:
+        outputs: what came out.
+        inputs: the first floating-point argument of a leaf module; empty for others and for a second output.
+        owns: what a leaf module makes of the reference's input; empty where that was not asked for or cannot be had.
+    """
+
+    module_type: str
+    outputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    owns: list[Tensor] = field(default_factory=list)
+
+
+class Observer(Capture):
+    """Keeps outputs and leaf modules' inputs; what has no token dimension by the rows of the batch (`to_rows`).
+
+    Args:
+        given: the reference's input rows of all calls, by name: on these each leaf module is run too.
+
+    Attributes:
+        modules: by name, in order of execution.
+    """
+
+    rows = staticmethod(to_rows)
+
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        super().__init__(self._keep)
+        self.modules: dict[str, ModuleRows] = {}
+        self._given = given
+        self._given_rows: Counter[str] = Counter()  # that earlier calls took
+        self._rerunning = False
+
+    def register(self, name: str, module: nn.Module) -> Any:
+        hook = functools.partial(self.hook_with_inputs, name, type(module).__name__)
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    def hook_with_inputs(
+        self, name: str, module_type: str, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        """`hook`, which sees the arguments as well."""
+        if self._rerunning:
+            return
+        called = _called(name, self._calls.get(name, 0))
+        given = _first_floating(args, kwargs) if next(module.children(), None) is None else None
+        input_NF = self.rows(given, self._begun) if given is not None else None
+        self.hook(name, module_type, module, args, output)
+        if given is not None and input_NF is not None and called in self.modules:
+            self.modules[called].inputs.append(input_NF.clone())
+            for index, own in enumerate(self._own(called, module, args, kwargs, given)):
+                own_NF, rows = self.rows(own, self._begun), self.modules.get(_indexed(called, index))
+                if own_NF is not None and rows is not None:
+                    rows.owns.append(own_NF.clone())
+
+    def _keep(self, output: ModuleOutput) -> None:
+        rows = self.modules.setdefault(output.name, ModuleRows(output.module_type))
+        rows.outputs.append(output.tensor_NF.clone())
+
+    def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor) -> list[Tensor]:
+        """The module's outputs on the reference's input, in the layout of its own; none where it cannot be had."""
+        if name not in self._given:
+            return []
+        start, N = self._given_rows[name], len(self._begun.flat_N)
+        self._given_rows[name] += N
+        placed = _placed(self._given[name][start : start + N], given, self._begun)
+        if placed is None:
+            return []
+
+        def swap(value: Any) -> Any:
+            return placed if value is given else value
+
+        self._rerunning = True
+        try:
+            return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
+        finally:
+            self._rerunning = False
+
+
+def _called(name: str, call: int) -> str:
+    """The name of a module's call, of those in one forward."""
+    return f"{name}#{call}" if call else name
+
+
+def _indexed(name: str, index: int) -> str:
+    """The name of one tensor of several."""
+    return f"{name}[{index}]" if index else name
+
+
+def _first_floating(args: Any, kwargs: Any) -> Tensor | None:
+    values = [*args, *kwargs.values()]
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | None:
+    """`given` with its real tokens replaced by the reference's; its pads stay. None: it has no token dimension."""
+    B, T = tokens.shape
+    if given.shape[:2] == (B, T):
+        placed = given.flatten(0, 1).clone()
+    elif given.shape[0] == B * T:
+        placed = given.clone()
+    else:
+        return None
+    if len(reference_NF) != len(tokens.flat_N):
+        return None
+    real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
+    return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)
 
 
 @contextmanager
-def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
+def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
     """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
-    running = Capture(take)
     handles = []
     try:
         for name, module in model.named_modules():
             if name:
-                hook = functools.partial(running.hook, name, type(module).__name__)
-                handles.append(module.register_forward_hook(hook))
-        yield running
+                handles.append(running.register(name, module))
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object]) -> frozenset[str]:
+@contextmanager
+def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
+    """Hands over every module's output over real tokens, and nothing else."""
+    running = Capture(take)
+    with capturing(model, running):
+        yield running
+
+
+@contextmanager
+def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
+    outputs: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(tensors_of(output)[0])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def steady_in_call(model: nn.Module, tokens: Tokens, call: Callable[[], object]) -> frozenset[str]:
     """Names of the outputs that nothing writes to once their module has given them, as far as one call tells.
 
     Until the call ends, all outputs are kept, and copied: choose a small one. torch counts what its own operations
@@ -123,7 +265,7 @@ def steady_in_call(model: nn.Module, forward: Forward, call: Callable[[], object
 
     # leaving inference mode turns gradients on
     with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
-        running.begin(forward)
+        running.begin(tokens)
         call()
         # whether it is the same is read once for all
         same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist() if seen else []

@@ -12,25 +12,19 @@ runs each text alone and the other all at once, one of them has to be kept for a
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Container
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from sweeper.comparator.hooks import ModuleOutput, capture, steady_in_call
-from sweeper.comparator.module_pairs import ModulePairs, launch_bytes
-from sweeper.inputs.layout import Forward
-from sweeper.metrics.pair import PairAccumulator, finish
-from sweeper.metrics.tables import Tables
-from sweeper.records.cell import PairMeasures
+from sweeper.comparator.hooks import ModuleOutput
+from sweeper.comparator.module_pairs import ModulePairs
 
-# Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`pairs.py`). On a CPU, what
-# waits is to be in the caches still.
+# Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`module_pairs.py`). On a CPU,
+# what waits is to be in the caches still.
 _TURN_BYTES = {"cuda": 2**29, "cpu": 2**24}
 
 Turn = Callable[[], AbstractContextManager[object]]
@@ -124,76 +118,3 @@ def _switch(target: greenlet) -> Any:
 def twin(model: nn.Module) -> nn.Module:
     """A model of its own, with an attention backend of its own, on the same parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
-
-
-class SideBySide:
-    """Compares two models' module outputs while both run. A context manager: inside, the hooks are in place.
-
-    Args:
-        reference, candidate: with the same modules.
-        turn_bytes: see `InStep`; 0: what suits the device.
-
-    Attributes:
-        tables: the launches' addresses; `tables.upload()` after a CUDA graph has captured `run`.
-    """
-
-    def __init__(self, reference: nn.Module, candidate: nn.Module, *, turn_bytes: int = 0) -> None:
-        self._models = reference, candidate
-        self._steady: tuple[set[str], set[str]] = set(), set()
-        device = next(candidate.parameters()).device.type
-        self._pairs = ModulePairs(steady=self._steady[1], launch_bytes=launch_bytes(device))
-        self._in_step = InStep(self._pairs, steady=self._steady[0], turn_bytes=turn_bytes or bytes_a_turn(device))
-        self._hooks = ExitStack()
-
-    @property
-    def tables(self) -> Tables:
-        return self._pairs.tables
-
-    @property
-    def accumulators(self) -> dict[str, PairAccumulator]:
-        """By name of the output, in order of execution."""
-        return {name: pair.accumulator for name, pair in self._pairs.modules.items()}
-
-    def __enter__(self) -> SideBySide:
-        takes = self._in_step.give, self._in_step.take
-        self._captures = [
-            self._hooks.enter_context(capture(model, take)) for model, take in zip(self._models, takes, strict=True)
-        ]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.close()
-
-    def learn(self, reference: Forward, candidate: Forward, **options: Any) -> None:
-        """Finds out on a small forward of each which outputs later modules overwrite; until then, all are copied.
-
-        To be called outside of the context.
-        """
-        for model, forward, steady in zip(self._models, (reference, candidate), self._steady, strict=True):
-            steady |= steady_in_call(model, forward, functools.partial(model, **forward.inputs, **options))
-
-    def run(self, reference: Forward, candidate: Forward, **options: Any) -> tuple[Any, Any]:
-        """Runs both models on one batch and compares; returns their outputs. Does not synchronise with the device.
-
-        Raises:
-            AlignmentError: the models do not give the same outputs.
-        """
-        forwards = reference, candidate
-        for running, forward in zip(self._captures, forwards, strict=True):
-            running.begin(forward)
-        left, right = self._models
-        try:
-            outputs = self._in_step.run(
-                lambda: left(**reference.inputs, **options), lambda: right(**candidate.inputs, **options)
-            )
-            self._pairs.end_batch()
-        except BaseException:
-            self._pairs.abandon_batch()
-            raise
-        return outputs
-
-    def finish(self) -> dict[str, PairMeasures]:
-        """The figures by name, in order of execution, with one transfer to the host."""
-        return dict(zip(self.accumulators, finish(list(self.accumulators.values())), strict=True))

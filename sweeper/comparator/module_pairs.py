@@ -47,15 +47,17 @@ class ModulePairs:
     Args:
         steady: outputs of the candidate that no later module overwrites; the others are copied.
         launch_bytes: of both sides, that may wait for a launch.
+        tables: the launches' addresses; None: tables of its own.
 
     Attributes:
         modules: what has been compared, by name, in the candidate's order of execution.
-        tables: the launches' addresses.
     """
 
-    def __init__(self, *, steady: Container[str] = frozenset(), launch_bytes: int = 0) -> None:
+    def __init__(
+        self, *, steady: Container[str] = frozenset(), launch_bytes: int = 0, tables: Tables | None = None
+    ) -> None:
         self.modules: dict[str, ModulePair] = {}
-        self.tables = Tables()
+        self._tables = Tables() if tables is None else tables
         self._steady = steady
         self._launch_bytes = launch_bytes
         self._waiting: defaultdict[str, deque[Tensor]] = defaultdict(deque)
@@ -117,7 +119,7 @@ class ModulePairs:
 
     def flush(self) -> None:
         """Measures what waits for a launch; a GPU's figures are in the accumulators at the end of the batch."""
-        update_all(self._pending, self.tables)
+        update_all(self._pending, self._tables)
         self._pending.clear()
         self._pending_bytes = 0
 
@@ -128,22 +130,14 @@ class ModulePairs:
             AlignmentError: an output that only one side has; both sets are named.
         """
         self.flush()
-        join_all(self.tables)
-        self.tables.rewind()
+        join_all(self._tables)
+        self._tables.rewind()
         only_reference = {name for name, waiting in self._waiting.items() if waiting}
         if only_reference or self._only_candidate:
             raise AlignmentError(
                 f"modules that ran only in the reference: {_some(only_reference)}; "
                 f"only in the candidate: {_some(self._only_candidate)}"
             )
-
-    def abandon_batch(self) -> None:
-        """Forgets what waits of a batch that failed."""
-        self._waiting.clear()
-        self._only_candidate.clear()
-        self._pending.clear()
-        self._pending_bytes = 0
-        self.tables.rewind()
 
 
 def _next_rows(waiting: deque[Tensor], rows: int) -> Tensor:

@@ -1,22 +1,24 @@
-"""Passes over all batches: a reference that is recorded, a candidate against a recording, or both in step.
+"""Passes over all batches: a reference that is kept, a candidate against a kept reference, or both in step.
 
-A recording serves every cell that names the reference. In step nothing is kept; the reference runs again for each cell.
+What is kept serves every cell that names the reference. In step nothing is; the reference runs again for each cell.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from sweeper.comparator.comparer import Comparer, DoesNotFit, Recorder
-from sweeper.comparator.forwards import BatchesRun, conditions, hooked, turn
+from sweeper.comparator.comparer import BatchOutputs, Comparer
+from sweeper.comparator.forwards import HookedSide, conditions, hooked, turn
+from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
+from sweeper.comparator.side import Side, text_lengths
 from sweeper.config import Cell, LoadStrategy
-from sweeper.inputs.texts import batches
 from sweeper.models.attention import forget_compiled
 
 # Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
@@ -25,58 +27,119 @@ KEPT_BYTES = 2**30
 
 Progress = Callable[[int, int], None]
 """Is told how many texts of how many a pass has done, after every batch."""
+Batches = Sequence[tuple[int, ...]]
+"""The texts of each batch, as they run."""
 
 
-def record_reference(
-    cell: Cell, model: nn.Module, token_ids: list[list[int]], progress: Progress, *, kept_bytes: int
-) -> tuple[Recorder, BatchesRun] | None:
+@dataclass(frozen=True)
+class KeptBatch:
+    """What one batch gave: its modules' outputs, in order of execution, and the rest."""
+
+    modules: list[tuple[str, Tensor]]
+    outputs: BatchOutputs
+
+
+class DoesNotFit(Exception):
+    """What a reference gives is more than may be kept."""
+
+
+class KeptReference:
+    """Keeps the outputs of a reference, batch by batch; copies, so that nothing is changed in place later.
+
+    Args:
+        most_bytes: that may be kept.
+        tokens: of all batches.
+
+    Attributes:
+        batches: what has been kept.
+    """
+
+    def __init__(self, most_bytes: int, tokens: int) -> None:
+        self.batches: list[KeptBatch] = []
+        self._modules: list[tuple[str, Tensor]] = []
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._tokens = tokens
+        self._tokens_done = 0
+
+    def take(self, output: ModuleOutput) -> None:
+        """Keeps one module's output.
+
+        Raises:
+            DoesNotFit: now.
+        """
+        rows_NF = output.lasting(frozenset())
+        self._bytes += rows_NF.nbytes
+        if self._bytes > self._most_bytes:
+            raise DoesNotFit
+        self._modules.append((output.name, rows_NF))
+
+    def end_batch(self, outputs: BatchOutputs) -> None:
+        """Keeps the rest of a batch.
+
+        Raises:
+            DoesNotFit: in the end, if the other batches give as much a token.
+        """
+        self._bytes += outputs.output_NF.nbytes + outputs.embedding_SD.nbytes
+        self._tokens_done += outputs.output_NF.shape[0]
+        if self._bytes * self._tokens > self._most_bytes * self._tokens_done:
+            raise DoesNotFit
+        self.batches.append(KeptBatch(self._modules, outputs))
+        self._modules = []
+
+
+def keep_reference(
+    cell: Cell, side: Side, batches: Batches, progress: Progress, *, kept_bytes: int
+) -> tuple[KeptReference, HookedSide] | None:
     """Runs a reference and keeps its outputs; None where they are more than `kept_bytes`, which shows early."""
-    recorder = Recorder(kept_bytes, sum(map(len, token_ids)))
+    kept = KeptReference(kept_bytes, sum(text_lengths(side)))
     try:
-        with conditions(cell), torch.inference_mode(), hooked(cell, model, token_ids, recorder.take) as running:
-            for texts in _batches(cell, token_ids, progress):
-                recorder.end_batch(running.run(texts))
-            return recorder, running.result()
+        with conditions(cell), torch.inference_mode(), hooked(side, kept.take) as running:
+            for _, batch in zip(_told(batches, progress), side.in_batches(batches), strict=True):
+                kept.end_batch(running.run(batch))
+            return kept, running
     except DoesNotFit:
         return None
 
 
-def compare_recorded(
-    recorder: Recorder,
+def compare_kept(
+    kept: KeptReference,
     cell: Cell,
-    model: nn.Module,
-    token_ids: list[list[int]],
+    side: Side,
+    batches: Batches,
     comparer: Comparer,
     progress: Progress,
     *,
     around_first: AbstractContextManager[object] | None = None,
-) -> BatchesRun:
-    """Runs a candidate and compares it with a recorded reference, which ran the same batches.
+) -> HookedSide:
+    """Runs a candidate and compares it with a reference that was kept, which ran the same batches.
 
     `around_first` is entered for the run of the first batch.
     """
-    with conditions(cell), torch.inference_mode(), hooked(cell, model, token_ids, comparer.modules.take) as running:
-        for texts, recorded in zip(_batches(cell, token_ids, progress), recorder.batches, strict=True):
-            for name, reference_NF in recorded.modules:
+    with conditions(cell), torch.inference_mode(), hooked(side, comparer.modules.take) as running:
+        for texts, calls, reference in zip(
+            _told(batches, progress), side.in_batches(batches), kept.batches, strict=True
+        ):
+            for name, reference_NF in reference.modules:
                 comparer.modules.give(name, reference_NF)
             with around_first or nullcontext():
-                outputs = running.run(texts)
+                outputs = running.run(calls)
             around_first = None
-            comparer.end_batch(texts, recorded.outputs, outputs)
-        return running.result()
+            comparer.end_batch(texts, reference.outputs, outputs)
+        return running
 
 
 def compare_in_step(
-    reference: tuple[Cell, nn.Module],
-    candidate: tuple[Cell, nn.Module],
-    token_ids: list[list[int]],
+    reference: tuple[Cell, Side],
+    candidate: tuple[Cell, Side],
+    batches: Batches,
     comparer: Comparer,
     progress: Progress,
     *,
     steady: Container[str] = frozenset(),
     turn_bytes: int = 0,
-) -> tuple[BatchesRun, BatchesRun]:
-    """Runs both, which form the same batches, and compares them; bit for bit what a recording gives.
+) -> tuple[HookedSide, HookedSide]:
+    """Runs both, which form the same batches, and compares them; bit for bit what keeping the reference gives.
 
     `steady`, of the reference, and `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under
     flex_attention: torch compiles for the shapes that it has seen, of both sides here.
@@ -84,16 +147,17 @@ def compare_in_step(
     around, turns = _conditions(reference[0], candidate[0])
     turn_bytes = turn_bytes or bytes_a_turn(candidate[0].device)
     in_step = InStep(comparer.modules, steady=steady, conditions=turns, turn_bytes=turn_bytes)
+    calls = (side.in_batches(batches) for _, side in (reference, candidate))
     with (
         around,
         torch.inference_mode(),
-        hooked(*reference, token_ids, in_step.give) as left,
-        hooked(*candidate, token_ids, in_step.take) as right,
+        hooked(reference[1], in_step.give) as left,
+        hooked(candidate[1], in_step.take) as right,
     ):
-        for texts in _batches(candidate[0], token_ids, progress):
-            outputs = in_step.run(functools.partial(left.run, texts), functools.partial(right.run, texts))
+        for texts, *pair in zip(_told(batches, progress), *calls, strict=True):
+            outputs = in_step.run(functools.partial(left.run, pair[0]), functools.partial(right.run, pair[1]))
             comparer.end_batch(texts, *outputs)
-        return left.result(), right.result()
+        return left, right
 
 
 def _conditions(reference: Cell, candidate: Cell) -> tuple[AbstractContextManager[object], tuple[Turn, Turn]]:
@@ -111,10 +175,10 @@ def _global_choices(cell: Cell) -> tuple[object, ...]:
     return cell.numerics, cell.attention, cell.device, casts
 
 
-def _batches(cell: Cell, token_ids: list[list[int]], progress: Progress) -> Iterator[tuple[int, ...]]:
+def _told(batches: Batches, progress: Progress) -> Iterator[tuple[int, ...]]:
     """The texts of each batch; tells `progress` when the next one is asked for."""
-    done = 0
-    for texts in batches(token_ids, cell.inputs.batch_size):
+    done, texts_in_all = 0, sum(map(len, batches))
+    for texts in batches:
         yield texts
         done += len(texts)
-        progress(done, len(token_ids))
+        progress(done, texts_in_all)

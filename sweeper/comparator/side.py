@@ -7,19 +7,18 @@ compared row by row. Shapes as in `docs/architecture.md`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.corners import kept_outputs
-from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.hooks import kept_outputs, tensors_of
 from sweeper.config import Pooling
 from sweeper.errors import AlignmentError, ConfigError
-from sweeper.inputs.layout import Forward, is_attention_map, to_tokens
+from sweeper.inputs.layout import Tokens, to_rows
 from sweeper.inputs.pooling import embeddings
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -32,11 +31,24 @@ class Call:
 
     Attributes:
         kwargs: what the model is called with.
-        forward: where its real tokens are; `inputs` there holds nothing but `input_ids` (zeros where there are none).
+        forward: where its real tokens are; of a cell, also which texts they are of.
     """
 
     kwargs: dict[str, Any]
-    forward: Forward
+    forward: Tokens
+
+    def of_rows(self, rows: Sequence[int]) -> Call:
+        """The same call with these rows of its tensors only, in this order."""
+        real_BT = torch.zeros(self.forward.shape, dtype=torch.bool)
+        real_BT.view(-1)[self.forward.flat_N.cpu()] = True
+        index = torch.tensor(rows, device=self.forward.flat_N.device)
+        kwargs = {key: value[index] if isinstance(value, Tensor) else value for key, value in self.kwargs.items()}
+        return _call(kwargs, real_BT[torch.tensor(rows)])
+
+    @property
+    def token_N(self) -> Tensor:
+        """The real token ids, zeros where there are none; on the CPU."""
+        return _ids(self.kwargs).flatten()[self.forward.flat_N].cpu()
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,15 @@ class Side:
             for switch in self.switches.values():
                 stack.enter_context(switch.context())
             yield
+
+    def in_batches(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Call]]:
+        """The calls of each batch of texts, which the calls follow in their order."""
+        calls = iter(self.calls)
+        for texts in batches:
+            batch: list[Call] = []
+            while sum(len(call.forward.lengths) for call in batch) < len(texts):
+                batch.append(next(calls))
+            yield batch
 
 
 def sides(
@@ -137,21 +158,9 @@ def _call(kwargs: dict[str, Any], mask_BT: Tensor | None) -> Call:
         mask_BT = torch.ones(ids_BT.shape, dtype=torch.bool)
     row_N, column_N = mask_BT.nonzero(as_tuple=True)
     starts_N = _text_starts(kwargs.get("position_ids"), row_N, column_N)
-    text_N = starts_N.cumsum(0) - 1
-    lengths = torch.bincount(text_N)
-    first_N = (lengths.cumsum(0) - lengths)[text_N]
-    device = ids_BT.device
-    forward = Forward(
-        inputs={"input_ids": ids_BT},
-        row_N=row_N.to(device),
-        column_N=column_N.to(device),
-        flat_N=(row_N * ids_BT.shape[1] + column_N).to(device),
-        text_N=text_N,
-        position_N=torch.arange(len(text_N)) - first_N,
-        lengths=tuple(lengths.tolist()),
-        texts=tuple(range(len(lengths))),
-    )
-    return Call(kwargs, forward)
+    lengths = tuple(torch.bincount(starts_N.cumsum(0) - 1).tolist())
+    B, T = ids_BT.shape
+    return Call(kwargs, Tokens(shape=(B, T), flat_N=(row_N * T + column_N).to(ids_BT.device), lengths=lengths))
 
 
 def _ids(kwargs: Mapping[str, Any]) -> Tensor:
@@ -178,7 +187,7 @@ def _text_starts(position_ids: Any, row_N: Tensor, column_N: Tensor) -> Tensor:
 
 def token_ids(calls: Sequence[Call]) -> Tensor:
     """The real token ids of all calls, [N], on the CPU."""
-    return torch.cat([call.forward.inputs["input_ids"].flatten()[call.forward.flat_N].cpu() for call in calls])
+    return torch.cat([call.token_N for call in calls])
 
 
 def text_lengths(*sides: Side) -> list[int]:
@@ -202,60 +211,57 @@ def _check_same_tokens(reference: Sequence[Call], candidate: Sequence[Call]) -> 
         )
 
 
-def rows(tensor: Tensor, forward: Forward) -> Tensor | None:
-    """[N, F] over real tokens; a tensor without a token dimension keeps its batch rows, [B, F]. None: not aligned."""
-    if not tensor.is_floating_point() or is_attention_map(tensor, forward):
-        return None
-    tokens_NF = to_tokens(tensor, forward)
-    if tokens_NF is not None:
-        return tokens_NF
-    B, T = forward.inputs["input_ids"].shape
-    if tensor.dim() == 2 and tensor.shape == (B, T) and T > 1:  # a score a token
-        return tensor.flatten()[forward.flat_N][:, None]
-    return tensor.flatten(1) if tensor.dim() >= 2 and tensor.shape[0] == B else None
-
-
 Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def run(side: Side, before: Callable[[Call], None] | None = None) -> Outputs:
-    """The model's output tensors over the rows of all calls, [N, F] each, by name or index; `POOLING` [S, D] last.
-
-    Args:
-        before: told each call before it is made.
+def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> Outputs:
+    """`call_model` for all calls of a side, under its conditions; the model is afterwards as it was.
 
     Raises:
         AlignmentError: the model gave no floating-point tensor with a token or batch dimension.
     """
-    pieces: dict[str, list[Tensor]] = {}
-    with side.conditions(), unchanged_buffers(side.model), _last_hidden(side) as hidden:
-        for call in side.calls:
-            if before is not None:
-                before(call)
-            for name, tensor in _named_tensors(side.model(**call.kwargs)):
-                rows_NF = rows(tensor, call.forward)
-                if rows_NF is not None:
-                    pieces.setdefault(name, []).append(rows_NF)
-    if side.pooling is not None:
-        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, side.calls, strict=True)]
-    if not pieces:
+    with side.conditions(), unchanged_buffers(side.model), hidden_for_pooling(side) as hidden:
+        outputs = call_model(side, side.calls, hidden, begin)
+    if not outputs:
         raise AlignmentError(
             f"{type(side.model).__name__} gave no floating-point tensor with a token or batch dimension"
         )
-    return {name: torch.cat(tensors) for name, tensors in pieces.items()}
+    return outputs
 
 
-def _last_hidden(side: Side) -> AbstractContextManager[list[Tensor]]:
-    """Keeps what pooling reads; nothing where the side has none."""
+def call_model(
+    side: Side, calls: Sequence[Call], hidden: list[Tensor], begin: Callable[[Tokens], object] | None = None
+) -> Outputs:
+    """The model's output tensors over the rows of some calls, [N, F] each, by name or index; `POOLING` [S, D] last.
+
+    Args:
+        hidden: where `hidden_for_pooling` keeps the last hidden states; empty afterwards.
+        begin: told each call before it is made.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    for call in calls:
+        if begin is not None:
+            begin(call.forward)
+        for name, tensor in _named_tensors(side.model(**call.kwargs)):
+            rows_NF = to_rows(tensor, call.forward) if tensor.is_floating_point() else None
+            if rows_NF is not None:
+                pieces.setdefault(name, []).append(rows_NF)
+    if side.pooling is not None:
+        pieces[POOLING] = [_pooled(*pair, side.pooling) for pair in zip(hidden, calls, strict=True)]
+        hidden.clear()
+    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in pieces.items()}
+
+
+def hidden_for_pooling(side: Side) -> AbstractContextManager[list[Tensor]]:
+    """Keeps what pooling reads, the last hidden states of each call; nothing where the side has none."""
     base: Any = side.model.base_model if side.pooling is not None else None
     return contextlib.nullcontext([]) if base is None else kept_outputs(base)
 
 
 def _pooled(hidden_BTD: Tensor, call: Call, pooling: Pooling) -> Tensor:
     """The embeddings of a call's texts, [S, D] float64, by the mask that the model was called with."""
-    inputs = {name: value for name, value in call.kwargs.items() if isinstance(value, Tensor)}
-    return embeddings([hidden_BTD], [replace(call.forward, inputs=inputs)], pooling)
+    return embeddings(hidden_BTD, call.forward, call.kwargs.get("attention_mask"), pooling)
 
 
 def _named_tensors(output: Any) -> list[tuple[str, Tensor]]:

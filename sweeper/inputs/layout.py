@@ -6,6 +6,7 @@ be compared row by row, and pads are gone before anything is measured.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,26 +20,39 @@ from sweeper.devices import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forward:
-    """One call of the model, and where its N real tokens are.
+class Tokens:
+    """Where the N real tokens of a block [B, T] are, in canonical order.
+
+    Attributes:
+        shape: B and T.
+        flat_N: each token's place in [B * T], row after row; on the device.
+        lengths: tokens of each text.
+    """
+
+    shape: tuple[int, int]
+    flat_N: Tensor
+    lengths: tuple[int, ...]
+
+    @functools.cached_property
+    def row_N(self) -> Tensor:
+        return self.flat_N // self.shape[1]
+
+    @functools.cached_property
+    def column_N(self) -> Tensor:
+        return self.flat_N % self.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward(Tokens):
+    """One call of the model.
 
     Attributes:
         inputs: keyword arguments of the call, each [B, T] int64 on the device: `input_ids`; `attention_mask` in padded
             layouts; `position_ids` where they are explicit.
-        row_N, column_N: where each token is in [B, T], in canonical order; on the device.
-        flat_N: the same in [B * T], row after row; on the device.
-        text_N, position_N: which text (index into all inputs), which token of it; on the CPU.
-        lengths: tokens of each text of this call.
         texts: index of each text of this call into all inputs.
     """
 
     inputs: dict[str, Tensor]
-    row_N: Tensor
-    column_N: Tensor
-    flat_N: Tensor
-    text_N: Tensor
-    position_N: Tensor
-    lengths: tuple[int, ...]
     texts: tuple[int, ...]
 
 
@@ -75,7 +89,6 @@ def _lay_out_one(
 ) -> Forward:
     lengths = tuple(len(token_ids[text]) for text in texts)
     position_N = np.concatenate([np.arange(length) for length in lengths])
-    text_N = np.repeat(texts, lengths)
     row_N, column_N, shape_BT = _places(lengths, position_N, layout)
 
     def spread(value_N: np.ndarray, on_pads: int) -> np.ndarray:
@@ -90,22 +103,14 @@ def _lay_out_one(
     if positions is Positions.EXPLICIT:
         # 0 on pads is what transformers' own generate() passes for them; attention never reads them.
         inputs["position_ids"] = spread(position_N, 0)
-    places = _on(device, [row_N, column_N, row_N * shape_BT[1] + column_N])
+    on_device = to_device(np.stack(list(inputs.values())), device).unbind()  # in one transfer
     return Forward(
-        inputs=dict(zip(inputs, _on(device, list(inputs.values())), strict=True)),
-        row_N=places[0],
-        column_N=places[1],
-        flat_N=places[2],
-        text_N=torch.from_numpy(text_N),
-        position_N=torch.from_numpy(position_N),
+        shape=shape_BT,
+        flat_N=to_device(row_N * shape_BT[1] + column_N, device),
         lengths=lengths,
+        inputs=dict(zip(inputs, on_device, strict=True)),
         texts=texts,
     )
-
-
-def _on(device: torch.device | str, arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
-    """Arrays of one shape as tensors on the device, in one transfer."""
-    return to_device(np.stack(arrays), device).unbind()
 
 
 def _places(
@@ -120,26 +125,26 @@ def _places(
     return row_N, first_B[row_N] + position_N, (len(lengths), longest)
 
 
-def to_tokens(tensor: Tensor, forward: Forward) -> Tensor | None:
+def to_tokens(tensor: Tensor, tokens: Tokens) -> Tensor | None:
     """The real tokens of a module's output, [N, F] in canonical order; F is everything behind the token dimension.
 
     Knows [B, T, ...], tables that all rows share [1, T, ...] (rotary embeddings under implicit positions), and
     flattened [B * T, ...] (mixture-of-experts blocks). There must be a feature dimension: [B, T] could be a pooled
-    [B, D]. A view where the forward has no pads and the tensor is contiguous, else a copy. Does not synchronise with
+    [B, D]. A view where there are no pads and the tensor is contiguous, else a copy. Does not synchronise with
     the device.
 
     Returns:
         None where the tensor has no token dimension, or is an attention map.
     """
-    B, T = forward.inputs["input_ids"].shape
-    if is_attention_map(tensor, forward):
+    B, T = tokens.shape
+    if is_attention_map(tensor, tokens):
         return None
     if tensor.dim() >= 3 and tensor.shape[:2] == (B, T):
-        flat, index_N = tensor.flatten(0, 1), forward.flat_N
+        flat, index_N = tensor.flatten(0, 1), tokens.flat_N
     elif tensor.dim() >= 3 and tensor.shape[:2] == (1, T):
-        flat, index_N = tensor[0], forward.column_N
+        flat, index_N = tensor[0], tokens.column_N
     elif tensor.dim() >= 2 and len(tensor) == B * T:
-        flat, index_N = tensor, forward.flat_N
+        flat, index_N = tensor, tokens.flat_N
     else:
         return None
     # As many rows as tokens means no pads (a shared table of several rows has fewer): the order is canonical already.
@@ -147,9 +152,23 @@ def to_tokens(tensor: Tensor, forward: Forward) -> Tensor | None:
     return token.flatten(1)
 
 
-def is_attention_map(tensor: Tensor, forward: Forward) -> bool:
+def to_rows(tensor: Tensor, tokens: Tokens) -> Tensor | None:
+    """`to_tokens`, or else a score a token, [B, T] as [N, 1], or else the rows of the batch, [B, ...] as [B, F].
+
+    Cells leave both out: a layout decides how many rows a batch has.
+    """
+    rows_NF = to_tokens(tensor, tokens)
+    if rows_NF is not None or is_attention_map(tensor, tokens):
+        return rows_NF
+    B, T = tokens.shape
+    if tensor.shape == (B, T) and T > 1:
+        return tensor.flatten()[tokens.flat_N][:, None]
+    return tensor.flatten(1) if tensor.dim() >= 2 and len(tensor) == B else None
+
+
+def is_attention_map(tensor: Tensor, tokens: Tokens) -> bool:
     """Whether this looks like attention weights, [B, H, T, T]: they have no features, and pads in two dimensions."""
-    B, T = forward.inputs["input_ids"].shape
+    B, T = tokens.shape
     return tensor.dim() == 4 and tensor.shape[0] == B and tensor.shape[2:] == (T, T)
 
 

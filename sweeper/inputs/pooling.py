@@ -8,27 +8,22 @@ import torch
 from torch import Tensor
 
 from sweeper.config import Pooling
-from sweeper.inputs.layout import Forward, to_tokens
+from sweeper.inputs.layout import Tokens, to_tokens
 
 
-def embeddings(hidden: Sequence[Tensor], forwards: Sequence[Forward], pooling: Pooling) -> Tensor:
-    """One vector a text of a batch, [S, D] float64, not normalised.
+def embeddings(hidden_BTD: Tensor, tokens: Tokens, mask_BT: Tensor | None, pooling: Pooling) -> Tensor:
+    """One vector a text of a call, [S, D] float64, not normalised.
 
     Args:
-        hidden: last hidden states of each forward, [B, T, D], pads included.
-        forwards: the batch's calls, in the same order.
+        hidden_BTD: last hidden states, pads included.
+        mask_BT: the `attention_mask` that the model was called with, if any.
         pooling: see `pool`, and `pool_by_count`, which changes nothing where there is no mask.
     """
-    pieces = []
-    for hidden_BTD, forward in zip(hidden, forwards, strict=True):
-        mask_BT = forward.inputs.get("attention_mask")
-        if pooling is Pooling.LAST_TOKEN_BY_COUNT and mask_BT is not None:
-            pieces.append(pool_by_count(hidden_BTD, mask_BT))
-            continue
-        hidden_ND = to_tokens(hidden_BTD, forward)
-        assert hidden_ND is not None, f"hidden states of shape {tuple(hidden_BTD.shape)} have no token dimension"
-        pieces.append(pool(hidden_ND, forward.lengths, pooling))
-    return torch.cat(pieces)
+    if pooling is Pooling.LAST_TOKEN_BY_COUNT and mask_BT is not None:
+        return pool_by_count(hidden_BTD, mask_BT)
+    hidden_ND = to_tokens(hidden_BTD, tokens)
+    assert hidden_ND is not None, f"hidden states of shape {tuple(hidden_BTD.shape)} have no token dimension"
+    return pool(hidden_ND, tokens.lengths, pooling)
 
 
 def pool_by_count(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:

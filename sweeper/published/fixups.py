@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from sweeper.checkpoints import prepare
 from sweeper.comparator.forwards import read_texts
 from sweeper.comparator.hooks import tensors_of
-from sweeper.comparator.side import Side
+from sweeper.comparator.side import Call, Side
 from sweeper.config import Cell, parse
 from sweeper.errors import ConfigError, SweeperError
-from sweeper.inputs.layout import Forward, to_tokens
+from sweeper.inputs.layout import to_tokens
 from sweeper.metrics.pair import measure
 from sweeper.models.loading import ModelPool
 from sweeper.published.fixup_records import FIXUPS_FILE, FixupRecord, FixupsRecord
@@ -109,13 +109,13 @@ def _same_places(
     sides: tuple[Side, Side], reference: Sequence[Tensor], candidate: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Each text's first columns of its row in the reference against the text in the candidate: what an eye compares."""
-    rows = [row for call, output in zip(sides[0].calls, reference, strict=True) for row in _rows(call.forward, output)]
+    rows = [row for call, output in zip(sides[0].calls, reference, strict=True) for row in _rows(call, output)]
     texts = _tokens(sides[1], candidate)
     return _joined([row_TF[: len(text_TF)] for row_TF, text_TF in zip(rows, texts, strict=True)]), _joined(texts)
 
 
-def _rows(forward: Forward, output_BTF: Tensor) -> list[Tensor]:
-    if len(output_BTF) != len(forward.lengths):
+def _rows(call: Call, output_BTF: Tensor) -> list[Tensor]:
+    if len(output_BTF) != len(call.forward.lengths):
         raise ConfigError("give a cell whose reference has a row a text (padded or single)")
     return list(output_BTF)
 

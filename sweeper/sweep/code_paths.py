@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sweeper.comparator.forwards import run_forwards, steady_outputs
+from sweeper.comparator.side import Call
 from sweeper.config import Attention, Cell, LoadStrategy
-from sweeper.inputs.layout import Forward
 from sweeper.models.attention import record_kernels
 from sweeper.models.loading import LoadedModel
 from sweeper.models.weights import WeightsKey
@@ -43,11 +43,11 @@ class CodePaths:
         with self._profile(cell, loaded):
             yield
 
-    def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Forward]) -> tuple[str, ...]:
+    def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Call]) -> tuple[str, ...]:
         """What runs in the attention; by a forward of its own where no other has told it. To be called warm."""
         if not self.knows_kernels(cell, loaded):
             with self._profile(cell, loaded):
-                run_forwards(cell, loaded.model, batch)
+                run_forwards(loaded.model, batch)
         return self._kernels[self._kernels_key(cell, loaded)]
 
     def knows_kernels(self, cell: Cell, loaded: LoadedModel) -> bool:

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.comparator.forwards import run_forwards
+from sweeper.comparator.side import Call
 from sweeper.config import Attention, Cell, LoadStrategy
 from sweeper.devices import synchronize
-from sweeper.inputs.layout import Forward
 from sweeper.records.cell import Cost
 
 MOST_REPEATS = 5
 ENOUGH_MS = 20  # of timed forwards, where it is not said how many
 
 
-def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> None:
+def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> None:
     """Runs a forward where the first one under its `conditions` does more than the next: flex_attention compiles, and
     autocast casts the weights. All else is warm: the same batch ran with hooks."""
     if cell.attention is Attention.FLEX_ATTENTION or cell.load_strategy is LoadStrategy.AUTOCAST:
-        run_forwards(cell, model, batch)
+        run_forwards(model, batch)
 
 
 def measure_cost(
     cell: Cell,
     model: nn.Module,
-    batch: Sequence[Forward],
+    batch: Sequence[Call],
     captured_NF: Tensor,
     *,
     load_time_s: float | None,
@@ -60,11 +60,11 @@ def measure_cost(
     )
 
 
-def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Forward]) -> tuple[float, Tensor]:
+def _timed_ms(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> tuple[float, Tensor]:
     """How long a forward took, and its output."""
     synchronize(cell.device)
     start = time.perf_counter()
-    output_NF = run_forwards(cell, model, batch)
+    output_NF = run_forwards(model, batch)
     synchronize(cell.device)
     return (time.perf_counter() - start) * 1e3, output_NF
 

@@ -6,14 +6,15 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from sweeper.comparator.comparer import Figures
-from sweeper.comparator.forwards import arguments, lay_out_texts
-from sweeper.comparator.side import Call, Side, Switch
-from sweeper.config import Attention, Cell, LoadStrategy, Numerics, Pooling
+from sweeper.comparator.forwards import side_of
+from sweeper.comparator.side import Side, Switch
+from sweeper.config import Attention, Cell, LoadStrategy, Numerics
 from sweeper.models.attention import PINNED, kernel, refusals_as_unsupported
 from sweeper.models.flags import SETTERS, chosen, no_effect, numerics
 from sweeper.models.loading import autocast
@@ -44,17 +45,8 @@ def _moved(figures: TextFigures) -> float:
 
 
 def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
-    """The cell as one side of a comparison."""
-    forwards = lay_out_texts(cell, token_ids, texts, model)
-    calls = tuple(Call(arguments(cell, forward), forward) for forward in forwards)
-    return Side(model, calls, switches(cell), _pooling(cell, calls))
-
-
-def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
-    """What the cell's pooling comes to: without a mask there is nothing to count, and the last token is taken."""
-    counts = any("attention_mask" in call.kwargs for call in calls)
-    by_count = cell.checkpoint.pooling is Pooling.LAST_TOKEN_BY_COUNT
-    return Pooling.LAST_TOKEN if by_count and not counts else cell.checkpoint.pooling
+    """Some texts of the cell as one side of a comparison, in one batch."""
+    return replace(side_of(cell, model, token_ids, [texts]), switches=switches(cell))
 
 
 def switches(cell: Cell) -> dict[str, Switch]:

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from sweeper.checkpoints import LocalCheckpoint, prepare
-from sweeper.comparator.comparer import Comparer, Figures, Recorder
-from sweeper.comparator.forwards import BatchesRun, conditions, read_texts
+from sweeper.comparator.comparer import Comparer, Figures
+from sweeper.comparator.forwards import HookedSide, conditions, read_texts, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
-from sweeper.comparator.passes import KEPT_BYTES, compare_in_step, compare_recorded, record_reference
+from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
 from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.devices import free_bytes
 from sweeper.errors import AlignmentError, UnsupportedError
@@ -45,11 +45,11 @@ class ReferenceRun:
     """A reference, for all candidates that name it.
 
     Attributes:
-        recorded: its outputs and their sample; None where they are too large to be kept, and it runs in step with each.
+        kept: its outputs and their sample; None where they are too large for that, and it runs in step with each.
     """
 
     cell_id: str
-    recorded: tuple[Recorder, Sample] | None
+    kept: tuple[KeptReference, Sample] | None
     state: dict[str, StateEntry]
     weights: WeightsKey
     token_ids: list[list[int]]
@@ -67,8 +67,8 @@ class Runner:
         shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
             is free, so that it runs once, and not beside each of them.
         say: takes one line of progress (fetching, dequantising).
-        progress: is told, after every batch, how many texts of how many have run: for a reference that is recorded, as
-            far as it fits, then for the cell.
+        progress: is told, after every batch, how many texts of how many have run: for a reference that is kept, as far
+            as it fits, then for the cell.
     """
 
     def __init__(
@@ -154,14 +154,14 @@ class Runner:
                 "language": figures.language,
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
-                "sample": ran.sample,
+                "sample": ran.sample(),
                 "reference_sample": reference_sample,
             }
         )
         return measured, figures
 
     def _run_bare(
-        self, cell: Cell, loaded: LoadedModel, ran: BatchesRun, load_time_s: float | None
+        self, cell: Cell, loaded: LoadedModel, ran: HookedSide, load_time_s: float | None
     ) -> dict[str, object]:
         """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
         model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
@@ -219,10 +219,12 @@ class Runner:
         kept_bytes = self._kept_bytes
         if planned.reference_id in self._shared:
             kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
-        recorded = record_reference(cell, loaded.model, token_ids, self._progress, kept_bytes=kept_bytes)
+        grouped = batches(token_ids, cell.inputs.batch_size)
+        side = side_of(cell, loaded.model, token_ids, grouped)
+        kept = keep_reference(cell, side, grouped, self._progress, kept_bytes=kept_bytes)
         self._reference = ReferenceRun(
             planned.reference_id,
-            (recorded[0], recorded[1].sample) if recorded else None,
+            (kept[0], kept[1].sample()) if kept else None,
             state_of(loaded.model),
             loaded.key,
             token_ids,
@@ -231,22 +233,23 @@ class Runner:
 
     def _compare(
         self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
-    ) -> tuple[BatchesRun, Sample]:
+    ) -> tuple[HookedSide, Sample]:
         """What running the candidate left behind, and the reference's sample."""
         cell, token_ids = planned.cell, reference.token_ids
-        if reference.recorded is not None:
-            recorder, sample = reference.recorded
+        grouped = batches(token_ids, cell.inputs.batch_size)
+        side = side_of(cell, loaded.model, token_ids, grouped)
+        if reference.kept is not None:
+            kept, sample = reference.kept
             around_first = self._code_paths.learning_kernels(cell, loaded)
-            ran = compare_recorded(
-                recorder, cell, loaded.model, token_ids, comparer, self._progress, around_first=around_first
-            )
+            ran = compare_kept(kept, cell, side, grouped, comparer, self._progress, around_first=around_first)
             return ran, sample
-        beside = planned.reference, self._model_beside(loaded, planned.reference)
-        steady = self._code_paths.steady(*beside, token_ids)
+        model = self._model_beside(loaded, planned.reference)
+        beside = side_of(planned.reference, model, token_ids, grouped)
+        steady = self._code_paths.steady(planned.reference, model, token_ids)
         reference_ran, ran = compare_in_step(
-            beside, (cell, loaded.model), token_ids, comparer, self._progress, steady=steady
+            (planned.reference, beside), (cell, side), grouped, comparer, self._progress, steady=steady
         )
-        return ran, reference_ran.sample
+        return ran, reference_ran.sample()
 
     def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
         """The reference's model with its own attention backend, the candidate keeping its."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sweeper.comparator.recording import Recording, record
+from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Inputs, Outputs, Side, run, sides, text_lengths
 from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.tensors import asked_undone, put_back
@@ -109,7 +109,7 @@ class Comparison(Compared):
 
 def compare_sides(reference: Side, candidate: Side) -> Comparison:
     """`compare_models` for sides that are already laid out, each with its own conditions."""
-    base = record(reference)
+    base = observe(reference)
     native = trace(base, candidate)
     found = provenance(reference.model, candidate.model)
     lengths = text_lengths(reference, candidate)
@@ -132,7 +132,7 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
 
 
 def _native_figures(
-    reference: Side, candidate: Side, base: Recording, native: Trace, found: Provenance
+    reference: Side, candidate: Side, base: Observation, native: Trace, found: Provenance
 ) -> tuple[dict[str, Any], Floor]:
     """What is known without a replay: fields of `Measured`."""
     native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
@@ -161,13 +161,13 @@ def _native_figures(
     return figures, floor
 
 
-def _identical(base: Recording, native: Trace) -> bool:
+def _identical(base: Observation, native: Trace) -> bool:
     modules = all(same(module.output) for module in native.modules)
     outputs = all(name in native.outputs for name in base.outputs) and outputs_rel_l2(base.outputs, native.outputs) == 0
     return modules and outputs
 
 
-def _noisier_floor(reference: Side, candidate: Side, base: Recording, native: float) -> Floor:
+def _noisier_floor(reference: Side, candidate: Side, base: Observation, native: float) -> Floor:
     """The reference's floor; where the difference exceeds it, that of the noisier side (another dtype, autocast)."""
     floor = measure_floor(reference, base)
     if native <= FLOOR_MULTIPLE * floor.level:
@@ -197,7 +197,7 @@ def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
 def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[int]) -> tuple[Replayed, Trace, Outputs]:
     """Both sides in float64; also the candidate with what was asked for, and what was not, put back."""
     with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, left):
-        base = record(side)
+        base = observe(side)
         noise = output_floor(side, base.outputs)
     with replayed(candidate) as (side, _):
         as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked else None
@@ -217,7 +217,7 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
 
 
 def _replay_candidate(
-    base: Recording, candidate: Side, found: Provenance, changes: Iterable[Change]
+    base: Observation, candidate: Side, found: Provenance, changes: Iterable[Change]
 ) -> tuple[float, Trace, Precision]:
     """rel_l2 of the candidate's replay, with what was asked for and `changes` put back, against the reference's."""
     model = candidate.model

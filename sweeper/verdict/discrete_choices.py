@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sweeper.comparator.side import Call, Outputs, Side, rows, run
+from sweeper.comparator.side import Outputs, Side, run
+from sweeper.inputs.layout import Tokens, to_rows
 
 _CHOOSING = {torch.topk: 1, Tensor.topk: 1, torch.argmax: None, Tensor.argmax: None}
 
@@ -35,18 +36,18 @@ class Selections(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.chosen: list[Chosen] = []
-        self._call: Call | None = None
+        self._tokens: Tokens | None = None
         self._running = ["the model"]
 
-    def begin(self, call: Call) -> None:
-        self._call = call
+    def begin(self, tokens: Tokens) -> None:
+        self._tokens = tokens
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _CHOOSING and self._call is not None:
+        if func in _CHOOSING and self._tokens is not None:
             index = _CHOOSING[func]
             chosen = result if index is None else result[index]
-            aligned = rows(chosen.double() if chosen.dim() > 1 else chosen.double()[:, None], self._call.forward)
+            aligned = to_rows(chosen.double() if chosen.dim() > 1 else chosen.double()[:, None], self._tokens)
             if aligned is not None:
                 self.chosen.append(Chosen(self._running[-1], aligned.sort(-1)[0]))
         return result

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sweeper.comparator.recording import record
+from sweeper.comparator.observation import observe
 from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.verdict.causes.arguments import call_counterfactuals
 from sweeper.verdict.causes.code import code_counterfactuals, differing_config
@@ -142,7 +142,7 @@ class _Search:
             return None
         lengths = text_lengths(*self._pair)
         with self._closing.apply(self._pair) as pair, self._precise(pair.candidate) as side:
-            fixed = record(side)
+            fixed = observe(side)
         with self._precise(self._pair.candidate) as side:
             traced = trace(fixed, side)
         return first_divergence(traced.modules, lengths, self._bound)

@@ -7,9 +7,7 @@ was introduced between modules: rotary embedding, mask, attention kernel or a re
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections import Counter
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.comparer import layer_and_kind
-from sweeper.comparator.recording import Event, Listener, Recorded, Recording, keep_pooling, listening
-from sweeper.comparator.side import Call, Outputs, Side, run
+from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.places import Places
+from sweeper.comparator.side import Outputs, Side
 from sweeper.metrics.pair import measure
 from sweeper.records.cell import PairMeasures
 
@@ -61,7 +60,7 @@ def same(measures: PairMeasures) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """A candidate's run against a recorded reference.
+    """A candidate's run against an observed reference.
 
     Attributes:
         modules: those that both sides ran, in order of the candidate's execution.
@@ -74,54 +73,21 @@ class Trace:
     outputs: Outputs
 
 
-def trace(reference: Recording, candidate: Side, *, own: bool = True) -> Trace:
-    """Runs the candidate and compares each module with the recorded reference's.
+def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace:
+    """Runs the candidate and compares each module with the observed reference's.
 
     Args:
         own: also run each leaf module on the reference's input.
     """
-    done: Counter[str] = Counter()
-    seen: dict[str, Recorded] = {}
-    owns: dict[str, list[Tensor]] = {}
-    current: list[Call] = []
-    inputs = {name: recorded.input() for name, recorded in reference.modules.items()} if own else {}
-
-    def rerun(name: str) -> Tensor | None:
-        given, start = inputs.get(name), done[name]
-        return given[start : start + len(current[-1].forward.flat_N)] if given is not None else None
-
-    def take(event: Event) -> None:
-        recorded = seen.setdefault(event.name, Recorded(type(event.module).__name__))
-        recorded.outputs.append(event.output_NF.clone())
-        if event.input_NF is not None and "[" not in event.name:
-            recorded.inputs.append(event.input_NF.clone())
-        if event.own_NF is not None:
-            owns.setdefault(event.name, []).append(event.own_NF.clone())
-        done[event.name] += len(event.output_NF)
-
-    listener = Listener(take, rerun)
-
-    def begin(call: Call) -> None:
-        current.append(call)
-        listener.begin(call)
-
-    with listening(candidate.model, listener):
-        outputs = run(candidate, begin)
-    keep_pooling(seen, outputs)
-    return _compared(reference, seen, owns, outputs)
-
-
-def _compared(
-    reference: Recording, candidate: dict[str, Recorded], owns: dict[str, list[Tensor]], outputs: Outputs
-) -> Trace:
-    unaligned = {name: "only the reference ran it" for name in reference.modules if name not in candidate}
+    ran = observe(candidate, reference.inputs() if own else None)
+    unaligned = {name: "only the reference ran it" for name in reference.modules if name not in ran.modules}
     modules: list[ModuleDifference] = []
-    for name, recorded in candidate.items():
+    for name, module in ran.modules.items():
         base = reference.modules.get(name)
         if base is None:
             unaligned[name] = "only the candidate ran it"
             continue
-        left, right = base.output(), recorded.output()
+        left, right = torch.cat(base.outputs), torch.cat(module.outputs)
         if left.shape != right.shape:
             unaligned[name] = (
                 f"rows and features: {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
@@ -132,31 +98,38 @@ def _compared(
             ModuleDifference(
                 order=len(modules),
                 name=name,
-                module_type=recorded.module_type,
+                module_type=module.module_type,
                 layer=layer,
                 kind=kind,
                 rows=len(left),
                 output=measure(left, right),
-                input=_measured(base.input(), recorded.input()),
-                own=_own(left, owns.get(name)),
+                input=_measured(base.inputs, module.inputs),
+                own=_rel_l2(_measured([left], module.owns)),
             )
         )
-    return Trace(tuple(modules), unaligned, outputs)
+    return Trace(tuple(modules), unaligned, ran.outputs)
 
 
-def _measured(left: Tensor | None, right: Tensor | None) -> PairMeasures | None:
-    return measure(left, right) if left is not None and right is not None and left.shape == right.shape else None
+def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures | None:
+    """None where one side has nothing, or something of another shape."""
+    if not reference or not candidate:
+        return None
+    left, right = torch.cat(reference), torch.cat(candidate)
+    return measure(left, right) if left.shape == right.shape else None
 
 
-def _own(reference_NF: Tensor, pieces: list[Tensor] | None) -> float | None:
-    own_NF = torch.cat(pieces) if pieces else None
-    return rel_l2(reference_NF, own_NF) if own_NF is not None and own_NF.shape == reference_NF.shape else None
+def _rel_l2(measures: PairMeasures | None) -> float | None:
+    """NaN where one side is not finite."""
+    if measures is None:
+        return None
+    return measures.rel_l2 if measures.finite == measures.numel else math.nan
 
 
 def rel_l2(reference: Tensor, candidate: Tensor) -> float:
     """2-norm of the difference over 2-norm of the reference, in float64; NaN where one side is not finite."""
-    difference = (candidate.double() - reference.double()).norm()
-    return float(difference / reference.double().norm()) if difference != 0 else 0.0
+    found = _rel_l2(measure(reference, candidate))
+    assert found is not None
+    return found
 
 
 def outputs_rel_l2(reference: Outputs, candidate: Outputs) -> float:
@@ -214,7 +187,7 @@ def first_divergence(
         if not between and not differs(module.output):
             continue
         measures = module.input if between and module.input is not None else module.output
-        text, position = _locate(measures.worst_token, module.rows, lengths)
+        text, position = Places(lengths).locate(measures.worst_token, module.rows)
         return FirstDivergence(
             module=module.name,
             layer=module.layer,
@@ -225,14 +198,3 @@ def first_divergence(
             position=position,
         )
     return None
-
-
-def _locate(row: int | None, rows: int, lengths: list[int]) -> tuple[int | None, int | None]:
-    """Text and token of a row: rows are tokens, or whole texts (pooled)."""
-    if row is None:
-        return None, None
-    if rows == sum(lengths):
-        starts = list(itertools.accumulate(lengths, initial=0))
-        text = bisect.bisect_right(starts, row) - 1
-        return text, row - starts[text]
-    return (row, None) if rows == len(lengths) else (None, None)

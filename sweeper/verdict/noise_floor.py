@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.recording import Recording, record
+from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
@@ -53,22 +53,24 @@ def _rms(samples: list[float]) -> float:
     return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
 
 
-def measure_floor(side: Side, base: Recording | None = None, *, seeds: int = 4) -> Floor:
+def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4) -> Floor:
     """Runs a side again and again with changes that alter no meaning.
 
     Args:
         base: its own run without any; taken where it is not given.
         seeds: how many nudged runs.
     """
-    base = record(side) if base is None else base
+    base = observe(side) if base is None else base
     floor = Floor()
     for seed in range(seeds):
         with nudged(side.model, seed):
-            again = record(side)
+            again = observe(side)
         floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs))
-        for name, recorded in again.modules.items():
+        for name, module in again.modules.items():
             if name in base.modules:
-                floor.modules.setdefault(name, []).append(rel_l2(base.modules[name].output(), recorded.output()))
+                floor.modules.setdefault(name, []).append(
+                    rel_l2(torch.cat(base.modules[name].outputs), torch.cat(module.outputs))
+                )
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs)
@@ -120,7 +122,7 @@ def _rebatched(side: Side) -> Iterator[tuple[str, Outputs]]:
 
 
 def _has_rows(call: Call) -> bool:
-    B = len(call.forward.inputs["input_ids"])
+    B = call.forward.shape[0]
     tensors = [value for value in call.kwargs.values() if isinstance(value, Tensor)]
     return B > 1 and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
 
@@ -129,34 +131,11 @@ def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:
     """Reversed: one call with its rows from last to first. Else a call a row."""
     pieces: dict[str, list[Tensor]] = {}
     for call in side.calls:
-        B = len(call.forward.inputs["input_ids"])
+        B = call.forward.shape[0]
         groups = [list(range(B))[::-1]] if reverse else [[row] for row in range(B)]
-        for name, tensor in run(replace(side, calls=tuple(_rows_of(call, group) for group in groups))).items():
+        for name, tensor in run(replace(side, calls=tuple(call.of_rows(group) for group in groups))).items():
             pieces.setdefault(name, []).append(_in_order(tensor, call, groups))
     return {name: torch.cat(tensors) for name, tensors in pieces.items()}
-
-
-def _rows_of(call: Call, group: list[int]) -> Call:
-    """The same call with these rows only, in this order."""
-    forward, T = call.forward, call.forward.inputs["input_ids"].shape[1]
-    index = torch.tensor(group, device=forward.row_N.device)
-    token = torch.cat([(forward.row_N == row).nonzero()[:, 0] for row in group])
-    place_B = torch.zeros(len(forward.inputs["input_ids"]), dtype=torch.int64, device=index.device)
-    place_B[index] = torch.arange(len(group), device=index.device)
-    row_N, column_N = place_B[forward.row_N[token]], forward.column_N[token]
-    kwargs = {key: value[index] if isinstance(value, Tensor) else value for key, value in call.kwargs.items()}
-    text_N = forward.text_N[token.cpu()]
-    moved = replace(
-        forward,
-        inputs={"input_ids": forward.inputs["input_ids"][index]},
-        row_N=row_N,
-        column_N=column_N,
-        flat_N=row_N * T + column_N,
-        text_N=text_N,
-        position_N=forward.position_N[token.cpu()],
-        lengths=tuple(torch.unique_consecutive(text_N, return_counts=True)[1].tolist()),
-    )
-    return Call(kwargs, moved)
 
 
 def _in_order(tensor: Tensor, call: Call, groups: list[list[int]]) -> Tensor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.comparer import BatchOutputs, Comparer, DoesNotFit, Recorder, layer_and_kind
+from sweeper.comparator.comparer import BatchOutputs, Comparer, layer_and_kind
 from sweeper.comparator.hooks import ModuleOutput, capture, steady_in_call
+from sweeper.comparator.passes import DoesNotFit, KeptReference
 from sweeper.config import Layout, Positions
 from sweeper.inputs.layout import lay_out
 
@@ -80,26 +81,26 @@ def test_the_next_tokens_are_those_of_the_batch() -> None:
     assert language.log_likelihood_change_mean == pytest.approx(float(sum(changes) / len(changes)), abs=1e-12)
 
 
-def test_a_recorder_keeps_copies() -> None:
-    recorder = Recorder(10_000, tokens=2)
+def test_a_kept_reference_keeps_copies() -> None:
+    kept = KeptReference(10_000, tokens=2)
     tensor_NF = torch.ones(2, 4)
-    recorder.take(module_output("m", tensor_NF))
+    kept.take(module_output("m", tensor_NF))
     tensor_NF.zero_()
-    recorder.end_batch(outputs(tensor_NF))
-    ((name, kept_NF),) = recorder.batches[0].modules
+    kept.end_batch(outputs(tensor_NF))
+    ((name, kept_NF),) = kept.batches[0].modules
     assert (name, kept_NF.sum()) == ("m", 8)
 
 
-def test_a_recorder_gives_up_when_it_holds_too_much_and_when_it_will() -> None:
-    recorder = Recorder(100, tokens=2)
-    recorder.take(module_output("m", torch.ones(2, 12)))
+def test_keeping_gives_up_when_it_holds_too_much_and_when_it_will() -> None:
+    kept = KeptReference(100, tokens=2)
+    kept.take(module_output("m", torch.ones(2, 12)))
     with pytest.raises(DoesNotFit):
-        recorder.take(module_output("n", torch.ones(2, 1)))
+        kept.take(module_output("n", torch.ones(2, 1)))
     for tokens, fits in ((2, True), (3, True), (4, False)):
-        recorder = Recorder(160, tokens=tokens)
-        recorder.take(module_output("m", torch.ones(2, 4)))
+        kept = KeptReference(160, tokens=tokens)
+        kept.take(module_output("m", torch.ones(2, 4)))
         with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit):
-            recorder.end_batch(outputs(torch.ones(2, 4)))  # with the others 96 bytes: 48 a token
+            kept.end_batch(outputs(torch.ones(2, 4)))  # with the others 96 bytes: 48 a token
 
 
 @pytest.mark.parametrize(

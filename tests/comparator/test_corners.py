@@ -5,20 +5,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sweeper.comparator.corners import MOST_TOKENS, Sampler, kept_outputs
+from sweeper.comparator.corners import MOST_TOKENS, Sampler
+from sweeper.comparator.hooks import kept_outputs
+from sweeper.comparator.side import Call
 from sweeper.config import Layout, Positions
-from sweeper.inputs.layout import Forward, lay_out, to_tokens
+from sweeper.inputs.layout import lay_out, to_tokens
 
 TEXTS = [[11, 12, 13, 14, 15, 16, 17, 18], [21, 22]]
 
 
-def forwards(layout: Layout, texts: list[list[int]] = TEXTS) -> list[Forward]:
-    return lay_out(texts, range(len(texts)), layout=layout, positions=Positions.EXPLICIT, pad_id=0, device="cpu")
+def calls(layout: Layout, texts: list[list[int]] = TEXTS) -> list[Call]:
+    choices = {"layout": layout, "positions": Positions.EXPLICIT, "pad_id": 0, "device": "cpu"}
+    return [Call({**forward.inputs}, forward) for forward in lay_out(texts, range(len(texts)), **choices)]
 
 
 def sampled(layout: Layout, outputs: list[torch.Tensor]) -> Sampler:
-    batch = forwards(layout)
-    tokens = [to_tokens(output, forward) for output, forward in zip(outputs, batch, strict=True)]
+    batch = calls(layout)
+    tokens = [to_tokens(output, call.forward) for output, call in zip(outputs, batch, strict=True)]
     return Sampler(batch, outputs, torch.cat([one for one in tokens if one is not None]))
 
 
@@ -46,7 +49,7 @@ def test_each_text_alone_is_a_call_each_without_pads() -> None:
 
 
 def test_calls_of_a_large_batch_are_left_out() -> None:
-    batch = forwards(Layout.SINGLE, [[1] * (MOST_TOKENS + 1)])
+    batch = calls(Layout.SINGLE, [[1] * (MOST_TOKENS + 1)])
     sample = Sampler(batch, [torch.zeros(1, MOST_TOKENS + 1, 2)], torch.zeros(MOST_TOKENS + 1, 2)).sample()
     assert sample.calls == ()
     assert sample.texts[0].shape == (MOST_TOKENS + 1, 2)
@@ -56,7 +59,7 @@ def test_calls_of_a_large_batch_are_left_out() -> None:
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
 def test_kept_elements_are_exact_and_the_others_are_none(rows: int, columns: int, dtype: torch.dtype) -> None:
     output = torch.randn(1, rows, columns, dtype=dtype)
-    batch = forwards(Layout.SINGLE, [[1] * rows])
+    batch = calls(Layout.SINGLE, [[1] * rows])
     (corner,) = Sampler(batch, [output], output[0]).sample().texts
     for row in range(rows):
         for column in range(columns):

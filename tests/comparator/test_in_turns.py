@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.hooks import ModuleOutput, capture
-from sweeper.comparator.in_turns import InStep, SideBySide, Turn, twin
+from sweeper.comparator.hooks import ModuleOutput, capture, steady_in_call
+from sweeper.comparator.in_turns import InStep, Turn, twin
 from sweeper.comparator.module_pairs import ModulePairs
 from sweeper.config import Layout, Positions
 from sweeper.errors import AlignmentError
 from sweeper.inputs.layout import Forward, lay_out
-from sweeper.metrics.pair import measure
+from sweeper.metrics.pair import finish, measure
+from sweeper.records.cell import PairMeasures
 
 
 class Block(nn.Module):
@@ -71,19 +73,41 @@ def recorded(model: Model, batches: list[Forward]) -> dict[str, Tensor]:
     return {name: torch.cat(tensors) for name, tensors in pieces.items()}
 
 
+def together(
+    models: Sequence[nn.Module],
+    batches: Sequence[tuple[Forward, Forward]],
+    *,
+    turn_bytes: int,
+    steady: Sequence[frozenset[str]] = (frozenset(), frozenset()),
+) -> tuple[list[tuple[Tensor, Tensor]], dict[str, PairMeasures]]:
+    """What both models give for each batch, run in turns, and the figures of their modules."""
+    pairs = ModulePairs(steady=steady[1])
+    in_step = InStep(pairs, steady=steady[0], turn_bytes=turn_bytes)
+    outputs = []
+    with capture(models[0], in_step.give) as left, capture(models[1], in_step.take) as right, torch.inference_mode():
+        for reference, candidate in batches:
+            left.begin(reference)
+            right.begin(candidate)
+            outputs.append(
+                in_step.run(
+                    lambda one=reference: models[0](**one.inputs), lambda one=candidate: models[1](**one.inputs)
+                )
+            )
+            pairs.end_batch()
+    return outputs, dict(zip(pairs.modules, finish([pair.accumulator for pair in pairs.modules.values()]), strict=True))
+
+
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("turn_bytes", [1, 1000, 2**30])
 def test_equals_recorded_runs(models: tuple[Model, Model], turn_bytes: int, learned: bool) -> None:
     batches = [forward([[1, 2, 3], [4]]), forward([[5, 6], [7, 8]]), forward([[9, 10, 11, 12]])]
     reference, candidate = (recorded(model, batches) for model in models)
-    side_by_side = SideBySide(*models, turn_bytes=turn_bytes)
-    if learned:
-        side_by_side.learn(batches[0], batches[0])
-    with torch.inference_mode(), side_by_side as together:
-        outputs = [together.run(batch, batch) for batch in batches]
+    call = batches[0]
+    steady = [steady_in_call(model, call, lambda model=model: model(**call.inputs)) for model in models]
+    learned_of = {"steady": steady} if learned else {}
+    outputs, figures = together(models, [(batch, batch) for batch in batches], turn_bytes=turn_bytes, **learned_of)
     for batch, pair in zip(batches, outputs, strict=True):
         assert all(torch.equal(output, model(**batch.inputs)) for output, model in zip(pair, models, strict=True))
-    figures = together.finish()
     assert list(figures) == list(reference)
     for name, measures in figures.items():
         alone = measure(reference[name], candidate[name])
@@ -142,29 +166,17 @@ def test_a_twin_shares_all_tensors_and_has_structure_of_its_own() -> None:
     assert (model._forward_hooks, model[0].out_features) == ({}, 2)
 
 
-def test_nothing_is_hooked_behind_the_context(models: tuple[Model, Model]) -> None:
-    with SideBySide(*models):
-        pass
-    assert not any(module._forward_hooks for model in models for module in model.modules())
-
-
 @pytest.mark.parametrize("blocks", [(2, 3), (3, 2)])
 def test_other_modules_are_an_error(blocks: tuple[int, int]) -> None:
     batch = forward([[1, 2, 3]])
-    with (
-        torch.inference_mode(),
-        SideBySide(*(Model(number) for number in blocks), turn_bytes=1) as together,
-        pytest.raises(AlignmentError, match=r"the (reference|candidate): blocks\.2, blocks\.2\.down, blocks\.2\.up"),
-    ):
-        together.run(batch, batch)
+    with pytest.raises(AlignmentError, match=r"the (reference|candidate): blocks\.2, blocks\.2\.down, blocks\.2\.up"):
+        together([Model(number) for number in blocks], [(batch, batch)], turn_bytes=1)
 
 
-def test_an_error_of_one_side_is_raised_and_the_next_batch_runs(models: tuple[Model, Model]) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_side_ends_the_other_and_is_raised(models: tuple[Model, Model], failing: int) -> None:
     batch = forward([[1, 2, 3]])
     wrong = dataclasses.replace(batch, inputs={"input_ids": torch.tensor([[1, 2, 99]])})
-    with torch.inference_mode(), SideBySide(*models, turn_bytes=1) as together:
-        for pair in ((batch, wrong), (wrong, batch)):
-            with pytest.raises(IndexError):
-                together.run(*pair)
-        together.run(batch, batch)
-    assert together.finish()["embed"].numel > 0
+    with pytest.raises(IndexError):
+        together(models, [(wrong, batch) if failing == 0 else (batch, wrong)], turn_bytes=1)
+    assert not any(module._forward_hooks for model in models for module in model.modules())

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sweeper.comparator import passes
 from sweeper.comparator.comparer import Comparer
+from sweeper.comparator.forwards import side_of
 from sweeper.config import Layout
 from sweeper.environment import environment
+from sweeper.inputs.texts import batches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import Status
 from sweeper.sweep import runner
@@ -63,7 +65,7 @@ def records(plan: Plan, kept_bytes: int, **options: Any) -> list[dict[str, Any]]
 @pytest.mark.parametrize(
     ("pair", "turn_bytes"), [*((pair, 20_000) for pair in PAIRS), ("layouts", 1), ("autocast on one side", 2**30)]
 )
-def test_in_step_gives_the_records_of_a_recording(
+def test_in_step_gives_the_records_of_a_kept_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: str, turn_bytes: int
 ) -> None:
     plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS[pair]), environment("cpu"))
@@ -120,7 +122,7 @@ def test_a_reference_that_several_cells_name_is_kept_and_runs_once(
     plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS["layouts"]), environment("cpu"))
     (reference_id,) = {planned.reference_id for planned in plan.cells}
     ran = Counter[str]()
-    for name in ("record_reference", "compare_recorded", "compare_in_step"):
+    for name in ("keep_reference", "compare_kept", "compare_in_step"):
         pass_of = getattr(passes, name)
 
         def counted(*arguments: Any, name: str = name, pass_of: Any = pass_of, **options: Any) -> Any:
@@ -130,7 +132,7 @@ def test_a_reference_that_several_cells_name_is_kept_and_runs_once(
         monkeypatch.setattr(runner, name, counted)
     running = Runner(plan.environment, verdict=False, kept_bytes=1, shared={reference_id}, say=print)
     assert [running.run(planned)[0].status for planned in plan.cells] == [Status.OK, Status.OK]
-    assert ran == {"record_reference": 1, "compare_recorded": 2}
+    assert ran == {"keep_reference": 1, "compare_kept": 2}
 
 
 @pytest.mark.parametrize("in_step", [False, True])
@@ -148,12 +150,14 @@ def test_texts_of_any_length_in_any_batches_are_those_texts_alone(
     comparer = Comparer(token_ids, is_logits=True)
     told: list[tuple[int, int]] = []
     progress = lambda *done: told.append(done)  # noqa: E731
+    grouped = batches(token_ids, batch_size)
+    reference, candidate = (side_of(cell, model, token_ids, grouped) for model in models)
     if in_step:
-        passes.compare_in_step((cell, models[0]), (cell, models[1]), token_ids, comparer, progress, turn_bytes=2000)
+        passes.compare_in_step((cell, reference), (cell, candidate), grouped, comparer, progress, turn_bytes=2000)
     else:
-        recorded = passes.record_reference(cell, models[0], token_ids, lambda *_: None, kept_bytes=2**30)
-        assert recorded is not None
-        passes.compare_recorded(recorded[0], cell, models[1], token_ids, comparer, progress)
+        kept = passes.keep_reference(cell, reference, grouped, lambda *_: None, kept_bytes=2**30)
+        assert kept is not None
+        passes.compare_kept(kept[0], cell, candidate, grouped, comparer, progress)
     assert told[-1] == (11, 11)
     assert len(told) == -(-11 // batch_size)
     figures = comparer.finish()

@@ -46,8 +46,6 @@ def test_each_real_token_comes_back_once_in_its_place(
     came_back = _all_tokens(forwards, [forward.inputs["input_ids"].unsqueeze(-1) for forward in forwards])
     assert came_back.squeeze(-1).tolist() == [token for ids in token_ids for token in ids]
 
-    places = [(int(t), int(p)) for f in forwards for t, p in zip(f.text_N, f.position_N, strict=True)]
-    assert places == [(text, position) for text, ids in enumerate(token_ids) for position in range(len(ids))]
     assert [length for forward in forwards for length in forward.lengths] == [len(ids) for ids in token_ids]
     assert [text for forward in forwards for text in forward.texts] == list(range(len(token_ids)))
     for forward in forwards:
@@ -130,7 +128,7 @@ def test_layouts_look_as_their_names_say(layout: Layout, input_ids: list[list[li
 def test_texts_of_a_later_batch_keep_their_index() -> None:
     (forward,) = _lay_out([[1], [2, 3], [4]], Layout.PADDED_LEFT, texts=range(1, 3))
     assert forward.texts == (1, 2)
-    assert forward.text_N.tolist() == [1, 1, 2]
+    assert forward.lengths == (2, 1)
 
 
 @pytest.mark.parametrize("layout", [Layout.PACKED, Layout.SINGLE])

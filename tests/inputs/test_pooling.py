@@ -78,7 +78,7 @@ def _padded(layout: Layout) -> tuple[torch.Tensor, Forward]:
     )
     hidden_BTD = torch.full((len(LENGTHS), max(LENGTHS), 2), -1.0)
     hidden_BTD[:, :, 0] = torch.arange(max(LENGTHS))
-    hidden_BTD[forward.row_N, forward.column_N, 1] = forward.position_N.float()
+    hidden_BTD[forward.row_N, forward.column_N, 1] = torch.cat([torch.arange(float(length)) for length in LENGTHS])
     return hidden_BTD, forward
 
 
@@ -87,14 +87,15 @@ def test_pooling_by_count_reads_another_token_or_a_pad_in_every_left_padded_row_
     found = pool_by_count(hidden_BTD, forward.inputs["attention_mask"])
     assert found[:, 0].tolist() == [length - 1 for length in LENGTHS]
     assert found[:, 1].tolist() == [-1, 4, 0]  # a pad; the last token of the longest; the first token of the third
-    right = embeddings([hidden_BTD], [forward], Pooling.LAST_TOKEN)
+    right = embeddings(hidden_BTD, forward, forward.inputs["attention_mask"], Pooling.LAST_TOKEN)
     assert right[:, 1].tolist() == [length - 1 for length in LENGTHS]
 
 
 def test_pooling_by_count_is_the_last_token_under_right_padding() -> None:
     hidden_BTD, forward = _padded(Layout.PADDED_RIGHT)
     by_count, last = (
-        embeddings([hidden_BTD], [forward], pooling) for pooling in (Pooling.LAST_TOKEN_BY_COUNT, Pooling.LAST_TOKEN)
+        embeddings(hidden_BTD, forward, forward.inputs["attention_mask"], pooling)
+        for pooling in (Pooling.LAST_TOKEN_BY_COUNT, Pooling.LAST_TOKEN)
     )
     assert torch.equal(by_count, last)
     assert last[:, 1].tolist() == [length - 1 for length in LENGTHS]
@@ -105,5 +106,5 @@ def test_without_a_mask_there_is_nothing_to_count() -> None:
         [[1] * 2, [1] * 3], range(2), layout=Layout.PACKED, positions=Positions.EXPLICIT, pad_id=0, device="cpu"
     )
     hidden_BTD = torch.arange(10.0).reshape(1, 5, 2)
-    found = embeddings([hidden_BTD], [packed], Pooling.LAST_TOKEN_BY_COUNT)
+    found = embeddings(hidden_BTD, packed, None, Pooling.LAST_TOKEN_BY_COUNT)
     assert found.tolist() == [[2.0, 3.0], [8.0, 9.0]]

@@ -10,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sweeper.comparator.hooks import ModuleOutput
-from sweeper.comparator.module_pairs import ModulePairs
-from sweeper.metrics import pair as pair_module
 from sweeper.metrics.pair import PairAccumulator
 
 pytest.importorskip("triton")
@@ -175,55 +172,3 @@ def test_what_is_joined_late_is_joined_in_order(limit: int, monkeypatch: pytest.
         at_once = by_the_kernels(expected)
         assert torch.equal(at_once.reals, state.reals.cpu())
         assert torch.equal(at_once.counts, state.counts.cpu())
-
-
-def test_a_batch_that_is_abandoned_leaves_the_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_module, "_fused", lambda device: fused)
-    pairs = ModulePairs()
-    reference_NF, candidate_NF = a_pair((5, 24), torch.bfloat16, torch.bfloat16)
-
-    def module() -> None:
-        pairs.give("a", reference_NF)
-        pairs.take(ModuleOutput("a", "Linear", candidate_NF, candidate_NF))
-
-    module()
-    pairs.abandon_batch()
-    module()
-    pairs.end_batch()
-    state = pairs.modules["a"].accumulator.state
-    assert_same(State(state.reals.cpu(), state.counts.cpu()), by_the_twin([(reference_NF, candidate_NF)]))
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
-def test_a_captured_batch_replays_to_the_bits_of_the_eager_one() -> None:
-    """Captured tensors have addresses of their own, which only `upload` makes known to the kernels."""
-    inputs = [a_pair((37, 24), torch.bfloat16, torch.bfloat16), a_pair((5, 257), torch.float32, torch.bfloat16)]
-    batches = [[(r * scale, c * scale) for r, c in inputs] for scale in (1, -3, 0.5)]
-    eager = [by_the_kernels([batch[index] for batch in batches]) for index in range(len(inputs))]
-
-    states = [PairAccumulator(r.dtype, c.dtype, DEVICE).state for r, c in inputs]
-    empty = [State(*(vector.clone() for vector in state)) for state in states]
-    tables = Tables()
-
-    def batch() -> None:
-        outputs = [(r.clone(), c.clone()) for r, c in inputs]
-        tables.rewind()
-        fused.update([Pair(state, *pair) for state, pair in zip(states, outputs, strict=True)], tables)
-        fused.join(tables)
-
-    batch()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        batch()
-    tables.upload()
-    for state, start in zip(states, empty, strict=True):
-        state.reals.copy_(start.reals)
-        state.counts.copy_(start.counts)
-    for replayed in batches:
-        for pair, values in zip(inputs, replayed, strict=True):
-            pair[0].copy_(values[0])
-            pair[1].copy_(values[1])
-        graph.replay()
-    for state, expected in zip(states, eager, strict=True):
-        assert torch.equal(state.reals.cpu().view(torch.int64), expected.reals.view(torch.int64))
-        assert torch.equal(state.counts.cpu(), expected.counts)

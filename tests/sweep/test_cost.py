@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.forwards import run_forwards
+from sweeper.comparator.forwards import run_forwards, side_of
+from sweeper.comparator.side import Call
 from sweeper.config import Attention, Cell, LoadStrategy
-from sweeper.inputs.layout import Forward, lay_out
 from sweeper.records.cell import Cost
 from sweeper.sweep import cost
 from sweeper.sweep.cost import measure_cost, warm_up
@@ -34,8 +34,8 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def batch(cell: Cell) -> list[Forward]:
-    return lay_out([[5, 6, 7], [8, 9]], [0, 1], layout=cell.layout, positions=cell.positions, pad_id=0, device="cpu")
+def batch(cell: Cell, model: nn.Module) -> list[Call]:
+    return list(side_of(cell, model, [[5, 6, 7], [8, 9]], [[0, 1]]).calls)
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def calls(model: nn.Module) -> Iterator[list[nn.Module]]:
     handle.remove()
 
 
-def measured(cell: Cell, model: nn.Module, batch: list[Forward], captured_NF: Tensor, **options: Any) -> Cost:
+def measured(cell: Cell, model: nn.Module, batch: list[Call], captured_NF: Tensor, **options: Any) -> Cost:
     with torch.inference_mode():
         return measure_cost(cell, model, batch, captured_NF, **{"load_time_s": None, "repeats": 1, **options})
 
 
-def output(cell: Cell, model: nn.Module, batch: list[Forward]) -> Tensor:
+def output(model: nn.Module, batch: list[Call]) -> Tensor:
     with torch.inference_mode():
-        return run_forwards(cell, model, batch)
+        return run_forwards(model, batch)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def output(cell: Cell, model: nn.Module, batch: list[Forward]) -> Tensor:
 def test_one_forward_serves_for_all_and_more_only_for_the_median(
     cell: Cell,
     model: nn.Module,
-    batch: list[Forward],
+    batch: list[Call],
     calls: list[nn.Module],
     monkeypatch: pytest.MonkeyPatch,
     repeats: int | None,
     enough_ms: float,
     forwards: int,
 ) -> None:
-    captured_NF = output(cell, model, batch)
+    captured_NF = output(model, batch)
     calls.clear()
     monkeypatch.setattr(cost, "ENOUGH_MS", enough_ms)
     found = measured(cell, model, batch, captured_NF, repeats=repeats, load_time_s=2.0)
@@ -81,9 +81,9 @@ def test_one_forward_serves_for_all_and_more_only_for_the_median(
 
 
 def test_no_forward_is_run_where_none_is_asked_for(
-    cell: Cell, model: nn.Module, batch: list[Forward], calls: list[nn.Module]
+    cell: Cell, model: nn.Module, batch: list[Call], calls: list[nn.Module]
 ) -> None:
-    captured_NF = output(cell, model, batch)
+    captured_NF = output(model, batch)
     calls.clear()
     assert measured(cell, model, batch, captured_NF, repeats=0, load_time_s=2.0) == Cost(load_time_s=2.0)
     assert not calls
@@ -94,9 +94,9 @@ def test_no_forward_is_run_where_none_is_asked_for(
     [(1.0, 1.0, True), (1.0, 2.0, False), (NAN, NAN, True), (NAN, 1.0, False), (0.0, -0.0, True)],
 )
 def test_the_timed_forward_is_compared_with_the_captured_one(
-    cell: Cell, model: nn.Module, batch: list[Forward], captured: float, again: float, repeatable: bool
+    cell: Cell, model: nn.Module, batch: list[Call], captured: float, again: float, repeatable: bool
 ) -> None:
-    captured_NF = output(cell, model, batch).clone()
+    captured_NF = output(model, batch).clone()
     captured_NF[-1, -1] = captured
 
     def put(_module: nn.Module, _inputs: Any, made: Any) -> None:
@@ -118,7 +118,7 @@ def test_the_timed_forward_is_compared_with_the_captured_one(
     ],
 )
 def test_only_what_compiles_or_casts_first_is_warmed_up(
-    cell: Cell, model: nn.Module, batch: list[Forward], calls: list[nn.Module], choice: dict[str, Any], forwards: int
+    cell: Cell, model: nn.Module, batch: list[Call], calls: list[nn.Module], choice: dict[str, Any], forwards: int
 ) -> None:
     warm_up(cell.model_copy(update=choice), model, batch)
     assert len(calls) == forwards

@@ -70,12 +70,12 @@ def _takes(model: nn.Module, argument: str) -> bool:
 
 
 def _packed_with_cache(call: Call) -> bool:
-    packed = len(call.forward.lengths) > len(call.forward.inputs["input_ids"])
+    packed = len(call.forward.lengths) > call.forward.shape[0]
     return packed and call.kwargs.get("use_cache") is not False
 
 
 def _shapes(side: Side) -> str:
-    return ", ".join(str(list(call.forward.inputs["input_ids"].shape)) for call in side.calls[:3])
+    return ", ".join(str(list(call.forward.shape)) for call in side.calls[:3])
 
 
 def _with(**arguments: Any) -> Change:
@@ -102,7 +102,7 @@ def _on_candidate(change: Change) -> Callable[[Pair], AbstractContextManager[Pai
 
 def _aligned(pair: Pair) -> bool:
     """Whether both sides make the same number of calls, in the same shapes."""
-    left, right = ([call.forward.inputs["input_ids"].shape for call in side.calls] for side in pair)
+    left, right = ([call.forward.shape for call in side.calls] for side in pair)
     return left == right
 
 
@@ -149,7 +149,7 @@ def _positions(side: Side) -> Tensor | None:
     if len(given) < len(side.calls) or any(positions.dim() != 2 for positions in given):
         return None
     expanded = [
-        positions.expand(call.forward.inputs["input_ids"].shape).flatten()[call.forward.flat_N]
+        positions.expand(call.forward.shape).flatten()[call.forward.flat_N]
         for positions, call in zip(given, side.calls, strict=True)
     ]
     return torch.cat(expanded).cpu()
@@ -166,9 +166,9 @@ def _with_positions(side: Side, lengths: list[int]) -> Side:
     tokens = [len(call.forward.flat_N) for call in side.calls]
     calls = []
     for call, own_N in zip(side.calls, position_N.split(tokens), strict=True):
-        ids_BT = call.forward.inputs["input_ids"]
-        position_BT = torch.zeros(ids_BT.shape, dtype=torch.int64, device=ids_BT.device)
-        position_BT[call.forward.row_N, call.forward.column_N] = own_N.to(ids_BT.device)
+        flat_N = call.forward.flat_N
+        position_BT = torch.zeros(call.forward.shape, dtype=torch.int64, device=flat_N.device)
+        position_BT.view(-1)[flat_N] = own_N.to(flat_N.device)
         calls.append(Call({**call.kwargs, "position_ids": position_BT}, call.forward))
     return replace(side, calls=tuple(calls))
 

@@ -1,0 +1,38 @@
+"""A run of a side that is kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sweeper.comparator.hooks import ModuleRows, Observer, capturing
+from sweeper.comparator.side import POOLING, Outputs, Side, run
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs."""
+
+    modules: dict[str, ModuleRows]
+    outputs: Outputs
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What each leaf module was given."""
+        return {name: torch.cat(module.inputs) for name, module in self.modules.items() if module.inputs}
+
+
+def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
+    """Runs a side and keeps everything.
+
+    Args:
+        given: inputs of another side's leaf modules, on which these are run too.
+    """
+    observer = Observer(given or {})
+    with capturing(side.model, observer):
+        outputs = run(side, observer.begin)
+    if POOLING in outputs:
+        observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
+    return Observation(observer.modules, outputs)
