@@ -1,4 +1,4 @@
-"""A cell's forwards: texts laid out, the conditions around a forward, and batches run with hooks and without."""
+"""A cell's forwards: texts laid out, and batches run in its conditions with hooks and without."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from sweeper.config import Cell
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
 from sweeper.inputs.pooling import embeddings
-from sweeper.models import attention
-from sweeper.models.flags import numerics
-from sweeper.models.loading import autocast
+from sweeper.models.conditions import conditions
 from sweeper.records.cell import Sample
 
 
@@ -39,26 +37,6 @@ class BatchesRun:
     first_output_NF: Tensor
     unaligned: dict[str, str]
     sample: Sample
-
-
-@contextlib.contextmanager
-def conditions(cell: Cell) -> Iterator[dict[str, str]]:
-    """Everything global that a cell asks for, around its forwards; yields the flags that mean nothing here."""
-    attention.forget_compiled(cell.attention)
-    with turn(cell) as without_effect:
-        yield without_effect
-
-
-@contextlib.contextmanager
-def turn(cell: Cell) -> Iterator[dict[str, str]]:
-    """`conditions` for a run that goes on."""
-    with (
-        numerics(cell.numerics, cell.device) as without_effect,
-        attention.pinned(cell.attention),
-        attention.refusals_as_unsupported(cell.attention),
-        autocast(cell),
-    ):
-        yield without_effect
 
 
 def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[list[int]]:
