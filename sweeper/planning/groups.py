@@ -32,13 +32,13 @@ class Groups:
             for override in overrides
             if not override.is_sweep_override() and override.key_or_group.partition(".")[0] not in axes.groups()
         ]
-        self._composed: dict[tuple[str, str | None], DictConfig] = {}
+        self._composed: dict[str | None, DictConfig] = {}
 
     def variants(self, axis: Axis, assignments: dict[str, list[Any]]) -> Iterator[Any]:
         """The validated models of a group: its options times the values of its dotted keys (`checkpoint.seed=1,2`)."""
         dotted = {key: values for key, values in assignments.items() if key.startswith(f"{axis.name}.")}
-        for choice in assignments.get(axis.name, [self._choices.get(axis.name)]):
-            if choice is None and axis.name in ADDED:
+        for choice in assignments.get(axis.name, [None]):
+            if choice is None and axis.name in ADDED and axis.name not in self._choices:
                 yield ADDED[axis.name][1]
                 continue
             composed = self._compose(axis, choice)
@@ -54,12 +54,12 @@ class Groups:
         return _model(self._compose(axis, choice), axis)
 
     def _compose(self, axis: Axis, choice: Any) -> DictConfig:
-        key = (axis.name, None if choice is None else str(choice))
-        if key not in self._composed:
-            chosen = f"{axis.name}={choice}" if axis.name in self._choices else f"+{axis.name}={choice}"
-            lines = [*self._lines, *([] if choice is None else [chosen])]
-            self._composed[key] = without_hydra(self._loader.load_sweep_config(self._master, lines))
-        return self._composed[key]
+        """The whole config with one option of a group; None is what the config files and the command line chose."""
+        line = None if choice is None else f"{'+' if axis.name in ADDED else ''}{axis.name}={choice}"
+        if line not in self._composed:
+            lines = self._lines if line is None else [*self._lines, line]
+            self._composed[line] = without_hydra(self._loader.load_sweep_config(self._master, lines))
+        return self._composed[line]
 
 
 def _changed(composed: DictConfig, axis: Axis, before: dict[str, Any], changes: dict[str, Any]) -> Any:
