@@ -216,8 +216,16 @@ class Inputs(_Frozen):
         return self
 
 
+Device = Literal["cpu", "cuda"]
+
+ADDED: dict[str, tuple[Any, Any]] = {}
+"""Axes beyond the fields of `Cell`: name -> what a value is validated as, and the default. `models.axes` fills it."""
+
+
 class Cell(_Frozen):
-    """One complete set of choices."""
+    """One complete set of choices: a field an axis, and behind them the axes that were added."""
+
+    model_config = ConfigDict(extra="allow")
 
     checkpoint: Checkpoint
     load_strategy: LoadStrategy
@@ -228,14 +236,24 @@ class Cell(_Frozen):
     use_cache: bool
     numerics: Numerics
     inputs: Inputs
-    device: Literal["cpu", "cuda"]
+    device: Device
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_added(cls, choices: Any) -> Any:
+        """Validates the added axes, which pydantic takes as they come."""
+        beyond = {axis: value for axis, value in choices.items() if axis not in cls.model_fields}
+        if unknown := beyond.keys() - ADDED:
+            raise ValueError(f"{min(unknown)}: no such axis{_did_you_mean(min(unknown), [*cls.model_fields, *ADDED])}")
+        added = {axis: parse(kind, beyond.get(axis, default), axis) for axis, (kind, default) in ADDED.items()}
+        return {**choices, **added}
+
+    def __hash__(self) -> int:
+        return hash(tuple(value for _, value in self))  # pydantic's own leaves out what was added
 
     def axes(self) -> dict[str, str | bool]:
         """A short label an axis, in a fixed order: what tables and W&B configs show."""
-        return {axis: _label(getattr(self, axis)) for axis in type(self).model_fields}
-
-
-AXES: tuple[str, ...] = tuple(Cell.model_fields)
+        return {axis: label(value) for axis, value in self}
 
 
 class WandbSettings(_Frozen):
@@ -280,7 +298,8 @@ class Settings(_Frozen):
         return self
 
 
-def _label(value: Any) -> str | bool:
+def label(value: Any) -> str | bool:
+    """An axis' value as tables and W&B configs show it."""
     if isinstance(value, bool):
         return value
     return str(getattr(value, "name", value)) if not isinstance(value, StrEnum) else value.value
@@ -307,11 +326,12 @@ def _one_line(error: ValidationError, kind: Any, where: str) -> str:
     first = error.errors()[0]
     tags = {"wheel", "hub", "folder", "seeded"}  # the union's tag is no part of the path that a user typed
     path = ".".join(str(part) for part in (where, *first["loc"]) if part != "" and part not in tags)
+    path = f"{path}: " if path else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{path}: no such setting{_did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
+        return f"{path}no such setting{_did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
     given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
-    return f"{path}: {message}{given}"
+    return f"{path}{message}{given}"
 
 
 def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:

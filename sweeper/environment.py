@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from typing import Any, Literal
 from sweeper._version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core")
-ATTENTION_PACKAGES = ("flash-attn", "flash-attn-3")
 
 # Cannot change a result: which Python and which Hydra ran it, how the weights' bytes were read, how many GPUs lie idle.
 _IRRELEVANT = frozenset({"python", "accelerate", "safetensors", "hydra_core", "gpu_count"})
@@ -26,21 +26,25 @@ def default_device() -> Literal["cpu", "cuda"]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions of the packages, and what `device` is; None for a package that is not installed."""
-    versions = {name.replace("-", "_"): version(name) for name in (*PACKAGES, *ATTENTION_PACKAGES)}
+    """Versions of the packages that every cell runs on, and what `device` is."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "sweeper": __version__,
-        **versions,
+        **versions(PACKAGES),
         "device": device,
         **(_gpu() if device == "cuda" else _cpu()),
     }
 
 
 def identity(environment: dict[str, Any]) -> dict[str, Any]:
-    """The part of an environment that can change a result: it is hashed into the id of every cell."""
+    """The part of an environment that can change any result: it is hashed into the id of every cell."""
     return {key: value for key, value in environment.items() if key not in _IRRELEVANT}
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str | None]:
+    """As they stand in an environment; None for a package that is not installed."""
+    return {name.replace("-", "_"): version(name) for name in distributions}
 
 
 def version(distribution: str) -> str | None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from sweeper.cli.main import config_folder
-from sweeper.config import AXES, Settings
+from sweeper.config import Cell, Settings
 from sweeper.environment import environment
+from sweeper.models import axes
+from sweeper.models.axis import typed
 from sweeper.planning.grid import DEFAULT_REFERENCE
 from sweeper.planning.plan import make_plan
 from tests.composing import request_of
@@ -35,7 +37,7 @@ def test_every_grid_is_planned_with_the_cells_that_its_comment_promises(name: st
     assert f"+grid={name}" in comment
 
 
-@pytest.mark.parametrize("group", ["checkpoint", "inputs", "numerics"])
+@pytest.mark.parametrize("group", axes.groups())
 def test_every_option_of_every_group_is_valid_and_named_after_its_file(group: str) -> None:
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     free = [name for name in names if name not in NEEDS_A_VALUE]
@@ -48,10 +50,24 @@ def test_every_option_of_every_group_is_valid_and_named_after_its_file(group: st
 def test_the_base_config_has_all_axes_and_settings_each_with_a_comment() -> None:
     text = (CONF / "config.yaml").read_text()
     keys = {line.split(":")[0] for line in text.splitlines() if re.match(r"[a-z_]+:", line)}
-    groups = {"checkpoint", "inputs", "numerics"}
-    assert keys == {*AXES, *Settings.model_fields, "reference", "defaults", "hydra"} - groups
+    assert keys == {*axes.names(), *Settings.model_fields, "reference", "defaults", "hydra"} - {*axes.groups()}
     bare = [line for line in text.splitlines() if ": " in line and "#" not in line]
     assert bare == ["reference: null"]  # its comment is the paragraph above it
+
+
+def test_the_base_config_says_of_each_axis_what_the_table_says() -> None:
+    text = (CONF / "config.yaml").read_text()
+    for axis in axes.table():
+        if axis.group:
+            assert f"  - {axis.name}: {axis.default} # {axis.help}: conf/{axis.name}\n" in text
+        else:
+            assert f"\n{axis.name}: {typed(axis.default)} # {axis.help}\n" in text
+
+
+def test_the_table_has_the_fields_of_a_cell() -> None:
+    assert axes.names() == tuple(Cell.model_fields)
+    kinds = {axis.name: axis.kind for axis in axes.table() if axis.name != "checkpoint"}  # a union with a tag
+    assert kinds == {name: field.annotation for name, field in Cell.model_fields.items() if name != "checkpoint"}
 
 
 def test_the_comment_on_the_reference_states_the_default() -> None:

@@ -16,12 +16,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sweeper.config import ADDED
 from sweeper.errors import ConfigError, SweeperError
+from sweeper.models import axes
 
 CELL_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_ADDABLE = re.compile(r"^((checkpoint|inputs|numerics)\.|reference=)")
 
 
 def start(config_folder: Path) -> int | str | None:
@@ -51,8 +52,9 @@ def arrange(arguments: Sequence[str]) -> list[str]:
     """Arguments in an order that Hydra takes: options, then overrides, and always `--multirun`.
 
     Hydra refuses overrides on both sides of an option. Every sweep, of one cell too, goes through the sweeper plugin.
-    What Hydra would refuse as unknown gets `++`: config files leave out what has a default, and config.py knows what
-    there is; a reference may name other axes than the grid's.
+    What Hydra would refuse as unknown gets `++`, and an added axis whose values are config files `+`: config files
+    leave out what has a default, and the table of axes knows what there is; a reference may name other axes than the
+    grid's.
     """
     parser = get_args_parser()
     parser.exit_on_error = False
@@ -63,9 +65,18 @@ def arrange(arguments: Sequence[str]) -> list[str]:
     if unknown or parsed.run:
         raise ConfigError(f"{unknown[0] if unknown else '--run'}: no such option; see `python -m sweeper --help`")
     options = [word for word in arguments if word not in ("-m", "--multirun", *parsed.overrides)]
-    overrides = [_ADDABLE.sub(r"++\g<0>", override) for override in parsed.overrides]
+    overrides = [_added(override) for override in parsed.overrides]
     shows_something = parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
     return [*options, *([] if shows_something else ["--multirun"]), *overrides]
+
+
+def _added(override: str) -> str:
+    """An override as Hydra takes it where the composed config lacks the key."""
+    key = override.partition("=")[0]
+    root, dot, _ = key.partition(".")
+    if root in axes.groups():
+        return f"++{override}" if dot else f"+{override}" if root in ADDED else override
+    return f"++{override}" if key == "reference" or key in ADDED else override
 
 
 def one_line(error: Exception) -> str:

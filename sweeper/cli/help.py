@@ -1,4 +1,4 @@
-"""`--help`: what there is, read from the config classes and the config folders, so that it cannot go out of date."""
+"""`--help`: what there is, read from the table of axes and the config folders, so that it cannot go out of date."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Positions, WandbSettings
 from sweeper.config import Settings as SweepSettings
+from sweeper.config import WandbSettings
+from sweeper.models import axes
+from sweeper.models.axis import Axis, typed
 
 _TEXT = """\
 sweeper: how much a model's outputs moved, where it starts, and which switch did it.
@@ -50,21 +52,13 @@ Examples:
 
 def help_text(config_folders: Sequence[Path]) -> str:
     """The help, with the config files that lie in these folders."""
-    axes = {
-        "load_strategy": LoadStrategy,
-        "dtype": Dtype,
-        "attention": Attention,
-        "layout": Layout,
-        "positions": Positions,
-        "use_cache": ("true", "false"),
-        "device": ("auto", "cuda", "cpu"),
-    }
-    groups = {group: _options(config_folders, group) for group in ("checkpoint", "inputs", "numerics")}
+    scalars = [axis for axis in axes.table() if not axis.group]
+    groups = [axis for axis in axes.table() if axis.group]
     wandb = [f"wandb.{field}" for field in WandbSettings.model_fields]
     settings = [field for field in SweepSettings.model_fields if field != "wandb"]
     return _TEXT.format(
-        axes="\n".join(_entry(axis, values) for axis, values in axes.items()),
-        groups="\n".join(_entry(group, options) for group, options in groups.items()),
+        axes="\n".join(_axis(axis, axis.words()) for axis in scalars),
+        groups="\n".join(_axis(axis, _options(config_folders, axis.name)) for axis in groups),
         grids=_entry("+grid", _options(config_folders, "grid")),
         reported=_entry("reported", _options(config_folders, "reported")),
         settings=_entry("", [*settings, *wandb]),
@@ -75,10 +69,16 @@ def _options(config_folders: Sequence[Path], group: str) -> list[str]:
     return sorted({path.stem for folder in config_folders for path in (folder / group).glob("*.yaml")})
 
 
-def _entry(key: str, values: Iterable[str]) -> str:
+def _axis(axis: Axis, values: Iterable[str]) -> str:
+    """What an axis is, and below it what it may be."""
+    about = f"  {axis.name:<15}{axis.help} (default: {typed(axis.default)})"
+    return f"{about}\n{textwrap.indent(_entry('', values, width=103), ' ' * 15)}"
+
+
+def _entry(key: str, values: Iterable[str], width: int = 118) -> str:
     return textwrap.fill(
         ", ".join(values),
-        width=118,
+        width=width,
         initial_indent=f"  {key:<15}" if key else "  ",
         subsequent_indent=" " * 17 if key else "  ",
     )

@@ -1,4 +1,4 @@
-"""A cell becomes a side; the conditions around its forwards; and batches run with hooks and without."""
+"""A cell becomes a side; texts are laid out, and batches run in its conditions with hooks and without."""
 
 from __future__ import annotations
 
@@ -16,30 +16,8 @@ from sweeper.comparator.side import POOLING, Call, Side, call_model, hidden_for_
 from sweeper.config import Cell, Pooling
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
-from sweeper.models import attention
-from sweeper.models.flags import numerics
-from sweeper.models.loading import autocast
+from sweeper.models.conditions import conditions, switches
 from sweeper.records.cell import Sample
-
-
-@contextlib.contextmanager
-def conditions(cell: Cell) -> Iterator[dict[str, str]]:
-    """Everything global that a cell asks for, around its forwards; yields the flags that mean nothing here."""
-    attention.forget_compiled(cell.attention)
-    with turn(cell) as without_effect:
-        yield without_effect
-
-
-@contextlib.contextmanager
-def turn(cell: Cell) -> Iterator[dict[str, str]]:
-    """`conditions` for a run that goes on."""
-    with (
-        numerics(cell.numerics, cell.device) as without_effect,
-        attention.pinned(cell.attention),
-        attention.refusals_as_unsupported(cell.attention),
-        autocast(cell),
-    ):
-        yield without_effect
 
 
 def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[list[int]]:
@@ -62,7 +40,7 @@ def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: S
     forwards = [forward for texts in batches for forward in layout.lay_out(token_ids, texts, **choices)]
     options = {"use_cache": cell.use_cache} if cell.checkpoint.causal else {}  # an encoder has no cache to speak of
     calls = tuple(Call({**forward.inputs, **options}, forward) for forward in forwards)
-    return Side(model, calls, pooling=_pooling(cell, calls))
+    return Side(model, calls, switches(cell), _pooling(cell, calls))
 
 
 def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.comparer import BatchOutputs, Comparer
-from sweeper.comparator.forwards import HookedSide, conditions, hooked, turn
+from sweeper.comparator.forwards import HookedSide, hooked
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
 from sweeper.comparator.side import Side, text_lengths
-from sweeper.config import Cell, LoadStrategy
-from sweeper.models.attention import forget_compiled
+from sweeper.config import Cell
+from sweeper.models.conditions import begin, conditions, in_force, same_conditions, switches
 
 # Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
 # comparison takes less than 2 GB beyond the models, and that is no more than in step.
@@ -162,17 +162,12 @@ def compare_in_step(
 
 def _conditions(reference: Cell, candidate: Cell) -> tuple[AbstractContextManager[object], tuple[Turn, Turn]]:
     """What is around both cells, and what around the turns of each: there, only what they do not share."""
-    if _global_choices(reference) == _global_choices(candidate):
+    if same_conditions(reference, candidate):
         return conditions(candidate), (nullcontext, nullcontext)
-    for cell in (reference, candidate):
-        forget_compiled(cell.attention)
-    return nullcontext(), (functools.partial(turn, reference), functools.partial(turn, candidate))
-
-
-def _global_choices(cell: Cell) -> tuple[object, ...]:
-    """All that `conditions` looks at."""
-    casts = cell.dtype if cell.load_strategy is LoadStrategy.AUTOCAST else None
-    return cell.numerics, cell.attention, cell.device, casts
+    left, right = switches(reference), switches(candidate)
+    begin(left)
+    begin(right)
+    return nullcontext(), (functools.partial(in_force, left), functools.partial(in_force, right))
 
 
 def _told(batches: Batches, progress: Progress) -> Iterator[tuple[int, ...]]:

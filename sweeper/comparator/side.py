@@ -20,6 +20,8 @@ from sweeper.config import Pooling
 from sweeper.errors import AlignmentError, ConfigError
 from sweeper.inputs.layout import Tokens, to_rows
 from sweeper.inputs.pooling import embeddings
+from sweeper.models.axis import Switch
+from sweeper.models.conditions import begun
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 POOLING = "(pooling)"  # the name of the pooled embeddings among the outputs: no module can have it
@@ -52,21 +54,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Switch:
-    """One global setting around a side's calls: a flag, a pinned kernel, autocast.
-
-    Attributes:
-        value: as a sentence names it.
-        fix: what a user types to have it so.
-        context: makes the context that sets it.
-    """
-
-    value: str
-    fix: str
-    context: Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
 class Side:
     """A model with its calls.
 
@@ -82,13 +69,9 @@ class Side:
     switches: Mapping[str, Switch] = field(default_factory=dict)
     pooling: Pooling | None = None
 
-    @contextlib.contextmanager
-    def conditions(self) -> Iterator[None]:
+    def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""
-        with contextlib.ExitStack() as stack:
-            for switch in self.switches.values():
-                stack.enter_context(switch.context())
-            yield
+        return begun(self.switches)
 
     def in_batches(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Call]]:
         """The calls of each batch of texts, which the calls follow in their order."""

@@ -1,7 +1,8 @@
-"""Attention backends: transformers' name of each, the kernel it pins, and the kernels that really ran."""
+"""Attention backends put into effect: the kernel that one pins, what it refuses, and the kernels that really ran."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -14,20 +15,19 @@ from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from sweeper.config import Attention
+from sweeper.config import Attention, Cell
 from sweeper.errors import UnsupportedError
+from sweeper.models.axis import Switch
+from sweeper.models.backends import BACKENDS
 
 PINNED: dict[Attention, SDPBackend] = {
-    Attention.SDPA_MATH: SDPBackend.MATH,
-    Attention.SDPA_FLASH: SDPBackend.FLASH_ATTENTION,
-    Attention.SDPA_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
-    Attention.SDPA_CUDNN: SDPBackend.CUDNN_ATTENTION,
+    attention: getattr(SDPBackend, backend.kernel) for attention, backend in BACKENDS.items() if backend.kernel
 }
 
-# What torch (CUDA, CPU) and flash-attn say when a kernel does not take what it is given.
+# What torch (CUDA, CPU) and the backends' packages say when a kernel does not take what it is given.
+_REFUSALS = {"No available kernel", "No viable backend for scaled_dot_product_attention"}
 REFUSAL = re.compile(
-    r"No available kernel|No viable backend for scaled_dot_product_attention|only support fp16 and bf16",
-    re.IGNORECASE,
+    "|".join(sorted(_REFUSALS | {backend.refusal for backend in BACKENDS.values() if backend.refusal})), re.IGNORECASE
 )
 # aten::scaled_dot_product_attention itself is left out: it only chooses one of the others.
 OPERATOR = re.compile(r"::_\w*attention|flash_attn|flex_?attention", re.IGNORECASE)
@@ -35,9 +35,21 @@ GPU_KERNEL = re.compile(r"flash_fwd|flash_fprop|FlashAttn|fmha|sdpa|attention")
 COMPILED = "Torch-Compiled Region"
 
 
-def implementation(attention: Attention) -> str:
-    """The `attn_implementation` of transformers that this backend is."""
-    return "sdpa" if attention in PINNED else attention.value
+def switches(cell: Cell) -> dict[str, Switch]:
+    """The pinned kernel of scaled_dot_product_attention. What the backend refuses is told under it."""
+    attention = cell.attention
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with pinned(attention), refusals_as_unsupported(attention):
+            yield
+
+    fresh = functools.partial(forget_compiled, attention)
+    if attention in PINNED:
+        word, fix = attention.removeprefix("sdpa_"), f"attention={attention}"
+    else:
+        word, fix = "not pinned", "attention=sdpa"
+    return {"SDPA kernel": Switch(word, fix, context, rounds=True, begin=fresh)}
 
 
 @contextmanager
@@ -49,9 +61,9 @@ def kernel(attention: Attention) -> Iterator[None]:
 
 
 def forget_compiled(attention: Attention) -> None:
-    """Makes torch forget what it compiled for flex_attention: after eight variants it would silently stop compiling,
-    and a cell's result would depend on the cells before it."""
-    if attention is Attention.FLEX_ATTENTION:
+    """Makes torch forget what it compiled for a backend: after eight variants it would silently stop compiling, and a
+    cell's result would depend on the cells before it."""
+    if BACKENDS[attention].compiled:
         torch.compiler.reset()
 
 

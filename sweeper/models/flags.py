@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch.backends import cuda, cudnn, mkldnn
 
-from sweeper.config import Numerics
+from sweeper.config import Cell, Numerics
+from sweeper.models.axis import Switch, typed
 
 CUBLAS_WORKSPACE_CONFIG = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACE = ":4096:8"
@@ -29,13 +30,32 @@ def numerics(flags: Numerics, device: str) -> Iterator[dict[str, str]]:
     Yields:
         flag -> why it was not set: it means nothing here.
     """
-    wanted = chosen(flags)
-    without_effect = {flag: reason for flag, value in wanted.items() if (reason := no_effect(flag, value, device))}
+    useless = without_effect(flags, device)
     with ExitStack() as undo:
-        for flag, value in wanted.items():
-            if flag not in without_effect:
+        for flag, value in chosen(flags).items():
+            if flag not in useless:
                 set_flag(flag, value, undo)
-        yield without_effect
+        yield useless
+
+
+def without_effect(flags: Numerics, device: str) -> dict[str, str]:
+    """The chosen flags that mean nothing on `device`, and why."""
+    return {flag: reason for flag, value in chosen(flags).items() if (reason := no_effect(flag, value, device))}
+
+
+def switches(cell: Cell) -> dict[str, Switch]:
+    """Each flag alone. One that means nothing on the cell's device is not set, whatever the cell says."""
+    useless = without_effect(cell.numerics, cell.device)
+    wanted = {flag: value for flag, value in chosen(cell.numerics).items() if flag not in useless}
+    return {f"numerics.{flag}": _switch(flag, wanted.get(flag), cell.device) for flag in SETTERS}
+
+
+def _switch(flag: str, value: bool | str | None, device: str) -> Switch:
+    if value is None:
+        default = Numerics.model_fields[flag].default
+        return Switch("default", f"numerics.{flag}={typed(default)}", nullcontext, rounds=True)
+    alone = Numerics.model_validate({"name": flag, flag: value})
+    return Switch(typed(value), f"numerics.{flag}={typed(value)}", lambda: numerics(alone, device), rounds=True)
 
 
 def chosen(flags: Numerics) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import time
@@ -15,9 +14,9 @@ import torch
 from torch import nn
 
 from sweeper.checkpoints.folder import no_progress_bars
-from sweeper.config import Cell, Dtype, Head, LoadStrategy
+from sweeper.config import Cell, Dtype, Head
 from sweeper.devices import free_bytes, synchronize
-from sweeper.models.attention import implementation
+from sweeper.models.backends import implementation
 from sweeper.models.weights import Read, WeightsKey
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -67,13 +66,6 @@ def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
     return copy.deepcopy(model, own).to(dtype)
-
-
-def autocast(cell: Cell) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward: `torch.autocast` for that load strategy, nothing otherwise."""
-    if cell.load_strategy is LoadStrategy.AUTOCAST:
-        return torch.autocast(cell.device, TORCH_DTYPES[cell.dtype])
-    return contextlib.nullcontext()
 
 
 @dataclass

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from sweeper.config import Cell, Checkpoint, Dtype, LoadStrategy
+from sweeper.models import axes
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class Read:
         dtype: asked of `from_pretrained`; None is `"auto"`.
         device_map: `from_pretrained` puts the weights on the device itself.
         cast_before_move: what the model is cast to before it is moved; None is no cast.
+        others: the part of every axis that is none of the above.
     """
 
     checkpoint: Checkpoint
@@ -22,6 +26,7 @@ class Read:
     dtype: Dtype | None
     device_map: bool = False
     cast_before_move: Dtype | None = None
+    others: tuple[Hashable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,18 @@ class WeightsKey:
 
     @classmethod
     def of(cls, cell: Cell) -> WeightsKey:
-        where, dtype = (cell.checkpoint, cell.device), cell.dtype
+        read = functools.partial(Read, cell.checkpoint, cell.device, others=axes.parts("weights", cell))
+        dtype = cell.dtype
         match cell.load_strategy:
             case LoadStrategy.DTYPE_AT_LOAD:
-                return cls(Read(*where, dtype))
+                return cls(read(dtype))
             case LoadStrategy.AUTOCAST:  # keeps float32 weights
-                return cls(Read(*where, Dtype.FLOAT32))
+                return cls(read(Dtype.FLOAT32))
             case LoadStrategy.DEVICE_MAP:
-                return cls(Read(*where, dtype, device_map=True))
+                return cls(read(dtype, device_map=True))
             case LoadStrategy.AUTO_THEN_CAST:
-                return cls(Read(*where, None), cast=dtype)
+                return cls(read(None), cast=dtype)
             case LoadStrategy.CAST_BEFORE_MOVE if cell.device != "cpu" and dtype is not Dtype.FLOAT32:
-                return cls(Read(*where, Dtype.FLOAT32, cast_before_move=dtype))
+                return cls(read(Dtype.FLOAT32, cast_before_move=dtype))
             case LoadStrategy.CAST_AFTER_LOAD | LoadStrategy.CAST_BEFORE_MOVE:  # on the CPU nothing is moved
-                return cls(Read(*where, Dtype.FLOAT32), cast=dtype)
+                return cls(read(Dtype.FLOAT32), cast=dtype)

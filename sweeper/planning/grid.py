@@ -9,8 +9,7 @@ import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, get_args
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,27 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
 from sweeper import config
-from sweeper.config import AXES, Cell, Settings, parse
+from sweeper.config import ADDED, Cell, Settings, label, parse
 from sweeper.errors import ConfigError
 from sweeper.inputs.texts import validate_inputs
-from sweeper.planning.groups import GROUPS, Groups, plain_data, without_hydra
+from sweeper.models import axes
+from sweeper.models.axis import Axis
+from sweeper.planning.groups import Groups, plain_data, without_hydra
 
 DEFAULT_REFERENCE: dict[str, Any] = {"dtype": "float32", "load_strategy": "dtype_at_load", "attention": "eager"}
 """Stands for `reference: null`. Not written out in conf/config.yaml: Hydra would merge a grid's `reference` into it."""
 
 SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
 NOT_AXES: tuple[str, ...] = (*SETTINGS, "reference", "reported")
-
-_ALIASES = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-    "fp64": "float64",
-    "double": "float64",
-    "fa2": "flash_attention_2",
-    "fa3": "flash_attention_3",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +82,7 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         override.key_or_group: _values(override) for override in overrides if _is_axis(override.key_or_group)
     }
     groups = Groups(loader, master, overrides)
-    values = {axis: _axis_values(axis, assignments, composed, groups) for axis in AXES}
+    values = {axis.name: _axis_values(axis, assignments, composed, groups) for axis in axes.table()}
     cells, excluded = _product(values, rules)
     for inputs in {cell.inputs for cell in cells}:
         validate_inputs(inputs)  # a file that is not there costs no model load
@@ -112,7 +102,7 @@ def unknown_key(key: str) -> ConfigError:
     root, _, rest = key.partition(".")
     if root == "reference":
         return ConfigError(f"{key}: write the whole reference, e.g. 'reference={{dtype:float64,attention:eager}}'")
-    allowed = [*AXES, *NOT_AXES]
+    allowed = [*axes.names(), *NOT_AXES]
     if root == "wandb" and rest:
         allowed = [f"wandb.{field}" for field in config.WandbSettings.model_fields]
     close = difflib.get_close_matches(key, allowed, n=1)
@@ -141,7 +131,7 @@ def _check_overrides(overrides: Iterable[Override]) -> None:
 
 def _check_keys(composed: dict[str, Any]) -> None:
     for key in composed:
-        if key not in (*AXES, *NOT_AXES):
+        if key not in (*axes.names(), *NOT_AXES):
             raise unknown_key(key)
 
 
@@ -161,11 +151,11 @@ def _params(loader: ConfigLoader, params: dict[str, Any]) -> dict[str, list[Any]
 
 
 def _is_axis(key: str) -> bool:
-    return key in AXES or key.partition(".")[0] in GROUPS
+    return key in axes.names() or key.partition(".")[0] in axes.groups()
 
 
 def _not_an_axis(key: str) -> str:
-    return f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {', '.join(AXES)}"
+    return f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {', '.join(axes.names())}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -183,41 +173,35 @@ def _values(override: Override) -> list[Any]:
 # ---- values of an axis -------------------------------------------------------------------------------------------
 
 
-def _axis_values(axis: str, assignments: dict[str, list[Any]], composed: dict[str, Any], groups: Groups) -> list[Any]:
-    if axis in GROUPS:
+def _axis_values(axis: Axis, assignments: dict[str, list[Any]], composed: dict[str, Any], groups: Groups) -> list[Any]:
+    if axis.group:
         values = list(groups.variants(axis, assignments))
     else:
-        values = [_validated(axis, value) for value in assignments.get(axis, [composed.get(axis)])]
+        default = ADDED[axis.name][1] if axis.name in ADDED else None  # conf/config.yaml has the package's own
+        values = [_validated(axis, value) for value in assignments.get(axis.name, [composed.get(axis.name, default)])]
     return list(dict.fromkeys(values))
 
 
-def _validated(axis: str, value: Any, where: str = "") -> Any:
+def _validated(axis: Axis, value: Any, where: str = "") -> Any:
     """A scalar axis' value; `where` is the key under which it was given, if that is not the axis itself."""
     if value is None or value == "???":
-        raise ConfigError(f"{where or axis}: a value is missing; type {axis}=...")
-    if axis == "device" and value == "auto":
-        from sweeper.environment import default_device  # torch, only when it has to be asked
-
-        value = default_device()
-    kind = Cell.model_fields[axis].annotation
+        raise ConfigError(f"{where or axis.name}: a value is missing; type {axis.name}=...")
+    if isinstance(value, str) and value in axis.typed:
+        value = axis.typed[value]()
     try:
-        return parse(kind, value, where or axis)
+        return parse(axis.kind, value, where or axis.name)
     except ConfigError as error:
-        word = _meant(kind, value)
-        hint = f"; type {axis}={word}" if word and not where else f"; did you mean {word}?" if word else ""
+        word = _meant(axis, value)
+        hint = f"; type {axis.name}={word}" if word and not where else f"; did you mean {word}?" if word else ""
         raise ConfigError(f"{error}{hint}") from None
 
 
-def _meant(kind: Any, value: Any) -> str | None:
-    """The allowed value that the user most likely meant, if there is one."""
+def _meant(axis: Axis, value: Any) -> str | None:
+    """The word that the user most likely meant, if there is one."""
     if isinstance(value, list):
         return ",".join(str(element) for element in value)
-    allowed = (
-        [member.value for member in kind] if isinstance(kind, type) and issubclass(kind, StrEnum) else get_args(kind)
-    )
-    alias = _ALIASES.get(str(value).lower())
-    close = difflib.get_close_matches(str(value), [str(word) for word in allowed], n=1)
-    return alias if alias in allowed else close[0] if close else None
+    close = difflib.get_close_matches(str(value), axis.words(), n=1)
+    return axis.aliases.get(str(value).lower()) or (close[0] if close else None)
 
 
 # ---- the product -------------------------------------------------------------------------------------------------
@@ -256,16 +240,17 @@ def _matcher(rule: Any) -> dict[str, tuple[Any, ...]]:
     matcher = {}
     for axis, given in rule.items():
         _check_axis(axis, where)
-        labels = given if isinstance(given, list) else [given]
+        values = given if isinstance(given, list) else [given]
         matcher[axis] = tuple(
-            str(label) if axis in GROUPS else _validated(axis, label, f"{where}.{axis}") for label in labels
+            str(value) if axis in axes.groups() else label(_validated(axes.axis(axis), value, f"{where}.{axis}"))
+            for value in values
         )
     return matcher
 
 
 def _check_axis(axis: Any, where: str) -> None:
-    if axis not in AXES:
-        raise ConfigError(f"{where}.{axis}: no such axis. Allowed: {', '.join(AXES)}")
+    if axis not in axes.names():
+        raise ConfigError(f"{where}.{axis}: no such axis. Allowed: {', '.join(axes.names())}")
 
 
 def _reference(overrides: Iterable[Override], composed: dict[str, Any], groups: Groups) -> dict[str, Any]:
@@ -283,8 +268,8 @@ def _reference(overrides: Iterable[Override], composed: dict[str, Any], groups: 
 
 
 def _reference_value(axis: str, value: Any, groups: Groups) -> Any:
-    if axis not in GROUPS:
-        return _validated(axis, value, f"reference.{axis}")
+    if axis not in axes.groups():
+        return _validated(axes.axis(axis), value, f"reference.{axis}")
     if isinstance(value, dict | list | BaseModel):
         raise ConfigError(f"reference.{axis}: write the name of one of conf/{axis} (given: {value!r})")
-    return groups.option(axis, str(value))
+    return groups.option(axes.axis(axis), str(value))

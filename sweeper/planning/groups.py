@@ -1,4 +1,4 @@
-"""Config groups: `checkpoint`, `inputs`, `numerics`. An option is composed by Hydra once, however many cells use it."""
+"""The axes that are config groups. An option is composed by Hydra once, however many cells use it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from sweeper import config
-from sweeper.config import parse
+from sweeper.config import ADDED, parse
 from sweeper.errors import ConfigError
-
-GROUPS: dict[str, Any] = {"checkpoint": config.Checkpoint, "inputs": config.Inputs, "numerics": config.Numerics}
+from sweeper.models import axes
+from sweeper.models.axis import Axis
 
 
 class Groups:
@@ -31,14 +30,17 @@ class Groups:
         self._lines = [
             str(override.input_line)
             for override in overrides
-            if not override.is_sweep_override() and override.key_or_group.partition(".")[0] not in GROUPS
+            if not override.is_sweep_override() and override.key_or_group.partition(".")[0] not in axes.groups()
         ]
-        self._composed: dict[tuple[str, str | None], DictConfig] = {}
+        self._composed: dict[str | None, DictConfig] = {}
 
-    def variants(self, axis: str, assignments: dict[str, list[Any]]) -> Iterator[Any]:
+    def variants(self, axis: Axis, assignments: dict[str, list[Any]]) -> Iterator[Any]:
         """The validated models of a group: its options times the values of its dotted keys (`checkpoint.seed=1,2`)."""
-        dotted = {key: values for key, values in assignments.items() if key.startswith(f"{axis}.")}
-        for choice in assignments.get(axis, [self._choices.get(axis)]):
+        dotted = {key: values for key, values in assignments.items() if key.startswith(f"{axis.name}.")}
+        for choice in assignments.get(axis.name, [None]):
+            if choice is None and axis.name in ADDED and axis.name not in self._choices:
+                yield ADDED[axis.name][1]
+                continue
             composed = self._compose(axis, choice)
             if not dotted:
                 yield _model(composed, axis)
@@ -47,19 +49,20 @@ class Groups:
             for values in itertools.product(*dotted.values()):
                 yield _changed(composed, axis, before, dict(zip(dotted, values, strict=True)))
 
-    def option(self, axis: str, choice: str) -> Any:
+    def option(self, axis: Axis, choice: str) -> Any:
         """The validated model of one option, as its file states it."""
         return _model(self._compose(axis, choice), axis)
 
-    def _compose(self, axis: str, choice: Any) -> DictConfig:
-        key = (axis, None if choice is None else str(choice))
-        if key not in self._composed:
-            lines = [*self._lines, *([] if choice is None else [f"{axis}={choice}"])]
-            self._composed[key] = without_hydra(self._loader.load_sweep_config(self._master, lines))
-        return self._composed[key]
+    def _compose(self, axis: Axis, choice: Any) -> DictConfig:
+        """The whole config with one option of a group; None is what the config files and the command line chose."""
+        line = None if choice is None else f"{'+' if axis.name in ADDED else ''}{axis.name}={choice}"
+        if line not in self._composed:
+            lines = self._lines if line is None else [*self._lines, line]
+            self._composed[line] = without_hydra(self._loader.load_sweep_config(self._master, lines))
+        return self._composed[line]
 
 
-def _changed(composed: DictConfig, axis: str, before: dict[str, Any], changes: dict[str, Any]) -> Any:
+def _changed(composed: DictConfig, axis: Axis, before: dict[str, Any], changes: dict[str, Any]) -> Any:
     """A group's option with dotted overrides on top. Its name says what they changed: `default+bf16_reduction=off`."""
     changed = copy.deepcopy(composed)
     for key, value in changes.items():
@@ -68,17 +71,17 @@ def _changed(composed: DictConfig, axis: str, before: dict[str, Any], changes: d
     after = model.model_dump(mode="json")
     if after["name"] != before.get("name"):
         return model  # the name was overridden, or is made of other settings
-    paths = {key.removeprefix(f"{axis}."): value for key, value in changes.items()}
+    paths = {key.removeprefix(f"{axis.name}."): value for key, value in changes.items()}
     suffixes = [f"{path}={_short(value)}" for path, value in paths.items() if _at(before, path) != _at(after, path)]
     return model.model_copy(update={"name": "+".join([after["name"], *suffixes])})
 
 
-def _stated(composed: DictConfig, axis: str) -> dict[str, Any]:
+def _stated(composed: DictConfig, axis: Axis) -> dict[str, Any]:
     """An option as its file states it, defaults included; if a value is still missing, only what it states."""
     try:
         stated: dict[str, Any] = _model(composed, axis).model_dump(mode="json")
     except (ConfigError, MissingMandatoryValue):
-        stated = OmegaConf.to_container(composed[axis])  # type: ignore[assignment]
+        stated = OmegaConf.to_container(composed[axis.name])  # type: ignore[assignment]
     return stated
 
 
@@ -94,11 +97,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[-24:]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _model(composed: DictConfig, axis: str) -> Any:
-    if OmegaConf.select(composed, axis) is None:
-        raise ConfigError(f"{axis}: nothing is chosen; type {axis}=...")
-    plain = OmegaConf.to_container(composed[axis], resolve=True, throw_on_missing=True)
-    return parse(GROUPS[axis], plain, axis)
+def _model(composed: DictConfig, axis: Axis) -> Any:
+    if OmegaConf.select(composed, axis.name) is None:
+        raise ConfigError(f"{axis.name}: nothing is chosen; type {axis.name}=...")
+    plain = OmegaConf.to_container(composed[axis.name], resolve=True, throw_on_missing=True)
+    return parse(axis.kind, plain, axis.name)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

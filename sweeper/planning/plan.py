@@ -7,14 +7,15 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
-from sweeper.config import AXES, Cell, FolderCheckpoint
-from sweeper.environment import identity
+from sweeper.config import Cell, FolderCheckpoint
+from sweeper.environment import identity, versions
+from sweeper.models import axes
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest
 from sweeper.planning.unsupported import unsupported_reason
@@ -39,7 +40,7 @@ class Plan:
 
     Attributes:
         grid, sweep: names; `folder` is `output_dir/grid/sweep`.
-        environment: of this machine, as it goes into every record.
+        environment: of this machine, as it goes into every record; with the versions of the packages that a cell uses.
         cells: in the order in which they run.
         excluded: labels of each excluded combination, and its rule.
         reference_count: references that will run.
@@ -63,14 +64,15 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
         request: the validated cells and their reference.
         environment: of this machine; what `environment.identity` takes from it is part of every cell id.
     """
-    cells = _ordered(_planned_cells(request, identity(environment)))
+    used = _Packages()
+    cells = _ordered(_planned_cells(request, identity(environment), used))
     sweep = request.settings.sweep or _sweep_name(cells)
     runnable = [planned for planned in cells if planned.unsupported is None]
     return Plan(
         grid=request.grid,
         sweep=sweep,
         folder=Path(request.settings.output_dir) / request.grid / sweep,
-        environment=environment,
+        environment={**environment, **used.seen},
         cells=tuple(cells),
         excluded=request.excluded,
         reference_count=len({planned.reference_id for planned in runnable}),
@@ -78,11 +80,41 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
     )
 
 
-def cell_id(cell: Cell, environment_identity: dict[str, Any]) -> str:
-    """12 hex digits of a hash of all choices, the files they name, and the environment that can change a result."""
-    choices = ",".join(f'"{axis}":{_canonical_axis(axis, getattr(cell, axis))}' for axis in AXES)
-    files = _files(cell)
-    return _sha256(f"{{{choices}}}{_canonical(environment_identity)}{_canonical(files) if files else ''}")[:12]
+def cell_id(cell: Cell, environment_identity: dict[str, Any], packages: dict[str, str | None] | None = None) -> str:
+    """12 hex digits of a hash of all choices, the files they name, and the environment that can change a result.
+
+    Args:
+        environment_identity: what can change any result.
+        packages: versions of those that can change this one.
+    """
+    choices = ",".join(f'"{axis}":{_canonical_value(value)}' for axis, value in cell)
+    rest = "".join(_canonical(part) for part in (environment_identity, _files(cell), packages) if part)
+    return _sha256(f"{{{choices}}}{rest}")[:12]
+
+
+def _unsupported_id(cell_id: str, reason: str | None) -> str:
+    """Another id than where the cell can run: once what was missing is there, the same command runs it."""
+    return cell_id if reason is None else _sha256(cell_id + reason)[:12]
+
+
+class _Packages:
+    """The versions of the packages that can change the results of cells, each looked up once a plan.
+
+    Attributes:
+        seen: those that were asked for, as they stand in an environment.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str | None] = {}
+        self._versions: dict[tuple[str, ...], dict[str, str | None]] = {}
+
+    def of(self, cell: Cell) -> dict[str, str | None]:
+        """Those of the values that the cell has."""
+        names = tuple(name for axis in axes.table() for name in (*axis.needs(cell), *axis.packages(cell)))
+        if names not in self._versions:
+            self._versions[names] = versions(dict.fromkeys(names))
+            self.seen |= self._versions[names]
+        return self._versions[names]
 
 
 def _files(cell: Cell) -> dict[str, Any]:
@@ -107,11 +139,13 @@ def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) -> list[PlannedCell]:
+def _planned_cells(
+    request: SweepRequest, environment_identity: dict[str, Any], packages: _Packages
+) -> list[PlannedCell]:
     reasons: dict[str, str | None] = {}
 
     def identified(cell: Cell) -> tuple[str, str | None]:
-        key = cell_id(cell, environment_identity)
+        key = cell_id(cell, environment_identity, packages.of(cell))
         if key not in reasons:
             reasons[key] = unsupported_reason(cell)
         return key, reasons[key]
@@ -125,7 +159,11 @@ def _planned_cells(request: SweepRequest, environment_identity: dict[str, Any]) 
             reason = f"its reference cannot run: {reference_reason}"
         planned.append(
             PlannedCell(
-                cell=cell, cell_id=candidate_id, reference=reference, reference_id=reference_id, unsupported=reason
+                cell=cell,
+                cell_id=_unsupported_id(candidate_id, reason),
+                reference=reference,
+                reference_id=_unsupported_id(reference_id, reference_reason),
+                unsupported=reason,
             )
         )
     return planned
@@ -160,15 +198,9 @@ def _sweep_name(cells: Sequence[PlannedCell]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', joined)[:80]}-{devices}-{_sha256(_canonical(pairs))[:8]}"
 
 
-@cache
-def _adapter(axis: str) -> TypeAdapter[Any]:
-    kind: Any = Cell.model_fields[axis].annotation
-    return TypeAdapter(kind)
-
-
 @lru_cache(maxsize=4096)
-def _canonical_axis(axis: str, value: Any) -> str:
-    return _canonical(_adapter(axis).dump_python(value, mode="json"))
+def _canonical_value(value: Any) -> str:
+    return _canonical(to_jsonable_python(value))
 
 
 def _canonical(value: Any) -> str:

@@ -10,8 +10,10 @@ from torch import nn
 
 from sweeper.comparator.forwards import run_forwards, steady_outputs
 from sweeper.comparator.side import Call
-from sweeper.config import Attention, Cell, LoadStrategy
+from sweeper.config import Cell
+from sweeper.models import axes
 from sweeper.models.attention import record_kernels
+from sweeper.models.backends import BACKENDS
 from sweeper.models.loading import LoadedModel
 from sweeper.models.weights import WeightsKey
 
@@ -26,7 +28,7 @@ class CodePaths:
 
     def steady(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
         """See `steady_outputs`."""
-        key = _code(cell)
+        key = axes.parts("code", cell)
         if key not in self._steady:
             self._steady[key] = steady_outputs(cell, model, token_ids)
         return self._steady[key]
@@ -35,9 +37,9 @@ class CodePaths:
     def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
         """Around a forward of the first batch, and of no other model: profiles it where nothing is known of its like.
 
-        Not of flex_attention, which may compile in it.
+        Not of a backend that may compile in it.
         """
-        if self.knows_kernels(cell, loaded) or cell.attention is Attention.FLEX_ATTENTION:
+        if self.knows_kernels(cell, loaded) or BACKENDS[cell.attention].compiled:
             yield
             return
         with self._profile(cell, loaded):
@@ -61,14 +63,9 @@ class CodePaths:
         self._kernels[self._kernels_key(cell, loaded)] = tuple(kernels)
 
     def _kernels_key(self, cell: Cell, loaded: LoadedModel) -> tuple[Hashable, ...]:
-        """The code, its flags, all dtypes and all shapes."""
+        """The code, the settings around it, all dtypes and all shapes."""
         if loaded.key not in self._dtypes:
             state = [*loaded.model.parameters(), *loaded.model.buffers()]
             self._dtypes[loaded.key] = tuple(tensor.dtype for tensor in state)
-        return (*_code(cell), cell.numerics, cell.inputs, self._dtypes[loaded.key])
-
-
-def _code(cell: Cell) -> tuple[Hashable, ...]:
-    """All choices that decide which code runs, besides the global flags."""
-    axes = ("checkpoint", "dtype", "attention", "layout", "positions", "use_cache", "device")
-    return (cell.load_strategy is LoadStrategy.AUTOCAST, *(getattr(cell, axis) for axis in axes))
+        decides = (axes.parts("code", cell), axes.parts("conditions", cell))
+        return (*decides, cell.inputs, self._dtypes[loaded.key])

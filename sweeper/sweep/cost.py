@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sweeper.comparator.forwards import run_forwards
 from sweeper.comparator.side import Call
-from sweeper.config import Attention, Cell, LoadStrategy
+from sweeper.config import Cell, LoadStrategy
 from sweeper.devices import synchronize
+from sweeper.models.backends import BACKENDS
 from sweeper.records.cell import Cost
 
 MOST_REPEATS = 5
@@ -20,9 +21,9 @@ ENOUGH_MS = 20  # of timed forwards, where it is not said how many
 
 
 def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> None:
-    """Runs a forward where the first one under its `conditions` does more than the next: flex_attention compiles, and
+    """Runs a forward where the first one under its `conditions` does more than the next: a backend compiles, and
     autocast casts the weights. All else is warm: the same batch ran with hooks."""
-    if cell.attention is Attention.FLEX_ATTENTION or cell.load_strategy is LoadStrategy.AUTOCAST:
+    if BACKENDS[cell.attention].compiled or cell.load_strategy is LoadStrategy.AUTOCAST:
         run_forwards(model, batch)
 
 

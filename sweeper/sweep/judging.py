@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,9 @@ from torch import nn
 
 from sweeper.comparator.comparer import Figures
 from sweeper.comparator.forwards import side_of
-from sweeper.comparator.side import Side, Switch
-from sweeper.config import Attention, Cell, LoadStrategy, Numerics
-from sweeper.models.attention import PINNED, kernel, refusals_as_unsupported
-from sweeper.models.flags import SETTERS, chosen, no_effect, numerics
-from sweeper.models.loading import autocast
+from sweeper.comparator.side import Side
+from sweeper.config import Cell
+from sweeper.models.conditions import switches
 from sweeper.records.cell import EvidenceRecord, TextFigures, VerdictRecord
 from sweeper.verdict.rules import Kind
 
@@ -47,44 +44,6 @@ def _moved(figures: TextFigures) -> float:
 def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
     """Some texts of the cell as one side of a comparison, in one batch."""
     return replace(side_of(cell, model, token_ids, [texts]), switches=switches(cell))
-
-
-def switches(cell: Cell) -> dict[str, Switch]:
-    """Everything global that a cell asks for, one thing each, so that one alone can be put back."""
-    flags = {f"numerics.{flag}": _flag(cell, flag) for flag in SETTERS}
-    return {**flags, "SDPA kernel": _kernel(cell.attention), "autocast": _autocast(cell)}
-
-
-def _flag(cell: Cell, flag: str) -> Switch:
-    """A flag that means nothing on this device is not set, whatever the cell says."""
-    value = chosen(cell.numerics).get(flag)
-    if value is None or no_effect(flag, value, cell.device):
-        default = Numerics.model_fields[flag].default
-        return Switch("default", f"numerics.{flag}={_typed(default)}", contextlib.nullcontext)
-    alone = Numerics.model_validate({"name": flag, flag: value})
-    return Switch(_typed(value), f"numerics.{flag}={_typed(value)}", lambda: numerics(alone, cell.device))
-
-
-def _typed(value: bool | str | None) -> str:
-    """As YAML and the command line have it."""
-    return "null" if value is None else str(value).lower()
-
-
-def _kernel(attention: Attention) -> Switch:
-    @contextlib.contextmanager
-    def pinned() -> Iterator[None]:
-        with kernel(attention), refusals_as_unsupported(attention):
-            yield
-
-    if attention in PINNED:
-        return Switch(attention.removeprefix("sdpa_"), f"attention={attention}", pinned)
-    return Switch("not pinned", "attention=sdpa", pinned)
-
-
-def _autocast(cell: Cell) -> Switch:
-    if cell.load_strategy is LoadStrategy.AUTOCAST:
-        return Switch(cell.dtype, f"load_strategy=autocast dtype={cell.dtype}", lambda: autocast(cell))
-    return Switch("off", "load_strategy=dtype_at_load dtype=float32", contextlib.nullcontext)  # autocast's own weights
 
 
 def own_copy(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import nn
 
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.comparator.comparer import Comparer, Figures
-from sweeper.comparator.forwards import HookedSide, conditions, read_texts, side_of
+from sweeper.comparator.forwards import HookedSide, read_texts, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
@@ -25,7 +25,8 @@ from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.devices import free_bytes
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.texts import batches
-from sweeper.models.attention import implementation
+from sweeper.models.backends import implementation
+from sweeper.models.conditions import conditions
 from sweeper.models.loading import LoadedModel, ModelPool
 from sweeper.models.state import StateEntry, compare_state, state_of
 from sweeper.models.streaming import StreamedPool

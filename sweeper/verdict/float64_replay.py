@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from sweeper.comparator.side import Call, Side, Switch
+from sweeper.comparator.side import Call, Side
+from sweeper.models.axis import Switch
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -99,8 +100,9 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
             precision.attention = "eager"
             if str(implementation).startswith("flash"):
                 calls = tuple(_without_cache(side.model, call) for call in calls)
-        float64 = Switch("float64", "", _conditions(precision))  # in place of all that the side ran under
-        yield replace(side, calls=calls, switches={"replay": float64}), precision
+        kept = {name: switch for name, switch in side.switches.items() if not switch.rounds}
+        float64 = Switch("float64", "", _conditions(precision))  # in place of all that rounds
+        yield replace(side, calls=calls, switches={**kept, "replay": float64}), precision
 
 
 def _without_cache(model: nn.Module, call: Call) -> Call:

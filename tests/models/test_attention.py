@@ -14,14 +14,13 @@ from sweeper.config import Attention
 from sweeper.errors import UnsupportedError
 from sweeper.models.attention import (
     PINNED,
-    implementation,
     kernel,
     record_kernels,
     refusal_reasons,
     refusals_as_unsupported,
     short_kernel_name,
 )
-from sweeper.planning.unsupported import _has_cpp_compiler
+from sweeper.models.backends import has_cpp_compiler, implementation
 
 FLASH_ON_CPU = "aten::_scaled_dot_product_flash_attention_for_cpu"
 MATH = "aten::_scaled_dot_product_attention_math"
@@ -216,7 +215,7 @@ def test_what_other_cells_compiled_does_not_count_for_flex_attention() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _has_cpp_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not has_cpp_compiler(), reason="needs a C++ compiler")
 def test_flex_attention_runs_compiled_and_agrees_with_eager(model: LlamaForCausalLM) -> None:
     expected = forward(model, Attention.EAGER)
     with kernel(Attention.FLEX_ATTENTION):

@@ -18,7 +18,8 @@ from sweeper.comparator.hooks import tensors_of
 from sweeper.config import Cell, Dtype, LoadStrategy, SeededCheckpoint, Settings, parse
 from sweeper.environment import environment
 from sweeper.errors import ConfigError, UnsupportedError
-from sweeper.models.loading import autocast, load
+from sweeper.models.autocast import autocast
+from sweeper.models.loading import load
 from sweeper.models.state import compare_state, state_of
 from sweeper.models.streaming import streamed
 from sweeper.models.weights import WeightsKey

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.config import AXES, Attention, Dtype, Layout, LoadStrategy, Numerics, Positions
+from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Numerics, Positions
 from sweeper.errors import ConfigError
+from sweeper.models import axes
 from sweeper.planning.grid import DEFAULT_REFERENCE
 from tests.composing import request_of, write_grid
 
@@ -215,5 +216,5 @@ def test_every_axis_can_be_in_the_reference() -> None:
     chosen = request.cells[0].axes()
     reference = ",".join(f"{axis}:{str(label).lower()}" for axis, label in chosen.items())
     assert request_of(TINY, f"reference={{{reference}}}").reference == {
-        axis: getattr(request.cells[0], axis) for axis in AXES
+        axis: getattr(request.cells[0], axis) for axis in axes.names()
     }

@@ -9,11 +9,12 @@ import torch
 
 from sweeper.cli.explain import explain_cell
 from sweeper.environment import environment
+from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import TextFigures, VerdictRecord
 from sweeper.records.store import Store
 from sweeper.sweep import run as app
-from sweeper.sweep.judging import switches, telling_texts
+from sweeper.sweep.judging import telling_texts
 from sweeper.sweep.runner import Runner
 from sweeper.verdict.comparison import Comparison
 from tests.composing import request_of

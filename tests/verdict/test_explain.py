@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from sweeper.comparator.side import Switch, sides
+from sweeper.comparator.side import sides
+from sweeper.models.axis import Switch
 from sweeper.verdict.comparison import compare_models, compare_sides
 from tests.small_models import GEOMETRY, attention, folder, hidden, llama, packed, padded_left
 

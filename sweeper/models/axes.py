@@ -1,0 +1,257 @@
+"""The table of axes: planning, help, ids, what cells share, and the settings around a forward are read from it.
+
+Imports no torch: what puts an axis into effect is imported when it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+
+from sweeper import config
+from sweeper.config import ADDED, Cell, Dtype, Layout, LoadStrategy, Numerics
+from sweeper.environment import default_device
+from sweeper.errors import ConfigError
+from sweeper.models import backends, packages
+from sweeper.models.axis import Axis, Key, Switch, nothing
+
+in_read = nothing
+"""The part in the weights of an axis that `weights.Read` spells out."""
+
+
+# ---- what the axes put around a forward --------------------------------------------------------------------------
+
+
+def _autocast(cell: Cell) -> Mapping[str, Switch]:
+    from sweeper.models.autocast import switches
+
+    return switches(cell)
+
+
+def _kernel(cell: Cell) -> Mapping[str, Switch]:
+    from sweeper.models.attention import switches
+
+    return switches(cell)
+
+
+def _flags(cell: Cell) -> Mapping[str, Switch]:
+    from sweeper.models.flags import switches
+
+    return switches(cell)
+
+
+def _flags_without_effect(cell: Cell) -> Mapping[str, str]:
+    from sweeper.models.flags import without_effect
+
+    return without_effect(cell.numerics, cell.device)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------
+
+
+def _casts(cell: Cell) -> Hashable:
+    return cell.load_strategy is LoadStrategy.AUTOCAST
+
+
+def _casts_to(cell: Cell) -> Hashable:
+    return cell.dtype if cell.load_strategy is LoadStrategy.AUTOCAST else None
+
+
+# ---- what cannot run ---------------------------------------------------------------------------------------------
+
+
+def _casts_to_half_only(cell: Cell) -> str | None:
+    if not _casts(cell) or cell.dtype in backends.HALF:
+        return None
+    return f"autocast casts to bfloat16 or float16 only, not to {cell.dtype}; use another load strategy"
+
+
+def _packs_decoders_only(cell: Cell) -> str | None:
+    if cell.layout is not Layout.PACKED or cell.checkpoint.causal:
+        return None
+    name = cell.checkpoint.name
+    return f"{name} is an encoder: nothing tells it where a packed text starts; use a padded layout or single"
+
+
+def _caches_decoders_only(cell: Cell) -> str | None:
+    if not cell.use_cache or cell.checkpoint.causal:
+        return None
+    return f"{cell.checkpoint.name} is an encoder and has no key-value cache; use use_cache=false"
+
+
+def _splits_k(cell: Cell) -> str | None:
+    flags: Numerics = cell.numerics
+    forbidden = "off_no_splitk" in (flags.bf16_reduction, flags.fp16_reduction)
+    if cell.device != "cuda" or not forbidden or flags.blas == "cublaslt":
+        return None
+    return "split-K can be forbidden in cuBLASLt only; add numerics.blas=cublaslt"
+
+
+@cache
+def _has_gpu() -> bool:
+    return default_device() == "cuda"
+
+
+def _no_gpu(cell: Cell) -> str | None:
+    return "torch sees no GPU here; use device=cpu" if cell.device == "cuda" and not _has_gpu() else None
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+_BUILT_IN = (
+    Axis(
+        name="checkpoint",
+        help="which weights",
+        kind=config.Checkpoint,
+        default="smollm2_135m_instruct",
+        group=True,
+        weights=in_read,
+        conditions=nothing,
+        packages=packages.packages,
+    ),
+    Axis(
+        name="load_strategy",
+        help="how the weights get from the file to the device and to the dtype",
+        kind=LoadStrategy,
+        default="dtype_at_load",
+        weights=in_read,
+        code=_casts,
+        conditions=_casts_to,
+        switches=_autocast,
+        unsupported=_casts_to_half_only,
+    ),
+    Axis(
+        name="dtype",
+        help="what the cell computes in",
+        kind=Dtype,
+        default="bfloat16",
+        aliases={
+            "fp32": "float32",
+            "bf16": "bfloat16",
+            "fp16": "float16",
+            "half": "float16",
+            "fp64": "float64",
+            "double": "float64",
+        },
+        weights=in_read,
+        conditions=nothing,
+    ),
+    Axis(
+        name="attention",
+        help="the attention backend; sdpa_* pins one kernel",
+        kind=config.Attention,
+        default="sdpa",
+        aliases={backend.alias: name.value for name, backend in backends.BACKENDS.items() if backend.alias},
+        weights=nothing,  # switched on a loaded model
+        switches=_kernel,
+        unsupported=backends.unsupported,
+        needs=backends.needs,
+        packages=backends.packages,
+    ),
+    Axis(
+        name="layout",
+        help="how several texts share a forward",
+        kind=Layout,
+        default="padded_left",
+        weights=nothing,
+        conditions=nothing,
+        unsupported=_packs_decoders_only,
+    ),
+    Axis(
+        name="positions",
+        help="pass position_ids, or leave them to the model (which then counts pads too)",
+        kind=config.Positions,
+        default="explicit",
+        weights=nothing,
+        conditions=nothing,
+    ),
+    Axis(
+        name="use_cache",
+        help="whether the forward makes a key-value cache, as transformers does by default",
+        kind=bool,
+        default=False,
+        weights=nothing,
+        conditions=nothing,
+        unsupported=_caches_decoders_only,
+    ),
+    Axis(
+        name="numerics",
+        help="torch's global flags",
+        kind=Numerics,
+        default="default",
+        group=True,
+        weights=nothing,
+        code=nothing,
+        switches=_flags,
+        without_effect=_flags_without_effect,
+        unsupported=_splits_k,
+    ),
+    Axis(
+        name="inputs",
+        help="what the model reads",
+        kind=config.Inputs,
+        default="sentences",
+        group=True,
+        weights=nothing,
+        code=nothing,
+        conditions=nothing,
+    ),
+    Axis(
+        name="device",
+        help="cuda where there is one, else cpu",
+        kind=config.Device,
+        default="auto",
+        typed={"auto": default_device},
+        weights=in_read,
+        unsupported=_no_gpu,
+    ),
+)
+_TABLE: dict[str, Axis] = {axis.name: axis for axis in _BUILT_IN}
+
+
+def table() -> tuple[Axis, ...]:
+    """Every axis, in the order of a cell's fields; those that were registered last."""
+    return tuple(_TABLE.values())
+
+
+def names() -> tuple[str, ...]:
+    """The names of all axes."""
+    return tuple(_TABLE)
+
+
+def axis(name: str) -> Axis:
+    """The axis of a name."""
+    return _TABLE[name]
+
+
+def groups() -> tuple[str, ...]:
+    """The axes whose values are config files."""
+    return tuple(axis.name for axis in table() if axis.group)
+
+
+def parts(key: Key, cell: Cell) -> tuple[Hashable, ...]:
+    """What decides whether two cells share what the key stands for: the part of each axis."""
+    return tuple(axis.part(key, cell) for axis in table())
+
+
+def register(added: Axis) -> None:
+    """Adds an axis. Cells that are made from now on have it, in every place where an axis of the package has its own.
+
+    Raises:
+        ConfigError: the name is taken, or is no name; the default is none of its values.
+    """
+    if added.name in _TABLE or added.name in config.Settings.model_fields or not added.name.isidentifier():
+        raise ConfigError(f"{added.name}: the name of an axis must be new, and an identifier of Python")
+    ADDED[added.name] = (added.kind, config.parse(added.kind, added.default, added.name))
+    _TABLE[added.name] = added
+
+
+@contextmanager
+def registered(added: Axis) -> Iterator[None]:
+    """`register` for as long as the context lasts."""
+    register(added)
+    try:
+        yield
+    finally:
+        del ADDED[added.name], _TABLE[added.name]

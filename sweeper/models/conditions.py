@@ -1,0 +1,59 @@
+"""The global settings around a side's forwards, out of the table of axes: the same for cells and for the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from sweeper.config import Cell
+from sweeper.models import axes
+from sweeper.models.axis import Switch
+
+
+def switches(cell: Cell) -> dict[str, Switch]:
+    """Everything global that a cell asks for, one thing each, so that one alone can be put back. Outermost first."""
+    return {name: switch for axis in reversed(axes.table()) for name, switch in axis.switches_of(cell).items()}
+
+
+def same_conditions(reference: Cell, candidate: Cell) -> bool:
+    """Whether one cell's forwards may run in the other's conditions."""
+    return axes.parts("conditions", reference) == axes.parts("conditions", candidate)
+
+
+@contextmanager
+def conditions(cell: Cell) -> Iterator[dict[str, str]]:
+    """Around a cell's forwards. What it yields is filled in at the end: setting -> why it did nothing."""
+    without_effect: dict[str, str] = {}
+    with begun(switches(cell)):
+        yield without_effect
+        for axis in axes.table():
+            without_effect |= axis.without_effect(cell)
+
+
+@contextmanager
+def begun(switches: Mapping[str, Switch]) -> Iterator[None]:
+    """The switches set, for a run that begins."""
+    begin(switches)
+    with in_force(switches):
+        yield
+
+
+def begin(switches: Mapping[str, Switch]) -> None:
+    """What the switches do once a run, before its first call."""
+    for switch in switches.values():
+        if switch.begin is not None:
+            switch.begin()
+
+
+@contextmanager
+def in_force(switches: Mapping[str, Switch]) -> Iterator[None]:
+    """The switches set, for a run that goes on."""
+    with ExitStack() as stack:
+        for switch in switches.values():
+            stack.enter_context(switch.context())
+        yield
+
+
+def turn(cell: Cell) -> AbstractContextManager[None]:
+    """`conditions` for a run that goes on."""
+    return in_force(switches(cell))
