@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Positions, WandbSettings
@@ -15,7 +15,11 @@ sweeper: how much a model's outputs moved, where it starts, and which switch did
 Runs a model once for every cell of a grid, compares every module's output with a reference cell, and prints a row a
 cell. Results: OUTPUT_DIR/GRID/SWEEP/cells. The same command skips what is finished.
 
-  python -m sweeper [+grid=NAME] [KEY=VALUE ...] [KEY=A,B ...] [-m]
+  python -m sweeper [run] [+grid=NAME] [KEY=VALUE ...] [KEY=A,B ...] [-m]
+  python -m sweeper SUBCOMMAND ...        (or, installed: sweeper ...)
+
+Subcommands (SUBCOMMAND --help has more):
+{subcommands}
 
 Axes of a cell (several values, separated by commas, make a grid; -m changes nothing):
 {axes}
@@ -48,8 +52,8 @@ Examples:
 """
 
 
-def help_text(config_folders: Sequence[Path]) -> str:
-    """The help, with the config files that lie in these folders."""
+def help_text(config_folders: Sequence[Path], subcommands: Mapping[str, str]) -> str:
+    """The help, with the config files that lie in these folders, and what each subcommand is for."""
     axes = {
         "load_strategy": LoadStrategy,
         "dtype": Dtype,
@@ -63,6 +67,7 @@ def help_text(config_folders: Sequence[Path]) -> str:
     wandb = [f"wandb.{field}" for field in WandbSettings.model_fields]
     settings = [field for field in SweepSettings.model_fields if field != "wandb"]
     return _TEXT.format(
+        subcommands="\n".join(_entry(name, [purpose]) for name, purpose in subcommands.items()),
         axes="\n".join(_entry(axis, values) for axis, values in axes.items()),
         groups="\n".join(_entry(group, options) for group, options in groups.items()),
         grids=_entry("+grid", _options(config_folders, "grid")),
