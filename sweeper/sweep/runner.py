@@ -203,8 +203,8 @@ class Runner:
             reference_model = judging.own_copy(reference_model)
         model = self._pool.get(planned.cell, folder)[0].model
         return compare_sides(
-            judging.side(planned.reference, reference_model, token_ids, texts),
-            judging.side(planned.cell, model, token_ids, texts),
+            side_of(planned.reference, reference_model, token_ids, [texts]),
+            side_of(planned.cell, model, token_ids, [texts]),
         )
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from sweeper.cli.run import carry_out
 from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
 from sweeper.records.store import Store
-from sweeper.sweep import run as app
 from sweeper.sweep.runner import Runner
 from tests.composing import request_of
 
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def sweep(tmp_path: Path, *arguments: str) -> int:
     tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", "sweep=s", f"output_dir={tmp_path}")
-    return app.run(request_of(*tiny, *arguments))
+    return carry_out(request_of(*tiny, *arguments))
 
 
 def store(tmp_path: Path) -> Store:
@@ -127,7 +127,7 @@ def test_a_page_that_cannot_be_written_hides_nothing_else(
         raise RuntimeError("no such template")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.sinks.html.page", fail)
+        patch.setattr("sweeper.sinks.page.page", fail)
         assert sweep(tmp_path, "verdict=false") == 1
     shown = capsys.readouterr()
     assert "page: RuntimeError: no such template; the files of the cells are complete" in shown.err
