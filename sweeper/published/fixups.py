@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from sweeper.checkpoints import prepare
-from sweeper.comparator.forwards import read_texts
+from sweeper.comparator.forwards import read_texts, side_of
 from sweeper.comparator.hooks import tensors_of
 from sweeper.comparator.side import Call, Side
 from sweeper.config import Cell, parse
@@ -84,8 +84,8 @@ def _sides(record: CellRecord) -> tuple[Side, Side]:
     token_ids = read_texts(cell, local, model)
     texts = range(len(token_ids))
     return (
-        judging.side(reference, reference_model, token_ids, texts),
-        judging.side(cell, model, token_ids, texts),
+        side_of(reference, reference_model, token_ids, [texts]),
+        side_of(cell, model, token_ids, [texts]),
     )
 
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from sweeper.comparator.comparer import Figures
-from sweeper.comparator.forwards import side_of
-from sweeper.comparator.side import Side
-from sweeper.config import Cell
-from sweeper.models.conditions import switches
 from sweeper.records.cell import EvidenceRecord, TextFigures, VerdictRecord
 from sweeper.verdict.rules import Kind
 
@@ -39,11 +34,6 @@ def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[i
 def _moved(figures: TextFigures) -> float:
     """How far a text's output moved; nothing tells more than one that is NaN."""
     return math.inf if math.isnan(figures.output_max_abs) else figures.output_max_abs
-
-
-def side(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> Side:
-    """Some texts of the cell as one side of a comparison, in one batch."""
-    return replace(side_of(cell, model, token_ids, [texts]), switches=switches(cell))
 
 
 def own_copy(model: nn.Module) -> nn.Module:
