@@ -43,7 +43,7 @@ from sweeper.checkpoints import prepare
 from sweeper.cli.compose import arrange
 from sweeper.cli.run import carry_out, config_folder
 from sweeper.comparator.comparer import Comparer
-from sweeper.comparator.forwards import conditions, read_texts, run_forwards, side_of
+from sweeper.comparator.forwards import read_texts, run_forwards, side_of
 from sweeper.comparator.hooks import tensors_of
 from sweeper.comparator.side import Side
 from sweeper.config import Cell
@@ -140,8 +140,9 @@ def unique_seconds(pairs: list[tuple[Cell, Cell]], folder: Path, token_ids: list
 
 def forward_seconds(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> float:
     grouped = batches(token_ids, cell.inputs.batch_size)
-    laid_out = list(side_of(cell, model, token_ids, grouped).in_batches(grouped))
-    with conditions(cell), torch.inference_mode():
+    side = side_of(cell, model, token_ids, grouped)
+    laid_out = list(side.in_batches(grouped))
+    with side.conditions(), torch.inference_mode():
         synchronize(cell.device)
         start = time.perf_counter()
         for batch in laid_out:
@@ -157,7 +158,7 @@ def naive(candidate: Cell, reference: Cell, folder: Path, local: Any) -> int:
     figures = []
     for texts in batches(token_ids, candidate.inputs.batch_size):
         cells = zip((reference, candidate), models, strict=True)
-        kept = [outputs(cell, side_of(candidate, model, token_ids, [texts])) for cell, model in cells]
+        kept = [outputs(side_of(cell, model, token_ids, [texts])) for cell, model in cells]
         for name, expected in kept[0].items():
             got = kept[1][name].to(expected.dtype)
             difference = (expected - got).abs()
@@ -165,7 +166,7 @@ def naive(candidate: Cell, reference: Cell, folder: Path, local: Any) -> int:
     return len(figures)
 
 
-def outputs(cell: Cell, side: Side) -> dict[str, Tensor]:
+def outputs(side: Side) -> dict[str, Tensor]:
     """Every module's output."""
     kept: dict[str, Tensor] = {}
 
@@ -176,7 +177,7 @@ def outputs(cell: Cell, side: Side) -> dict[str, Tensor]:
         return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in side.model.named_modules() if name]
-    with conditions(cell), torch.inference_mode():
+    with side.conditions(), torch.inference_mode():
         for call in side.calls:
             side.model(**call.kwargs)
     for handle in handles:

@@ -16,7 +16,7 @@ from sweeper.comparator.side import POOLING, Call, Side, call_model, hidden_for_
 from sweeper.config import Cell, Pooling
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
-from sweeper.models.conditions import conditions, switches
+from sweeper.models.conditions import switches
 from sweeper.records.cell import Sample
 
 
@@ -53,8 +53,9 @@ def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
 def steady_outputs(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
     """`steady_in_call` of the cell's own call, on the beginnings of two texts."""
     beginnings = [ids[:8] for ids in token_ids[:2]]
-    call = side_of(cell, model, beginnings, [range(len(beginnings))]).calls[0]
-    with conditions(cell):
+    side = side_of(cell, model, beginnings, [range(len(beginnings))])
+    call = side.calls[0]
+    with side.conditions():
         return steady_in_call(model, call.forward, lambda: model(**call.kwargs))
 
 

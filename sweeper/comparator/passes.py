@@ -18,8 +18,7 @@ from sweeper.comparator.forwards import HookedSide, hooked
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
 from sweeper.comparator.side import Side, text_lengths
-from sweeper.config import Cell
-from sweeper.models.conditions import begin, conditions, in_force, same_conditions, switches
+from sweeper.models.conditions import begin, in_force
 
 # Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
 # comparison takes less than 2 GB beyond the models, and that is no more than in step.
@@ -89,12 +88,12 @@ class KeptReference:
 
 
 def keep_reference(
-    cell: Cell, side: Side, batches: Batches, progress: Progress, *, kept_bytes: int
+    side: Side, batches: Batches, progress: Progress, *, kept_bytes: int
 ) -> tuple[KeptReference, HookedSide] | None:
     """Runs a reference and keeps its outputs; None where they are more than `kept_bytes`, which shows early."""
     kept = KeptReference(kept_bytes, sum(text_lengths(side)))
     try:
-        with conditions(cell), torch.inference_mode(), hooked(side, kept.take) as running:
+        with side.conditions(), torch.inference_mode(), hooked(side, kept.take) as running:
             for _, batch in zip(_told(batches, progress), side.in_batches(batches), strict=True):
                 kept.end_batch(running.run(batch))
             return kept, running
@@ -104,7 +103,6 @@ def keep_reference(
 
 def compare_kept(
     kept: KeptReference,
-    cell: Cell,
     side: Side,
     batches: Batches,
     comparer: Comparer,
@@ -116,7 +114,7 @@ def compare_kept(
 
     `around_first` is entered for the run of the first batch.
     """
-    with conditions(cell), torch.inference_mode(), hooked(side, comparer.modules.take) as running:
+    with side.conditions(), torch.inference_mode(), hooked(side, comparer.modules.take) as running:
         for texts, calls, reference in zip(
             _told(batches, progress), side.in_batches(batches), kept.batches, strict=True
         ):
@@ -130,29 +128,33 @@ def compare_kept(
 
 
 def compare_in_step(
-    reference: tuple[Cell, Side],
-    candidate: tuple[Cell, Side],
+    reference: Side,
+    candidate: Side,
     batches: Batches,
     comparer: Comparer,
     progress: Progress,
     *,
+    same_conditions: bool = False,
     steady: Container[str] = frozenset(),
     turn_bytes: int = 0,
 ) -> tuple[HookedSide, HookedSide]:
     """Runs both, which form the same batches, and compares them; bit for bit what keeping the reference gives.
 
-    `steady`, of the reference, and `turn_bytes` as in `InStep`, 0: what suits the device. Not bit for bit under
-    flex_attention: torch compiles for the shapes that it has seen, of both sides here.
+    Not bit for bit under flex_attention: torch compiles for the shapes that it has seen, of both sides here.
+
+    Args:
+        same_conditions: the candidate's are set once, around both sides; else each turn runs under its own.
+        steady: of the reference. turn_bytes: 0: what suits the device. Both as in `InStep`.
     """
-    around, turns = _conditions(reference[0], candidate[0])
-    turn_bytes = turn_bytes or bytes_a_turn(candidate[0].device)
+    turns = (nullcontext, nullcontext) if same_conditions else _turns(reference, candidate)
+    turn_bytes = turn_bytes or bytes_a_turn(candidate.calls[0].forward.flat_N.device.type)
     in_step = InStep(comparer.modules, steady=steady, conditions=turns, turn_bytes=turn_bytes)
-    calls = (side.in_batches(batches) for _, side in (reference, candidate))
+    calls = (side.in_batches(batches) for side in (reference, candidate))
     with (
-        around,
+        candidate.conditions() if same_conditions else nullcontext(),
         torch.inference_mode(),
-        hooked(reference[1], in_step.give) as left,
-        hooked(candidate[1], in_step.take) as right,
+        hooked(reference, in_step.give) as left,
+        hooked(candidate, in_step.take) as right,
     ):
         for texts, *pair in zip(_told(batches, progress), *calls, strict=True):
             outputs = in_step.run(functools.partial(left.run, pair[0]), functools.partial(right.run, pair[1]))
@@ -160,14 +162,11 @@ def compare_in_step(
         return left, right
 
 
-def _conditions(reference: Cell, candidate: Cell) -> tuple[AbstractContextManager[object], tuple[Turn, Turn]]:
-    """What is around both cells, and what around the turns of each: there, only what they do not share."""
-    if same_conditions(reference, candidate):
-        return conditions(candidate), (nullcontext, nullcontext)
-    left, right = switches(reference), switches(candidate)
-    begin(left)
-    begin(right)
-    return nullcontext(), (functools.partial(in_force, left), functools.partial(in_force, right))
+def _turns(reference: Side, candidate: Side) -> tuple[Turn, Turn]:
+    """What is around the turns of each, for runs that begin."""
+    begin(reference.switches)
+    begin(candidate.switches)
+    return functools.partial(in_force, reference.switches), functools.partial(in_force, candidate.switches)
 
 
 def _told(batches: Batches, progress: Progress) -> Iterator[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from sweeper.devices import free_bytes
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.texts import batches
 from sweeper.models.backends import implementation
-from sweeper.models.conditions import conditions
+from sweeper.models.conditions import conditions, same_conditions
 from sweeper.models.loading import LoadedModel, ModelPool
 from sweeper.models.state import StateEntry, compare_state, state_of
 from sweeper.models.streaming import StreamedPool
@@ -222,7 +222,7 @@ class Runner:
             kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
         grouped = batches(token_ids, cell.inputs.batch_size)
         side = side_of(cell, loaded.model, token_ids, grouped)
-        kept = keep_reference(cell, side, grouped, self._progress, kept_bytes=kept_bytes)
+        kept = keep_reference(side, grouped, self._progress, kept_bytes=kept_bytes)
         self._reference = ReferenceRun(
             planned.reference_id,
             (kept[0], kept[1].sample()) if kept else None,
@@ -242,13 +242,14 @@ class Runner:
         if reference.kept is not None:
             kept, sample = reference.kept
             around_first = self._code_paths.learning_kernels(cell, loaded)
-            ran = compare_kept(kept, cell, side, grouped, comparer, self._progress, around_first=around_first)
+            ran = compare_kept(kept, side, grouped, comparer, self._progress, around_first=around_first)
             return ran, sample
         model = self._model_beside(loaded, planned.reference)
         beside = side_of(planned.reference, model, token_ids, grouped)
         steady = self._code_paths.steady(planned.reference, model, token_ids)
+        same = same_conditions(planned.reference, cell)
         reference_ran, ran = compare_in_step(
-            (planned.reference, beside), (cell, side), grouped, comparer, self._progress, steady=steady
+            beside, side, grouped, comparer, self._progress, same_conditions=same, steady=steady
         )
         return ran, reference_ran.sample()
 

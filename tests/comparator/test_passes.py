@@ -153,11 +153,11 @@ def test_texts_of_any_length_in_any_batches_are_those_texts_alone(
     grouped = batches(token_ids, batch_size)
     reference, candidate = (side_of(cell, model, token_ids, grouped) for model in models)
     if in_step:
-        passes.compare_in_step((cell, reference), (cell, candidate), grouped, comparer, progress, turn_bytes=2000)
+        passes.compare_in_step(reference, candidate, grouped, comparer, progress, turn_bytes=2000)
     else:
-        kept = passes.keep_reference(cell, reference, grouped, lambda *_: None, kept_bytes=2**30)
+        kept = passes.keep_reference(reference, grouped, lambda *_: None, kept_bytes=2**30)
         assert kept is not None
-        passes.compare_kept(kept[0], cell, candidate, grouped, comparer, progress)
+        passes.compare_kept(kept[0], candidate, grouped, comparer, progress)
     assert told[-1] == (11, 11)
     assert len(told) == -(-11 // batch_size)
     figures = comparer.finish()
