@@ -241,18 +241,23 @@ class Cell(_Frozen):
     @classmethod
     def _with_added(cls, choices: Any) -> Any:
         """Validates the added axes, which pydantic takes as they come."""
-        beyond = {axis: value for axis, value in choices.items() if axis not in cls.model_fields}
+        fields = cls.model_fields
+        beyond = {axis: value for axis, value in choices.items() if axis not in fields}
         if unknown := beyond.keys() - ADDED:
-            raise ValueError(f"{min(unknown)}: no such axis{did_you_mean(min(unknown), [*cls.model_fields, *ADDED])}")
+            raise ValueError(f"{min(unknown)}: no such axis{did_you_mean(min(unknown), [*fields, *ADDED])}")
         added = {axis: parse(kind, beyond.get(axis, default), axis) for axis, (kind, default) in ADDED.items()}
         return {**choices, **added}
 
     def __hash__(self) -> int:
-        return hash(tuple(value for _, value in self))  # pydantic's own leaves out what was added
+        return hash(tuple(self.choices().values()))  # pydantic's own leaves out what was added
+
+    def choices(self) -> dict[str, Any]:
+        """The value of each axis, in a fixed order."""
+        return {**self.__dict__, **(self.__pydantic_extra__ or {})}
 
     def axes(self) -> dict[str, str | bool]:
         """A short label an axis, in a fixed order: what tables and W&B configs show."""
-        return {axis: label(value) for axis, value in self}
+        return {axis: label(value) for axis, value in self.choices().items()}
 
 
 class WandbSettings(_Frozen):

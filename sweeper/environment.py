@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +47,8 @@ def versions(distributions: Iterable[str]) -> dict[str, str | None]:
 
 def version(distribution: str) -> str | None:
     """The installed version, without importing the package."""
+    from importlib import metadata  # 10 ms that --help does not need
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -74,6 +74,8 @@ def _gpu() -> dict[str, Any]:
 
 def _cublas_version(cuda_version: str) -> str | None:
     """Of the library that torch has loaded; None where it does not go by its Linux name. torch has no call for it."""
+    import ctypes
+
     try:
         library = ctypes.CDLL(f"libcublas.so.{cuda_version.split('.')[0]}")
     except OSError:

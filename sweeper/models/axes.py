@@ -210,6 +210,7 @@ _BUILT_IN = (
 _TABLE: dict[str, Axis] = {axis.name: axis for axis in _BUILT_IN}
 
 
+@cache
 def table() -> tuple[Axis, ...]:
     """Every axis, in the order of a cell's fields; those that were registered last."""
     return tuple(_TABLE.values())
@@ -230,9 +231,14 @@ def groups() -> tuple[str, ...]:
     return tuple(axis.name for axis in table() if axis.group)
 
 
+@cache
+def _deciding(key: Key) -> tuple[Axis, ...]:
+    return tuple(axis for axis in table() if getattr(axis, key) is not nothing)
+
+
 def parts(key: Key, cell: Cell) -> tuple[Hashable, ...]:
     """What decides whether two cells share what the key stands for: the part of each axis."""
-    return tuple(axis.part(key, cell) for axis in table())
+    return tuple([axis.part(key, cell) for axis in _deciding(key)])
 
 
 def register(added: Axis) -> None:
@@ -245,6 +251,7 @@ def register(added: Axis) -> None:
         raise ConfigError(f"{added.name}: the name of an axis must be new, and an identifier of Python")
     ADDED[added.name] = (added.kind, config.parse(added.kind, added.default, added.name))
     _TABLE[added.name] = added
+    _table_changed()
 
 
 @contextmanager
@@ -255,3 +262,9 @@ def registered(added: Axis) -> Iterator[None]:
         yield
     finally:
         del ADDED[added.name], _TABLE[added.name]
+        _table_changed()
+
+
+def _table_changed() -> None:
+    table.cache_clear()
+    _deciding.cache_clear()

@@ -78,10 +78,10 @@ class Axis:
     conditions: Part | None = None
     around: Callable[[Cell], AbstractContextManager[Any]] | None = None
     switches: Callable[[Cell], Mapping[str, Switch]] | None = None
-    without_effect: Callable[[Cell], Mapping[str, str]] = lambda _cell: {}
+    without_effect: Callable[[Cell], Mapping[str, str]] | None = None
     unsupported: Callable[[Cell], str | None] = nothing
-    needs: Callable[[Cell], tuple[str, ...]] = lambda _cell: ()
-    packages: Callable[[Cell], tuple[str, ...]] = lambda _cell: ()
+    needs: Callable[[Cell], tuple[str, ...]] | None = None
+    packages: Callable[[Cell], tuple[str, ...]] | None = None
 
     def words(self) -> tuple[str, ...]:
         """What can be typed, where that is a list: not for groups."""

@@ -27,7 +27,8 @@ def conditions(cell: Cell) -> Iterator[dict[str, str]]:
     with begun(switches(cell)):
         yield without_effect
         for axis in axes.table():
-            without_effect |= axis.without_effect(cell)
+            if axis.without_effect is not None:
+                without_effect |= axis.without_effect(cell)
 
 
 @contextmanager

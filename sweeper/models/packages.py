@@ -5,7 +5,6 @@ What cannot be looked at (a model of the hub, which may not be here yet) counts 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from functools import lru_cache
@@ -82,7 +81,9 @@ def _of_quantizer(method: str | None) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _of_architecture(model_type: str) -> tuple[str, ...]:
     """`KERNELS`, where transformers' own code of the architecture looks for them; or where there is no such code."""
-    found = importlib.util.find_spec("transformers")
+    from importlib.util import find_spec  # 10 ms that --help does not need
+
+    found = find_spec("transformers")
     roots = list(found.submodule_search_locations or ()) if found is not None else []
     folder = Path(roots[0] if roots else ".", "models", model_type.replace("-", "_"))
     code = [path.read_text(encoding="utf-8") for path in folder.glob("modeling_*.py")]

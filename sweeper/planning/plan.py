@@ -64,15 +64,15 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
         request: the validated cells and their reference.
         environment: of this machine; what `environment.identity` takes from it is part of every cell id.
     """
-    used = _Packages()
-    cells = _ordered(_planned_cells(request, identity(environment), used))
+    ids = CellIds(identity(environment))
+    cells = _ordered(_planned_cells(request, ids))
     sweep = request.settings.sweep or _sweep_name(cells)
     runnable = [planned for planned in cells if planned.unsupported is None]
     return Plan(
         grid=request.grid,
         sweep=sweep,
         folder=Path(request.settings.output_dir) / request.grid / sweep,
-        environment={**environment, **used.seen},
+        environment={**environment, **ids.packages},
         cells=tuple(cells),
         excluded=request.excluded,
         reference_count=len({planned.reference_id for planned in runnable}),
@@ -80,41 +80,40 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
     )
 
 
-def cell_id(cell: Cell, environment_identity: dict[str, Any], packages: dict[str, str | None] | None = None) -> str:
-    """12 hex digits of a hash of all choices, the files they name, and the environment that can change a result.
+class CellIds:
+    """Gives cells their ids; what many of them share is looked up and written out once.
 
-    Args:
-        environment_identity: what can change any result.
-        packages: versions of those that can change this one.
+    Attributes:
+        packages: the versions that any of the ids depends on, as they stand in an environment.
     """
-    choices = ",".join(f'"{axis}":{_canonical_value(value)}' for axis, value in cell)
-    rest = "".join(_canonical(part) for part in (environment_identity, _files(cell), packages) if part)
-    return _sha256(f"{{{choices}}}{rest}")[:12]
+
+    def __init__(self, environment_identity: dict[str, Any]) -> None:
+        self.packages: dict[str, str | None] = {}
+        self._environment = _canonical(environment_identity)
+        self._versions: dict[tuple[str, ...], str] = {}
+        tables = ((axis.needs, axis.packages) for axis in axes.table())
+        self._named = [names for named in tables for names in named if names is not None]
+
+    def of(self, cell: Cell) -> str:
+        """12 hex digits of a hash of all choices, of the files they name, and of what can change a result: the
+        environment, and the packages that these choices use."""
+        choices = ",".join([f'"{axis}":{_canonical_value(value)}' for axis, value in cell.choices().items()])
+        files = _files(cell)
+        rest = f"{self._environment}{self._versions_for(cell)}{_canonical(files) if files else ''}"
+        return _sha256(f"{{{choices}}}{rest}")[:12]
+
+    def _versions_for(self, cell: Cell) -> str:
+        names = tuple([name for named in self._named for name in named(cell)])
+        if names not in self._versions:
+            found = versions(dict.fromkeys(names))
+            self.packages |= found
+            self._versions[names] = _canonical(found) if found else ""
+        return self._versions[names]
 
 
 def _unsupported_id(cell_id: str, reason: str | None) -> str:
     """Another id than where the cell can run: once what was missing is there, the same command runs it."""
     return cell_id if reason is None else _sha256(cell_id + reason)[:12]
-
-
-class _Packages:
-    """The versions of the packages that can change the results of cells, each looked up once a plan.
-
-    Attributes:
-        seen: those that were asked for, as they stand in an environment.
-    """
-
-    def __init__(self) -> None:
-        self.seen: dict[str, str | None] = {}
-        self._versions: dict[tuple[str, ...], dict[str, str | None]] = {}
-
-    def of(self, cell: Cell) -> dict[str, str | None]:
-        """Those of the values that the cell has."""
-        names = tuple(name for axis in axes.table() for name in (*axis.needs(cell), *axis.packages(cell)))
-        if names not in self._versions:
-            self._versions[names] = versions(dict.fromkeys(names))
-            self.seen |= self._versions[names]
-        return self._versions[names]
 
 
 def _files(cell: Cell) -> dict[str, Any]:
@@ -139,13 +138,11 @@ def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _planned_cells(
-    request: SweepRequest, environment_identity: dict[str, Any], packages: _Packages
-) -> list[PlannedCell]:
+def _planned_cells(request: SweepRequest, ids: CellIds) -> list[PlannedCell]:
     reasons: dict[str, str | None] = {}
 
     def identified(cell: Cell) -> tuple[str, str | None]:
-        key = cell_id(cell, environment_identity, packages.of(cell))
+        key = ids.of(cell)
         if key not in reasons:
             reasons[key] = unsupported_reason(cell)
         return key, reasons[key]

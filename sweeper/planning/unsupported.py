@@ -21,7 +21,7 @@ def unsupported_reason(cell: Cell) -> str | None:
 
 def _missing_package(cell: Cell) -> str | None:
     for axis in axes.table():
-        for package in axis.needs(cell):
+        for package in axis.needs(cell) if axis.needs is not None else ():
             if not _installed(package):
                 value = label(getattr(cell, axis.name))
                 missing = f"{value} needs the package {package}, which is not installed"

@@ -28,7 +28,7 @@ from sweeper.config import (
 from sweeper.environment import environment
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest
-from sweeper.planning.plan import Plan, cell_id, make_plan
+from sweeper.planning.plan import CellIds, Plan, make_plan
 from sweeper.reports.plan import print_plan
 
 ENVIRONMENT = environment("cpu")
@@ -67,6 +67,10 @@ def cells_of(**axes: list[Any]) -> tuple[Cell, ...]:
 
 def checkpoint(name: str, seed: int = 0) -> SeededCheckpoint:
     return CELL.checkpoint.model_copy(update={"name": name, "seed": seed})
+
+
+def cell_id(cell: Cell, identity: dict[str, Any]) -> str:
+    return CellIds(identity).of(cell)
 
 
 def request(cells: tuple[Cell, ...], reference: dict[str, Any], **settings: Any) -> SweepRequest:
