@@ -79,7 +79,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.compared: Counter[str] = Counter()
-        self.differing: Counter[str] = Counter()
+        self.differing: Counter[tuple[str, bool]] = Counter()
         self.notes: Counter[str] = Counter()
         self.failed = False
 
@@ -194,8 +194,8 @@ class Cell(NamedTuple):
 def compare_cells(old: Cell, new: Cell, tally: Tally, *, ulp: int, other_evidence: bool) -> dict[str, Count]:
     """All that two records of one cell hold, by topic."""
     counts = {"measured figures": _fields("measured figures", MEASURED, old.record, new.record, tally)}
-    repeats = [(cell.record.get("cost") or {}).get("repeatable") for cell in (old, new)]
-    counts["repeatable"] = compare_values("repeatable", "cost.repeatable", *repeats, tally)
+    old_repeats, new_repeats = ((cell.record.get("cost") or {}).get("repeatable") for cell in (old, new))
+    counts["repeatable"] = compare_values("repeatable", "cost.repeatable", old_repeats, new_repeats, tally)
     counts["reasons"] = _fields("reasons", ("reason",), old.record, new.record, tally)
     counts["module rows"] = _modules(old.folder, new.folder, tally)
     counts |= _verdicts(old.record.get("verdict"), new.record.get("verdict"), tally, ulp, other_evidence)
@@ -204,8 +204,8 @@ def compare_cells(old: Cell, new: Cell, tally: Tally, *, ulp: int, other_evidenc
 
 
 def _fields(topic: str, fields: Sequence[str], old: dict[str, Any], new: dict[str, Any], tally: Tally) -> Count:
-    kept = [{field: record[field] for field in fields if field in record} for record in (old, new)]
-    return compare_values(topic, "", *kept, tally)
+    old_kept, new_kept = ({field: record[field] for field in fields if field in record} for record in (old, new))
+    return compare_values(topic, "", old_kept, new_kept, tally)
 
 
 def _modules(old: Path, new: Path, tally: Tally) -> Count:
@@ -358,7 +358,8 @@ def _grouped(cells: list[Cell], axes: Sequence[str]) -> dict[tuple[Any, ...], li
 def zoo_rows(path: Path) -> dict[str, dict[str, str]]:
     """`half: pair` -> heading -> text, of every table in the file."""
     rows: dict[str, dict[str, str]] = {}
-    half, headings = "", []
+    half = ""
+    headings: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if title := re.match(r"<details><summary>(\w+):", line):
