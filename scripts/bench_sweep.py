@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from sweeper.checkpoints import prepare
 from sweeper.cli.compose import arrange
-from sweeper.cli.main import config_folder
+from sweeper.cli.run import config_folder
 from sweeper.comparator.comparer import Comparer
 from sweeper.comparator.forwards import conditions, read_texts, run_forwards, side_of
 from sweeper.comparator.hooks import tensors_of

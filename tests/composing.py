@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from sweeper.cli.compose import arrange
-from sweeper.cli.main import config_folder
+from sweeper.cli.run import config_folder
 from sweeper.planning.grid import SweepRequest, expand
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.cli.main import config_folder
+from sweeper.cli.run import config_folder
 from sweeper.config import Cell, Settings
 from sweeper.environment import environment
 from sweeper.models import axes

@@ -1,4 +1,4 @@
-"""Hydra's side of the command line: the order of the arguments, the start, and its errors as one line."""
+"""Hydra's side of the command line: the order of the arguments, the start, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -17,34 +17,26 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sweeper.config import ADDED
-from sweeper.errors import ConfigError, SweeperError
+from sweeper.errors import ConfigError
 from sweeper.models import axes
-
-CELL_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def start(config_folder: Path) -> int | str | None:
-    """Lets Hydra compose `sys.argv` and run the sweeper plugin. Bad input is one line. Returns the exit code.
+def start(arguments: Sequence[str], config_folder: Path) -> int | str | None:
+    """Lets Hydra compose the arguments and run the sweeper plugin. Returns the exit code.
 
-    With HYDRA_FULL_ERROR=1 in the environment errors keep their traceback.
+    Raises:
+        ConfigError: what Hydra refused, in one line.
     """
-    with_traceback = os.environ.get(_FULL_ERROR) == "1"
     try:
-        sys.argv[1:] = arrange(sys.argv[1:])
+        sys.argv[1:] = arrange(arguments)  # Hydra reads them from there alone
         with _hydra_raises():
             hydra.main(version_base="1.3", config_path=str(config_folder), config_name="config")(_other_sweeper)()
     except SystemExit as end:  # the plugin's exit code
         return end.code
-    except KeyboardInterrupt:
-        print("sweeper: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (SweeperError, HydraException, OmegaConfBaseException) as error:
-        if with_traceback:
-            raise
-        print(f"sweeper: {one_line(error)}", file=sys.stderr)
-        return CELL_FAILED if isinstance(error, SweeperError) and not isinstance(error, ConfigError) else BAD_INPUT
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
     return 0
 
 

@@ -1,35 +1,34 @@
-"""`python -m sweeper explain SWEEP CELL`: runs a stored cell and its reference again, and looks for the cause."""
+"""`sweeper explain SWEEP CELL`: runs a stored cell and its reference again, and looks for the cause."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from sweeper.config import Cell, parse
-from sweeper.errors import ConfigError, SweeperError
-from sweeper.planning.plan import PlannedCell
+from sweeper.errors import ConfigError
 from sweeper.records.cell import CellRecord, ExplanationRecord, TriedRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
 
 
-def main() -> None:
-    """Exit code 0, 1 (it could not be run), 2 (bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeper explain",
+def main(arguments: Sequence[str]) -> int:
+    """Explains the cell that the arguments name; returns the exit code.
+
+    Raises:
+        SweeperError: bad input, or the cell could not be run.
+    """
+    parser = ArgumentParser(
+        prog="sweeper explain",
         description="Why a cell differs from its reference: one thing is put back at a time, and the cell runs again.",
+        allow_abbrev=False,
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's folder: outputs/<grid>/<sweep>")
     parser.add_argument("cell", metavar="CELL", help="a cell's id, or its first characters")
-    arguments = parser.parse_args()
-    try:
-        explain_cell(arguments.sweep, arguments.cell)
-    except SweeperError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    asked = parser.parse_args(arguments)
+    explain_cell(asked.sweep, asked.cell)
+    return 0
 
 
 def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
@@ -48,9 +47,12 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
 
 def _explain(record: CellRecord) -> ExplanationRecord:
+    # Hydra, torch and transformers: not for a wrong id
+    from sweeper.config import Cell, parse
     from sweeper.environment import environment
+    from sweeper.planning.plan import PlannedCell
     from sweeper.sweep.judging import telling_texts
-    from sweeper.sweep.runner import Runner  # torch and transformers: not for a wrong id
+    from sweeper.sweep.runner import Runner
 
     planned = PlannedCell(
         cell=parse(Cell, record.choices),
@@ -77,6 +79,8 @@ def _explain(record: CellRecord) -> ExplanationRecord:
 
 
 def _print(record: CellRecord, explanation: ExplanationRecord) -> None:
+    from rich.console import Console
+
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(f"{explanation.kind.upper()}: {explanation.reason}", style="bold")
     out.print(explanation.cause)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sweeper.config import Settings as SweepSettings
@@ -17,7 +17,11 @@ sweeper: how much a model's outputs moved, where it starts, and which switch did
 Runs a model once for every cell of a grid, compares every module's output with a reference cell, and prints a row a
 cell. Results: OUTPUT_DIR/GRID/SWEEP/cells. The same command skips what is finished.
 
-  python -m sweeper [+grid=NAME] [KEY=VALUE ...] [KEY=A,B ...] [-m]
+  python -m sweeper [run] [+grid=NAME] [KEY=VALUE ...] [KEY=A,B ...] [-m]
+  python -m sweeper SUBCOMMAND ...        (or, installed: sweeper ...)
+
+Subcommands (SUBCOMMAND --help has more):
+{subcommands}
 
 Axes of a cell (several values, separated by commas, make a grid; -m changes nothing):
 {axes}
@@ -50,13 +54,14 @@ Examples:
 """
 
 
-def help_text(config_folders: Sequence[Path]) -> str:
-    """The help, with the config files that lie in these folders."""
+def help_text(config_folders: Sequence[Path], subcommands: Mapping[str, str]) -> str:
+    """The help, with the config files that lie in these folders, and what each subcommand is for."""
     scalars = [axis for axis in axes.table() if not axis.group]
     groups = [axis for axis in axes.table() if axis.group]
     wandb = [f"wandb.{field}" for field in WandbSettings.model_fields]
     settings = [field for field in SweepSettings.model_fields if field != "wandb"]
     return _TEXT.format(
+        subcommands="\n".join(_entry(name, [purpose]) for name, purpose in subcommands.items()),
         axes="\n".join(_axis(axis, axis.words()) for axis in scalars),
         groups="\n".join(_axis(axis, _options(config_folders, axis.name)) for axis in groups),
         grids=_entry("+grid", _options(config_folders, "grid")),

@@ -1,90 +1,60 @@
-"""The command line. `--help` is answered without Hydra; everything else goes through `sweeper.cli.compose`."""
+"""The command `sweeper`: which subcommand a command line asks for, and what its end says to the shell."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from argparse import ArgumentParser
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from sweeper.planning.grid import SweepRequest
-    from sweeper.sinks import Sink
+from sweeper.errors import ConfigError, SweeperError
 
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-SUBCOMMANDS = ("explain", "report", "published")
-"""Each is a module of `sweeper.cli` or, for published figures, of their own; `run` is what is done without one."""
+SUBCOMMANDS = {
+    "run": "run a sweep: what is done without a subcommand",
+    "report": "show a sweep again from its files, write it as Markdown or as a page",
+    "explain": "run a stored cell again and find out why it differs",
+    "published": "write a page of published figures beside a sweep's",
+}
+"""Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""
 
 
 def main() -> NoReturn:
     """`sweeper` and `python -m sweeper`. Exit code 0, 1 (a cell failed), 2 (bad input), 130 (Ctrl-C)."""
-    if sys.argv[1:2] == ["run"]:
-        del sys.argv[1]
-    elif sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
-        _subcommand(sys.argv.pop(1))
-    parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
-    asked, _ = parser.parse_known_args(sys.argv[1:])
-    if asked.help:
-        print(_help(), end="")
-        sys.exit(0)
-    _let_threads_rest()
-    from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
-
-    sys.exit(start(config_folder()))
+    sys.exit(dispatch(sys.argv[1:]))
 
 
-def _subcommand(name: str) -> NoReturn:
-    from importlib import import_module
+def dispatch(arguments: Sequence[str]) -> int | str | None:
+    """Hands the arguments to their subcommand; `run` where none is named. An error on purpose is one line.
 
-    import_module("sweeper.published.page" if name == "published" else f"sweeper.cli.{name}").main()
-    sys.exit(0)
-
-
-def _let_threads_rest() -> None:
-    """Between two operations torch's OpenMP threads spin, on cores that the threads that measure want: with a
-    shorter spin comparing costs a third to a half less there (docs/performance.md). Read when torch is loaded."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-
-
-def carry_out(request: SweepRequest) -> int:
-    """Runs a sweep, or prints its plan. Returns the exit code."""
-    published = _published(request)
-    if request.settings.dry_run:
-        from sweeper.environment import environment
-        from sweeper.planning.plan import make_plan
-        from sweeper.reports.plan import print_plan
-
-        print_plan(make_plan(request, environment(request.device)))
-        return 0
-    from sweeper.sweep.run import run
-
-    return run(request, published)
+    With HYDRA_FULL_ERROR=1 in the environment, as Hydra has it, errors keep their traceback.
+    """
+    named = arguments[:1] and arguments[0] in SUBCOMMANDS
+    name, rest = (arguments[0], arguments[1:]) if named else ("run", arguments)
+    try:
+        if not named:
+            _refuse_unknown_word(arguments)
+        exit_code: int | str | None = import_module(f"sweeper.cli.{name}").main(rest)
+    except KeyboardInterrupt:
+        print("sweeper: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SweeperError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"sweeper{f' {name}' if named else ''}: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, ConfigError) else FAILED
+    return exit_code
 
 
-def _published(request: SweepRequest) -> list[Sink]:
-    """The sink that puts published figures beside the measured ones, where some are asked for."""
-    if request.reported is None:
-        return []
-    from sweeper.config import parse
-    from sweeper.published.report import Report
-    from sweeper.published.sink import ReportedSink
-
-    return [ReportedSink(parse(Report, request.reported, "reported"))]
-
-
-def config_folder() -> Path:
-    """`conf/`: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def _help() -> str:
-    from sweeper.cli.help import help_text
-
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[config_folder()])
-    return help_text(parser.parse_known_args(sys.argv[1:])[0].config_dir)
+def _refuse_unknown_word(arguments: Sequence[str]) -> None:
+    """A first word that is neither an option nor a choice can only be meant for a subcommand."""
+    word = next(iter(arguments), "")
+    if word.replace("_", "").isalnum():
+        close = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ConfigError(
+            f"{word}: no such subcommand{hint} Allowed: {', '.join(SUBCOMMANDS)}; a choice is written KEY=VALUE"
+        )

@@ -1,31 +1,22 @@
-"""`python -m sweeper report SWEEP_FOLDER`: shows a sweep again, from its files alone. Imports no torch."""
+"""`sweeper report SWEEP_FOLDER`: shows a sweep again, from its files alone. Imports no torch."""
 
 from __future__ import annotations
 
-import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from sweeper.errors import ConfigError
 from sweeper.records.sweep import Sweep
 
 
-def main() -> NoReturn:
-    """Exit code 0, or 2 with one line on what was wrong."""
-    try:
-        sys.exit(report(_parser().parse_args()))
-    except ConfigError as error:
-        print(f"sweeper.cli.report: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def report(asked: Namespace) -> int:
-    """Does what the command line asks for; returns the exit code.
+def main(arguments: Sequence[str]) -> int:
+    """Shows or writes what the arguments ask for; returns the exit code.
 
     Raises:
         ConfigError: no such sweep, or no such cell.
     """
+    asked = _parser().parse_args(arguments)
     if asked.schema:
         from sweeper.cli.schema import schema_markdown
 
@@ -68,7 +59,7 @@ def _write(path: Path, text: str) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m sweeper report",
+        prog="sweeper report",
         description="Shows a finished sweep again: its table of cells, or what the options ask for.",
         allow_abbrev=False,
     )

@@ -1,10 +1,8 @@
-"""`python -m sweeper published FILE.md SWEEP [SWEEP ...]`: a report's page, from sweeps' files alone."""
+"""The page of a report, from sweeps' files alone."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,25 +13,6 @@ from sweeper.published.lookup import compare_with_published
 from sweeper.published.markdown import report_markdown
 from sweeper.published.report import Report
 from sweeper.records.sweep import Sweep
-
-
-def main() -> None:
-    """Exit code 0, or 2 with one line on what was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeper published",
-        description="Writes the page of a report, and the picture of its layers beside it as FILE_layers.svg.",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE.md")
-    parser.add_argument(
-        "sweeps", type=Path, nargs="+", metavar="SWEEP", help="folders; the first was run with reported=NAME"
-    )
-    arguments = parser.parse_args()
-    try:
-        for path in write_page(arguments.file, arguments.sweeps):
-            print(path)
-    except (ConfigError, OSError) as error:
-        print(f"sweeper.published.page: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def write_page(file: Path, folders: Sequence[Path]) -> list[Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.cli import compose
 from sweeper.cli import main as cli
+from sweeper.cli import run
 from sweeper.config import Attention, Dtype, Layout, LoadStrategy, Positions, Settings
 from sweeper.errors import CheckpointError
 from tests.composing import write_grid
@@ -56,7 +56,7 @@ def test_threads_spin_briefly_unless_somebody_chose_how_they_wait(monkeypatch: p
             for name, value in chosen.items():
                 context.setenv(name, value)
             context.setattr(os, "environ", dict(os.environ))
-            cli._let_threads_rest()
+            run._let_threads_rest()
             assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
@@ -145,7 +145,41 @@ def test_what_a_sweep_ends_with_reaches_the_shell(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(cli, "carry_out", carry_out)
-    monkeypatch.setattr(sys, "argv", ["sweeper", *PLAN])
-    assert compose.start(cli.config_folder()) == code
+    monkeypatch.setattr(run, "carry_out", carry_out)
+    monkeypatch.setattr(sys, "argv", ["sweeper"])
+    assert cli.dispatch(PLAN) == code
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+@pytest.mark.parametrize("name", cli.SUBCOMMANDS)
+def test_every_subcommand_has_help_that_imports_nothing_heavy(tmp_path: Path, name: str) -> None:
+    assert name in sweeper("--help", cwd=tmp_path).stdout
+    done = sweeper(name, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert done.stdout.startswith("sweeper:" if name == "run" else f"usage: sweeper {name}")
+    assert "sweeper.errors" in imported
+    assert not imported & {"torch", "transformers", "hydra", "wandb", "pandas", "pyarrow", "rich"}
+
+
+def test_run_may_be_written_out(tmp_path: Path) -> None:
+    done = sweeper("run", *PLAN, "+grid=load_strategy", "-m", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 cells to run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("reprot some/folder", "sweeper: reprot: no such subcommand; did you mean report? Allowed: run, report, "),
+        ("dtype", "sweeper: dtype: no such subcommand. Allowed: run, report, explain, published; a choice is written "),
+        ("run report", "sweeper run: cannot read 'report'; write KEY=VALUE"),
+        ("report /nowhere", "sweeper report: /nowhere: no sweep.json in it"),
+        ("explain /nowhere abc", "sweeper explain: /nowhere: no sweep.json in it"),
+        ("published page.md /nowhere", "sweeper published: /nowhere: no sweep.json in it"),
+    ],
+)
+def test_a_wrong_word_behind_the_command_is_one_line(tmp_path: Path, arguments: str, line: str) -> None:
+    done = sweeper(*arguments.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(line)

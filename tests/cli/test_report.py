@@ -57,7 +57,7 @@ def test_an_id_that_names_no_one_cell_lists_the_cells(tmp_path: Path, prefix: st
     report_1(tmp_path)
     refused = run(tmp_path, "--cell", prefix)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"sweeper.cli.report: {message}")
+    assert refused.stderr.startswith(f"sweeper report: {message}")
     assert refused.stderr.count("\n") == 1
 
 
@@ -75,14 +75,9 @@ def test_a_broken_description_is_one_line(tmp_path: Path) -> None:
         Sweep.read(tmp_path)
 
 
-def test_the_page_lands_in_the_sweep_and_markdown_where_it_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_lands_in_the_sweep_and_markdown_where_it_is_asked_for(tmp_path: Path) -> None:
     sweep = report_1(tmp_path / "sweep")
-    monkeypatch.setattr(sys, "argv", ["report", str(sweep.folder), "--html", "--markdown", str(tmp_path / "t.md")])
-    with pytest.raises(SystemExit) as ended:
-        report.main()
-    assert ended.value.code == 0
+    assert report.main([str(sweep.folder), "--html", "--markdown", str(tmp_path / "t.md")]) == 0
     assert (sweep.folder / "index.html").exists()
     assert "| cast_after_load |" in (tmp_path / "t.md").read_text()
 
@@ -91,8 +86,8 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
     report_1(tmp_path)
     code = (
         "import sys\nfrom sweeper.cli import report\n"
-        f"sys.argv = ['report', {str(tmp_path)!r}, '--html', '--cell', 'bbbb']\n"
-        "try:\n    report.main()\nfinally:\n    assert 'torch' not in sys.modules and 'hydra' not in sys.modules"
+        f"report.main([{str(tmp_path)!r}, '--html', '--cell', 'bbbb'])\n"
+        "assert 'torch' not in sys.modules and 'hydra' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sweeper.checkpoints import prepare
-from sweeper.cli.main import carry_out
+from sweeper.cli.run import carry_out
 from sweeper.config import parse
 from sweeper.environment import environment
 from sweeper.inputs.layout import pad_id

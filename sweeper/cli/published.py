@@ -1,0 +1,35 @@
+"""`sweeper published FILE.md SWEEP [SWEEP ...]`: published figures beside those of sweeps, as a page."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from sweeper.errors import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the page and, where there are tables over layers, their picture.
+
+    Raises:
+        ConfigError: a folder is no sweep, the first was run without published figures, or FILE.md cannot be written.
+    """
+    parser = ArgumentParser(
+        prog="sweeper published",
+        description="Writes a page of published figures beside those of sweeps, and as FILE_layers.svg its picture.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.md")
+    parser.add_argument(
+        "sweeps", type=Path, nargs="+", metavar="SWEEP", help="folders; the first was run with reported=NAME"
+    )
+    asked = parser.parse_args(arguments)
+    from sweeper.published.page import write_page  # after the arguments: what is wrong with them is said at once
+
+    try:
+        written = write_page(asked.file, asked.sweeps)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    print(*written, sep="\n")
+    return 0

@@ -1,0 +1,75 @@
+"""`sweeper [run]`: runs a sweep. `--help` is answered without Hydra; all else goes through `sweeper.cli.compose`."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeper.planning.grid import SweepRequest
+    from sweeper.sinks import Sink
+
+
+def main(arguments: Sequence[str]) -> int | str | None:
+    """Shows the help, or lets Hydra compose the arguments, which ends in `carry_out`. Returns the exit code."""
+    parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    if parser.parse_known_args(arguments)[0].help:
+        print(_help(arguments), end="")
+        return 0
+    _let_threads_rest()
+    from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
+
+    return start(arguments, config_folder())
+
+
+def carry_out(request: SweepRequest) -> int:
+    """Runs a sweep, or prints its plan. Returns the exit code."""
+    published = _published(request)
+    if request.settings.dry_run:
+        from sweeper.environment import environment
+        from sweeper.planning.plan import make_plan
+        from sweeper.reports.plan import print_plan
+
+        print_plan(make_plan(request, environment(request.device)))
+        return 0
+    from sweeper.sweep.run import run
+
+    return run(request, published)
+
+
+def _published(request: SweepRequest) -> list[Sink]:
+    """The sink that puts published figures beside the measured ones, where some are asked for."""
+    if request.reported is None:
+        return []
+    from sweeper.config import parse
+    from sweeper.published.report import Report
+    from sweeper.published.sink import ReportedSink
+
+    return [ReportedSink(parse(Report, request.reported, "reported"))]
+
+
+def config_folder() -> Path:
+    """`conf/`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def _let_threads_rest() -> None:
+    """Between two operations torch's OpenMP threads spin, on cores that the threads that measure want: with a
+    shorter spin comparing costs a third to a half less there (docs/performance.md). Read when torch is loaded."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
+def _help(arguments: Sequence[str]) -> str:
+    from sweeper.cli.help import help_text
+    from sweeper.cli.main import SUBCOMMANDS
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[config_folder()])
+    return help_text(parser.parse_known_args(arguments)[0].config_dir, SUBCOMMANDS)
