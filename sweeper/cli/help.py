@@ -46,7 +46,7 @@ Examples:
   python -m sweeper +grid=bf16_vs_fp32 -m             a grid
   python -m sweeper +grid=bf16_vs_fp32 dry_run=true   what it would do: cells, references, folder
   python -m sweeper +grid=load_strategy checkpoint=tiny_llama wandb.mode=disabled
-  python -m sweeper +grid=load_strategy reported=logit_divergence_bf16    published figures beside the measured ones
+  python -m sweeper +grid=bf16_vs_fp32 reported=public_issues     published figures beside the measured ones
   python -m sweeper dtype=bfloat16,float16 checkpoint=folder checkpoint.path=FOLDER
   python -m sweeper --config-dir MY_CONF +grid=mine   your own MY_CONF/grid/mine.yaml, checkpoints, inputs, numerics
 

@@ -46,10 +46,10 @@ def _published(request: SweepRequest) -> list[Sink]:
     if request.reported is None:
         return []
     from sweeper.config import parse
-    from sweeper.published.report import Report
-    from sweeper.published.sink import ReportedSink
+    from sweeper.published.publication import Publication
+    from sweeper.sinks.published import PublishedSink
 
-    return [ReportedSink(parse(Report, request.reported, "reported"))]
+    return [PublishedSink(parse(Publication, request.reported, "reported"))]
 
 
 def config_folder() -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sweeper.published.lookup import Comparison
+from sweeper.published.lookup import Reproduction
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
 from sweeper.records.store import modules_schema
 from sweeper.records.sweep import SweepDescription
@@ -27,7 +27,6 @@ outputs/<grid>/<sweep>/
   cells/<cell_id>/cell.json           one finished cell
   cells/<cell_id>/modules.parquet     its modules, a row each
   reported.json                       published figures beside the measured ones, with reported=NAME
-  fixups.json                         what `python -m sweeper.published.fixups` measured
   index.html                          the page, made from the above
   wandb/                              made from the above, unless wandb.mode=disabled
 ```
@@ -47,8 +46,8 @@ def schema_markdown() -> str:
     parts += ["## modules.parquet\n", _modules(), "## sweep.json\n", _record(SweepDescription)]
     for kind in _records_in(SweepDescription):
         parts += [f"### {kind.__name__}\n", _record(kind)]
-    parts += ["## reported.json\n", "The report, as in `conf/reported`, and under `numbers` a list of these.\n"]
-    return "\n".join([*parts, _record(Comparison)])
+    parts += ["## reported.json\n", "The publication, as in `conf/reported`, and under `numbers` a list of these.\n"]
+    return "\n".join([*parts, _record(Reproduction)])
 
 
 def _records_in(kind: type[BaseModel]) -> list[type[BaseModel]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class SweepRequest:
         reference: axis -> validated value. Every other axis of a reference takes the candidate's own value.
         excluded: labels of each excluded combination, and the rule that excluded it.
         reported: the composed option of conf/reported, which `sweeper.published` reads; None without any.
-        config: the composed config as plain data, with `overrides`, `params` and `exclude`; kept beside the results.
+        config: the composed config as plain data, with `config_dirs`, `overrides`, `params` and `exclude`; kept beside
+            the results.
     """
 
     grid: str
@@ -93,8 +95,20 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         reference=_reference(overrides, composed, groups),
         excluded=excluded,
         reported=composed.get("reported"),
-        config={**composed, "overrides": list(arguments), "params": params, "exclude": rules},
+        config={
+            **composed,
+            "config_dirs": _config_dirs(master),
+            "overrides": list(arguments),
+            "params": params,
+            "exclude": rules,
+        },
     )
+
+
+def _config_dirs(master: DictConfig) -> list[str]:
+    """What `--config-dir` named, as seen from here: the command that is shown again has to name it too."""
+    sources = master.hydra.runtime.config_sources
+    return [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
 
 
 def unknown_key(key: str) -> ConfigError:

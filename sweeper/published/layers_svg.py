@@ -1,17 +1,17 @@
-"""The per-layer tables of a report, published against measured, as one SVG file."""
+"""Published tables over layers, published against measured, as one SVG file."""
 
 from __future__ import annotations
 
 from importlib import resources
 
-from sweeper.published.lookup import Compared
-from sweeper.published.report import Figure, Quantity
+from sweeper.published.lookup import Reproductions
+from sweeper.published.publication import Figure, Quantity
 from sweeper.reports.page.chart import Curve, chart
 
 _NAMES = {Quantity.MODULE_MEAN_ABS: "mean |Δ|", Quantity.MODULE_MAX_ABS: "max |Δ|"}
 
 
-def layers_svg(compared: Compared) -> str | None:
+def layers_svg(compared: Reproductions) -> str | None:
     """The mean and max difference of every layer's output on a logarithmic scale; None without such a table."""
     figures = [figure for figure in compared.report.figures if _is_a_curve(figure)]
     if not figures:
@@ -29,7 +29,7 @@ def _is_a_curve(figure: Figure) -> bool:
     return figure.quantity in _NAMES and len(layers) == len(figure.numbers()) > 1
 
 
-def _curves(compared: Compared, figure: Figure, style: int) -> list[Curve]:
+def _curves(compared: Reproductions, figure: Figure, style: int) -> list[Curve]:
     numbers = compared.of(figure)
     published = tuple(number.value for number in figure.numbers())
     measured = tuple(one.measured for one in numbers if one.measured is not None)  # a smaller model has fewer layers

@@ -1,4 +1,4 @@
-"""The page of a report for `docs/results`: published figures, fix-ups, causes and cells of finished sweeps."""
+"""The page of a publication as Markdown: published figures, causes and cells of finished sweeps."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from sweeper.published.fixups_markdown import fixup_rows, pooling_rows, text_rows
-from sweeper.published.lookup import Compared, Comparison
-from sweeper.published.report import Agreement, Figure
-from sweeper.published.sink import ends, measured, measured_on, reasons, statuses
+from sweeper.published.agreement import Agreement
+from sweeper.published.lookup import Reproduction, Reproductions
+from sweeper.published.publication import Figure
+from sweeper.published.table import ends, measured, measured_on, reasons, statuses
 from sweeper.records.cell import ExplanationRecord
 from sweeper.records.store import EXPLAIN_FOLDER
 from sweeper.records.sweep import Sweep, short_label, varying_axes
 from sweeper.reports.markdown import escaped, markdown
 
-FIXUP_HEADINGS = ("fix-up", "proposed in", "attention", "max |Δ|", "mean |Δ|", "equal", "cosine")
-TEXT_HEADINGS = ("dtype", "attention", "positions implicit", "positions explicit", "positions explicit, cache on")
 
-
-def report_markdown(compared: Compared, sweeps: Sequence[Sweep], command: str, picture: str | None) -> str:
+def page_markdown(
+    compared: Reproductions, sweeps: Sequence[Sweep], *, command: str, picture: str | None, sections: Iterable[str] = ()
+) -> str:
     """The whole page.
 
     Args:
-        compared: the report, and its figures in the first of the sweeps.
+        compared: the publication, and its figures in the first of the sweeps.
         sweeps: all that the page is made of.
         command: what made the page.
         picture: name of the SVG file beside it, if there is one.
+        sections: lines that this page alone has.
     """
     lines = [
         f"# {escaped(compared.report.title)}",
@@ -38,7 +38,7 @@ def report_markdown(compared: Compared, sweeps: Sequence[Sweep], command: str, p
     if picture is not None:
         alternative = "Mean and max difference of every layer's output, published and measured"
         lines += ["## Layer by layer", "", f"![{alternative}]({picture})", ""]
-    lines += [*_pair(compared, sweeps), *_causes(sweeps)]
+    lines += [*sections, *_causes(sweeps)]
     lines += ["## The sweeps", ""]
     for sweep in sweeps:
         table_of_cells = markdown(sweep).partition("\n")[2]
@@ -58,7 +58,7 @@ def _row(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def _sources(compared: Compared) -> Iterator[str]:
+def _sources(compared: Reproductions) -> Iterator[str]:
     fields = ("author", "published", "address", "model", "revision", "dtype", "attention", "hardware", "libraries")
     for key, source in compared.report.sources.items():
         stated = "; ".join(f"{field}: {getattr(source, field)}" for field in fields)
@@ -69,26 +69,24 @@ def _sources(compared: Compared) -> Iterator[str]:
     yield ""
 
 
-def _figures(compared: Compared) -> list[str]:
+def _figures(compared: Reproductions) -> list[str]:
     counts = Counter(number.status for number in compared.numbers)
     ended = ", ".join(f"{counts[status]} {status.value}" for status in Agreement if counts[status])
     rows = [_figure(figure, compared.of(figure)) for figure in compared.report.figures]
     lines = ["## Published and measured", "", f"{len(compared.numbers)} numbers: {ended}.", ""]
-    lines += [
-        "Each status is computed by `sweeper.published.report.agreement`, which states its rule. On another checkpoint"
-    ]
+    lines += ["Each status is computed by `sweeper.published.agreement`, which states its rule. On another checkpoint"]
     lines += ["than the published one nothing but inputs gets better than `same order`.", ""]
     lines += table(("figure", "where", "published", "measured", "status", "checkpoint"), rows)
     lines += [f"- {status.value} (×{count}): {escaped(why)}" for (status, why), count in reasons(compared)]
     return [*lines, "", *_every_number(compared)]
 
 
-def _figure(figure: Figure, numbers: Sequence[Comparison]) -> tuple[str, ...]:
+def _figure(figure: Figure, numbers: Sequence[Reproduction]) -> tuple[str, ...]:
     published, found = ends([one.published for one in numbers]), ends([measured(one) for one in numbers])
     return figure.id, figure.section, published, found, statuses(numbers), measured_on(numbers[0])
 
 
-def _every_number(compared: Compared) -> Iterator[str]:
+def _every_number(compared: Reproductions) -> Iterator[str]:
     for figure in compared.report.figures:
         numbers = compared.of(figure)
         if len(numbers) == 1:
@@ -103,24 +101,6 @@ def _every_number(compared: Compared) -> Iterator[str]:
             ),
         )
         yield from ("</details>", "")
-
-
-def _pair(compared: Compared, sweeps: Sequence[Sweep]) -> Iterator[str]:
-    if compared.report.pair is None:
-        return
-    yield from ("## What each fix-up changed", "")
-    yield "Each alone, on the whole output over real tokens; `none` is the report's own pair. What no section"
-    yield "proposes is ours. Every cell runs in eval mode and compares aligned tokens: the rows `without` them were"
-    yield "measured by `python -m sweeper.published.fixups`. Cosine: the least of a text's, or of all tokens where it"
-    yield "says so."
-    yield ""
-    yield from table(FIXUP_HEADINGS, fixup_rows(compared.report, sweeps))
-    yield from ("## The second text, padded against packed", "", "max |Δ| / equal / cosine of its output.", "")
-    yield from table(TEXT_HEADINGS, text_rows(sweeps))
-    pooled = list(pooling_rows(sweeps))
-    if pooled:
-        yield from ("## Pooling by count", "", "Cosine of each text's embedding with that of the text alone.", "")
-        yield from table(("layout", "pooling", "cosine of each text"), pooled)
 
 
 def _causes(sweeps: Sequence[Sweep]) -> list[str]:

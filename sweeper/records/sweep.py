@@ -19,7 +19,7 @@ _MEASURES = tuple(PairMeasures.model_fields)
 _ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
 
 
-class PlannedPair(BaseModel):
+class PlannedIds(BaseModel):
     """One cell of the plan.
 
     Attributes:
@@ -37,7 +37,8 @@ class SweepDescription(BaseModel):
 
     Attributes:
         grid, sweep: names of the two folders.
-        config: the composed config, with `overrides` (the arguments of the command line), `params` and `exclude`.
+        config: the composed config, with `config_dirs` (what `--config-dir` named), `overrides` (the arguments of the
+            command line), `params` and `exclude`.
         cells: every cell of the plan, in the order in which they run; `cells/<cell_id>/` exists once one is finished.
     """
 
@@ -47,7 +48,7 @@ class SweepDescription(BaseModel):
     grid: str
     sweep: str
     config: dict[str, Any]
-    cells: tuple[PlannedPair, ...]
+    cells: tuple[PlannedIds, ...]
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ class Sweep:
     @property
     def command(self) -> str:
         """The command that made it, without the overrides that only say where results go."""
-        overrides = self.description.config.get("overrides", [])
-        return shlex.join(["python", "-m", "sweeper", *(o for o in overrides if not o.startswith(_ABOUT_THE_MACHINE))])
+        config = self.description.config
+        folders = [word for folder in config.get("config_dirs", []) for word in ("--config-dir", folder)]
+        overrides = [word for word in config.get("overrides", []) if not word.startswith(_ABOUT_THE_MACHINE)]
+        return shlex.join(["python", "-m", "sweeper", *folders, *overrides])
 
     def modules(self, cell_id: str) -> list[ModuleRecord]:
         """Every module of a cell in order of execution; none if the cell did not get that far."""

@@ -14,7 +14,7 @@ from sweeper.errors import ConfigError
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import Store
-from sweeper.records.sweep import PlannedPair, SweepDescription
+from sweeper.records.sweep import PlannedIds, SweepDescription
 from sweeper.sinks import AllSinks
 from sweeper.sinks.html import HtmlSink
 from sweeper.sinks.terminal import TerminalSink
@@ -128,5 +128,5 @@ def _shared_references(plan: Plan) -> frozenset[str]:
 
 
 def _description(request: SweepRequest, plan: Plan) -> SweepDescription:
-    pairs = (PlannedPair(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells)
+    pairs = (PlannedIds(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells)
     return SweepDescription(grid=plan.grid, sweep=plan.sweep, config=request.config, cells=tuple(pairs))

@@ -205,7 +205,6 @@ def test_file_config_asks_for_its_file() -> None:
 
 def test_report_1_is_what_was_published() -> None:
     assert _shipped("report_1").texts == ("Gravity is",)
-    assert _shipped("report_1_ids").token_ids == ((22007, 6463, 314),)
 
 
 def test_report_2_is_what_was_published() -> None:
@@ -213,17 +212,6 @@ def test_report_2_is_what_was_published() -> None:
         "hi how are you this is what so that is that what is know is there any way to do this",
         " hi how can i help you today",
     )
-    # The packed row as printed, with the position ids that tell where the second text starts.
-    # fmt: off
-    packed = [
-        6023, 1246, 525, 498, 419, 374, 1128, 773, 429, 374, 429, 1128, 374, 1414, 374, 1052, 894, 1616, 311, 653, 419,
-        151643, 15588, 1246, 646, 600, 1492, 498, 3351, 151643,
-    ]
-    # fmt: on
-    token_ids = _shipped("report_2_ids").token_ids
-    assert token_ids is not None
-    assert [len(ids) for ids in token_ids] == [22, 8]
-    assert [token for ids in token_ids for token in ids] == packed
 
 
 def test_sentences_are_eight_of_different_lengths() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sweeper.checkpoints import prepare
 from sweeper.cli.run import carry_out
-from sweeper.config import parse
 from sweeper.environment import environment
+from sweeper.errors import ConfigError
 from sweeper.inputs.layout import pad_id
 from sweeper.planning.plan import make_plan
-from sweeper.published.lookup import REPORTED_FILE, Compared, Comparison, compare_with_published, has
-from sweeper.published.report import Agreement, Report
-from sweeper.published.sink import print_compared
+from sweeper.published.agreement import Agreement
+from sweeper.published.lookup import REPORTED_FILE, Reproduction, Reproductions, compare_with_published
+from sweeper.published.page import write_page
+from sweeper.published.publication import Publication
+from sweeper.published.table import print_reproductions
 from sweeper.records.sweep import Sweep
 from tests.composing import request_of
 
 BITWISE, DIGITS = Agreement.BITWISE, Agreement.PRINTED_DIGITS
 NOT_COMPARABLE = Agreement.NOT_COMPARABLE
+PAIR = {"cell": {"load_strategy": "cast_after_load"}, "reference": {"load_strategy": "dtype_at_load"}}
 NOT_STATED = ("author", "published", "address", "model", "revision", "dtype", "attention", "hardware", "libraries")
 
 
-def swept(folder: Path, *arguments: str) -> Sweep:
-    request = request_of("checkpoint=tiny_llama", "wandb.mode=disabled", f"output_dir={folder}", *arguments)
+def swept(folder: Path, *arguments: str, user_conf: Path | None = None) -> Sweep:
+    shared = "checkpoint=tiny_llama", "wandb.mode=disabled", f"output_dir={folder}"
+    request = request_of(*shared, *arguments, user_conf=user_conf)
     assert carry_out(request) == 0
     return Sweep.read(make_plan(request, environment("cpu")).folder)
 
@@ -45,16 +47,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def load_strategy(folder: Path) -> Sweep:
     arguments = "+grid=load_strategy", "load_strategy=dtype_at_load,cast_after_load", "layout=padded_left"
-    return swept(folder, *arguments, "inputs=report_2", "reported=logit_divergence_bf16")
+    return swept(folder, *arguments, "inputs=report_2", "reported=mine", user_conf=own_figures(folder))
 
 
-def report(*figures: dict[str, Any], checkpoint: str | None = "tiny_llama", **options: Any) -> Report:
+def own_figures(folder: Path) -> Path:
+    """A user's own conf/reported/mine.yaml (JSON is YAML): figures of another checkpoint, single and as a table."""
+    layers = {"quantity": "module.max_abs", "over": {"kind": ["layer"], "layer": 3}, "values": "0.1 0.1 0.1"}
+    figures = [{**PAIR, "quantity": "output.max_abs", "values": "0.5"}, {**PAIR, **layers}]
+    path = folder / "conf" / "reported" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(report(*figures, checkpoint="another").model_dump(mode="json")))
+    return folder / "conf"
+
+
+def report(*figures: dict[str, Any], checkpoint: str | None = "tiny_llama", **options: Any) -> Publication:
     source = {**dict.fromkeys(NOT_STATED, "not stated"), "published_checkpoint": checkpoint}
     named = [{"id": str(i), "section": "here", "snippet": "", **figure} for i, figure in enumerate(figures)]
-    return Report.model_validate({"title": "A report", "sources": {"report": source}, "figures": named, **options})
+    return Publication.model_validate({"title": "A text", "sources": {"report": source}, "figures": named, **options})
 
 
-def one(sweep: Sweep, figure: dict[str, Any], **options: Any) -> Comparison:
+def one(sweep: Sweep, figure: dict[str, Any], **options: Any) -> Reproduction:
     (number,) = compare_with_published(report(figure, **options), sweep).numbers
     return number
 
@@ -86,9 +98,6 @@ class Script:
 @pytest.fixture(scope="module")
 def script() -> Script:
     return Script()
-
-
-PAIR = {"cell": {"load_strategy": "cast_after_load"}, "reference": {"load_strategy": "dtype_at_load"}}
 
 
 def test_figures_of_a_pair_are_those_of_the_reports_script(load_strategy: Sweep, script: Script) -> None:
@@ -241,65 +250,20 @@ def test_a_cell_that_cannot_run_here_gives_its_reason(folder: Path) -> None:
 def test_the_sweep_writes_every_number_and_prints_the_checkpoint_on_every_row(
     load_strategy: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = Compared.model_validate_json((load_strategy.folder / REPORTED_FILE).read_text())
+    written = Reproductions.model_validate_json((load_strategy.folder / REPORTED_FILE).read_text())
     assert len(written.numbers) == sum(len(figure.numbers()) for figure in written.report.figures)
     assert written == compare_with_published(written.report, load_strategy)
-    print_compared(written, Console(width=200))
+    print_reproductions(written, Console(width=200))
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if any(line.strip().startswith(f.id) for f in written.report.figures)]
     assert len(rows) == len(written.report.figures)
     assert all("tiny_llama (another)" in row for row in rows)
 
 
-def planned(*arguments: str) -> tuple[Report, list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """The report that the command line names, and the axes of every cell of the grid with those of its reference."""
-    request = request_of(*arguments)
-    assert request.reported is not None
-    cells = make_plan(request, environment("cpu")).cells
-    return parse(Report, request.reported), [(cell.cell.axes(), cell.reference.axes()) for cell in cells]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("+grid=load_strategy", "reported=logit_divergence_bf16"),
-        ("+grid=padding_vs_packing", "reported=packing_flash_attention_bf16"),
-    ],
-)
-def test_the_grid_of_a_report_has_the_cells_of_all_its_figures(arguments: tuple[str, ...]) -> None:
-    report, cells = planned(*arguments)
-    for figure in report.figures:
-        reference = report.reference_of(figure) or {}
-        fitting = [pair for pair in cells if has(pair[0], report.cell_of(figure)) and has(pair[1], reference)]
-        assert fitting, figure.id
-    assert {pair[0]["inputs"] for pair in cells} <= set(report.inputs)
-
-
-def test_every_fixup_of_report_2_is_a_cell_of_its_grids_or_measured_apart() -> None:
-    report, cells = planned("+grid=report_2_fixups", "reported=packing_flash_attention_bf16")
-    cells += planned("+grid=padding_vs_packing", "reported=packing_flash_attention_bf16")[1]
-    assert report.pair is not None
-    for fixup in report.fixups:
-        cell = report.cell | {"numerics": "default"} | report.pair.cell | fixup.cell
-        reference = report.cell | report.pair.reference | fixup.reference
-        assert any(has(pair[0], cell) and has(pair[1], reference) for pair in cells), fixup.id
-
-
-def test_without_the_hub_the_published_checkpoint_gives_one_line_that_names_another(tmp_path: Path) -> None:
-    words = "+grid=load_strategy", "load_strategy=cast_after_load", "reported=logit_divergence_bf16", "-m"
-    cell = "checkpoint=smollm2_135m", "device=cpu", "wandb.mode=disabled"
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_ETAG_TIMEOUT": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeper", *words, *cell],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **nowhere},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "cannot be reached" in line]
-    assert "checkpoint=smollm2_135m_instruct needs no hub" in line
-    assert "not comparable (×116): failed: the Hugging Face hub cannot be reached" in done.stdout
+def test_a_page_needs_a_sweep_that_was_run_with_published_figures(load_strategy: Sweep, tmp_path: Path) -> None:
+    page, picture = write_page(tmp_path / "page.md", [load_strategy.folder])
+    assert f"]({picture.name})" in page.read_text()
+    assert load_strategy.command in page.read_text()
+    without = swept(tmp_path, "verdict=false")
+    with pytest.raises(ConfigError, match="run it again with reported=NAME"):
+        write_page(tmp_path / "none.md", [without.folder])

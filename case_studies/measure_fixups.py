@@ -1,4 +1,4 @@
-"""`python -m sweeper.published.fixups SWEEP CELL`: the two fix-ups of report 2 that are no choice of a cell.
+"""`python -m case_studies.measure_fixups SWEEP CELL`: the two fix-ups of report 2 that are no choice of a cell.
 
 Every cell runs in eval mode and compares aligned tokens. What that is worth is measured here, with and without.
 """
@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from case_studies.fixup_records import FIXUPS_FILE, FixupRecord, FixupsRecord
 from sweeper.checkpoints import prepare
 from sweeper.comparator.forwards import read_texts
 from sweeper.comparator.hooks import tensors_of
@@ -24,7 +25,6 @@ from sweeper.errors import ConfigError, SweeperError
 from sweeper.inputs.layout import to_tokens
 from sweeper.metrics.pair import measure
 from sweeper.models.loading import ModelPool
-from sweeper.published.fixup_records import FIXUPS_FILE, FixupRecord, FixupsRecord
 from sweeper.records.cell import CellRecord
 from sweeper.records.sweep import Sweep
 from sweeper.sweep import judging
@@ -32,7 +32,7 @@ from sweeper.sweep import judging
 
 def main() -> None:
     """Exit code 0, 1 (it could not be run), 2 (bad input)."""
-    parser = argparse.ArgumentParser(prog="python -m sweeper.published.fixups", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m case_studies.measure_fixups", description=__doc__)
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's folder: outputs/<grid>/<sweep>")
     parser.add_argument("cell", metavar="CELL", help="a padded or packed cell's id, or its first characters")
     arguments = parser.parse_args()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from case_studies.fixup_records import FIXUPS_FILE, FixupsRecord
+from case_studies.fixups import Fixup, Fixups
 from sweeper.config import Pooling
-from sweeper.published.fixup_records import FIXUPS_FILE, FixupsRecord
 from sweeper.published.lookup import has
-from sweeper.published.report import Axes, Fixup, Report
+from sweeper.published.publication import Axes
 from sweeper.records.cell import CellRecord, PairMeasures, TextFigures
 from sweeper.records.sweep import Sweep
 from sweeper.reports.cells_table import cosine, fraction, number
@@ -16,19 +17,18 @@ MISSING = "–"
 SECOND = 1  # the text that is padded
 
 
-def fixup_rows(report: Report, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
-    """For every attention backend in which the report's pair ran: the pair itself, then each fix-up."""
-    assert report.pair is not None, "fix-ups come with a pair"
-    cell, reference = report.cell | report.pair.cell, report.cell | report.pair.reference
+def fixup_rows(fixups: Fixups, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
+    """For every attention backend in which the report's two cells ran: they themselves, then each fix-up."""
+    cell, reference = fixups.cell, fixups.reference
     for attention in _attentions(sweeps, cell, reference):
         own: Axes = {"attention": attention, "numerics": "default"}
-        pair = _find(sweeps, cell | own, reference | own)
-        if pair is None:
+        unchanged = _find(sweeps, cell | own, reference | own)
+        if unchanged is None:
             continue
-        yield "none", "", str(attention), *_output(pair)
-        for fixup in report.fixups:
+        yield "none", "", str(attention), *_output(unchanged)
+        for fixup in fixups.fixups:
             if fixup.look_at in ("eval_mode", "aligned_slices"):
-                yield from _measured_apart(fixup, pair, sweeps)
+                yield from _measured_apart(fixup, unchanged, sweeps)
                 continue
             changed = _find(sweeps, cell | own | fixup.cell, reference | own | fixup.reference)
             figures = (MISSING,) * 4 if changed is None else _figures(fixup, changed)
@@ -61,7 +61,7 @@ def pooling_rows(sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
 
 
 def _attentions(sweeps: Sequence[Sweep], cell: Axes, reference: Axes) -> list[str | bool]:
-    """The backends in which the pair ran, the report's own first."""
+    """The backends in which the two cells ran, the report's own first."""
     without = {axis: value for axis, value in cell.items() if axis != "attention"}
     reference = {axis: value for axis, value in reference.items() if axis != "attention"}
     found = [r.axes["attention"] for sweep in sweeps for r in sweep.records if r.output and _is(r, without, reference)]
@@ -102,14 +102,14 @@ def _embeddings(texts: Sequence[TextFigures]) -> tuple[str, ...]:
     return number(largest), number(mean), MISSING, cosine(min(text.embedding_cosine for text in texts))
 
 
-def _measured_apart(fixup: Fixup, pair: CellRecord, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
+def _measured_apart(fixup: Fixup, unchanged: CellRecord, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
     """What comes without a fix-up that every cell has."""
     label = fixup.look_at.replace("_", " ")
     for path in (sweep.folder / FIXUPS_FILE for sweep in sweeps):
         found = FixupsRecord.read(path)
-        for one in found.fixups if found and found.cell_id == pair.cell_id else ():
+        for one in found.fixups if found and found.cell_id == unchanged.cell_id else ():
             if one.fixup == fixup.look_at:
-                yield f"without {label}", fixup.section, str(pair.axes["attention"]), *_measures(one.without)
+                yield f"without {label}", fixup.section, str(unchanged.axes["attention"]), *_measures(one.without)
 
 
 def _second_text(record: CellRecord | None) -> str:

@@ -1,24 +1,17 @@
-"""Published figures beside the measured ones: a line a figure in the terminal, all numbers in `reported.json`."""
+"""Published figures beside the measured ones, a row a figure: what the terminal and the page show."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.published.lookup import Compared, Comparison, compare_with_published
-from sweeper.published.report import Agreement, Report
-from sweeper.records.cell import CellRecord, ModuleRecord
-from sweeper.records.sweep import Sweep
-from sweeper.reports.tables import output_console
-
-if TYPE_CHECKING:
-    from sweeper.planning.plan import Plan
+from sweeper.published.agreement import Agreement
+from sweeper.published.lookup import Reproduction, Reproductions
 
 HEADINGS = ("figure", "where", "published", "measured", "status", "checkpoint")
 STYLES = {
@@ -30,37 +23,8 @@ STYLES = {
 }
 
 
-class ReportedSink:
-    """Compares once the sweep is over.
-
-    Args:
-        report: what was published.
-        out: for the table.
-    """
-
-    name = "published figures"
-
-    def __init__(self, report: Report, out: Console | None = None) -> None:
-        self._report = report
-        self._out = out or output_console()
-        self._plan: Plan | None = None
-
-    def sweep_started(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
-        """Nothing yet: figures are looked up in the store, where the cells of an earlier run lie too."""
-
-    def sweep_finished(self, records: Sequence[CellRecord]) -> None:
-        assert self._plan is not None, "sweep_started comes first"
-        compared = compare_with_published(self._report, Sweep.read(self._plan.folder))
-        path = compared.write(self._plan.folder)
-        print_compared(compared, self._out)
-        self._out.print(Text(f"every number: {path}"), soft_wrap=True)
-
-
-def print_compared(compared: Compared, out: Console) -> None:
-    """A row a figure; of a table its first and last number, and how many of its numbers have which status."""
+def print_reproductions(compared: Reproductions, out: Console) -> None:
+    """Prints a row a figure; for a table its first and last number, and how many numbers have which status."""
     out.print(Text(f"\npublished and measured: {compared.report.title}", style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1))
     for heading in HEADINGS:
@@ -82,7 +46,7 @@ def print_compared(compared: Compared, out: Console) -> None:
         out.print(Text(f"{status.value} (×{count}): {why}", style="dim"), soft_wrap=True)
 
 
-def measured(one: Comparison) -> str:
+def measured(one: Reproduction) -> str:
     """Six significant digits at most; `reported.json` has them all."""
     if one.measured is None:
         return "–"
@@ -91,7 +55,7 @@ def measured(one: Comparison) -> str:
     return f"{one.measured:.6g}"
 
 
-def statuses(numbers: Sequence[Comparison]) -> str:
+def statuses(numbers: Sequence[Reproduction]) -> str:
     """`same order`, or of a table `12 same order, 18 not reproduced`, best first."""
     counts = Counter(one.status for one in numbers)
     if len(numbers) == 1:
@@ -99,14 +63,14 @@ def statuses(numbers: Sequence[Comparison]) -> str:
     return ", ".join(f"{counts[status]} {status.value}" for status in Agreement if counts[status])
 
 
-def measured_on(one: Comparison) -> str:
+def measured_on(one: Reproduction) -> str:
     """The checkpoint; where it is not the published one, that."""
     if one.checkpoint is None:
         return "–"
     return one.checkpoint if one.same_checkpoint else f"{one.checkpoint} (another)"
 
 
-def reasons(compared: Compared) -> list[tuple[tuple[Agreement, str], int]]:
+def reasons(compared: Reproductions) -> list[tuple[tuple[Agreement, str], int]]:
     """Why numbers are not reproduced or not comparable: each reason once, with how many numbers it concerns."""
     return list(Counter((one.status, one.why) for one in compared.numbers if one.why is not None).items())
 

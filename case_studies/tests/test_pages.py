@@ -1,18 +1,19 @@
-"""The page of report 2 from real sweeps of a tiny model, and the picture of report 1's layers."""
+"""The pages of both reports, from real sweeps of tiny models by the commands that the pages show."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from case_studies.fixup_records import FIXUPS_FILE
+from case_studies.measure_fixups import measure_fixups
+from case_studies.report_2_page import write_report_2
 from sweeper.environment import environment
-from sweeper.errors import ConfigError
 from sweeper.planning.plan import make_plan
-from sweeper.published import page as reported_page
-from sweeper.published.fixup_records import FIXUPS_FILE
-from sweeper.published.fixups import measure_fixups
+from sweeper.published.page import write_page
 from sweeper.records.cell import CellRecord, ExplanationRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
@@ -21,11 +22,12 @@ from sweeper.sweep import run as app
 from tests.composing import request_of
 
 SHARED = ("inputs=report_2", "attention=eager", "wandb.mode=disabled", "verdict=false")
+CONF = Path(__file__).parents[1] / "conf"
 REPORT = "reported=packing_flash_attention_bf16"
 
 
 def swept(folder: Path, *arguments: str) -> Sweep:
-    request = request_of(f"output_dir={folder}", *SHARED, *arguments)
+    request = request_of(f"output_dir={folder}", *SHARED, *arguments, user_conf=CONF)
     assert app.run(request) == 0
     return Sweep.read(make_plan(request, environment("cpu")).folder)
 
@@ -63,7 +65,7 @@ def page(sweeps: list[Sweep], pair: CellRecord, tmp_path_factory: pytest.TempPat
     )
     Store(sweeps[0].folder).write_explanation(found)
     path = tmp_path_factory.mktemp("docs") / "report_2.md"
-    written = reported_page.write_page(path, [sweep.folder for sweep in sweeps])
+    written = write_report_2(path, [sweep.folder for sweep in sweeps])
     assert written == [path]  # this report has no table over layers
     return path.read_text()
 
@@ -119,8 +121,9 @@ def test_pooling_by_count_is_wrong_for_the_short_text_under_left_padding(page: s
 
 
 def test_the_page_names_its_command_its_sweeps_the_cause_and_every_number(page: str, sweeps: list[Sweep]) -> None:
-    assert "python -m sweeper published " in page
+    assert "python -m case_studies.report_2_page " in page
     assert all(sweep.command in page for sweep in sweeps)
+    assert page.count(f"python -m sweeper --config-dir {os.path.relpath(CONF)} ") == len(sweeps)
     assert "the call \\| differs" in page
     assert page.count("<details>") == page.count("</details>") == 11
     assert "260 numbers: " in page
@@ -130,15 +133,10 @@ def test_the_page_names_its_command_its_sweeps_the_cause_and_every_number(page: 
 def test_the_layers_of_report_1_are_drawn_beside_the_measured_ones(tmp_path: Path) -> None:
     strategies = "+grid=load_strategy", "load_strategy=cast_after_load", "reported=logit_divergence_bf16"
     sweep = swept(tmp_path, *strategies, "checkpoint=tiny_llama", "inputs=report_1")
-    page, picture = reported_page.write_page(tmp_path / "report_1.md", [sweep.folder])
+    page, picture = write_page(tmp_path / "report_1.md", [sweep.folder])
     assert f"]({picture.name})" in page.read_text()
     drawing = ElementTree.parse(picture).getroot()
     lines = drawing.findall(".//{http://www.w3.org/2000/svg}polyline")
     points = [len(line.attrib["points"].split()) for line in lines]
     assert points == [30, 3, 30, 3]  # published and measured, mean and max: tiny_llama has three layers
     assert "the cell has no module.mean_abs at kind layer, layer 29" in page.read_text()
-
-
-def test_a_sweep_without_published_figures_is_one_clear_line(sweeps: list[Sweep], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run it again with reported=NAME"):
-        reported_page.write_page(tmp_path / "page.md", [sweeps[1].folder])

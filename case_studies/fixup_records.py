@@ -1,4 +1,4 @@
-"""`fixups.json`: what `sweeper.published.fixups` measured. Imports no torch."""
+"""`fixups.json`: what `case_studies.measure_fixups` measured. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Where a record holds what `reported.Quantity` names. None: the record does not have it, or does not decide it."""
+"""Where a record holds what a `Quantity` names. None: the record does not have it, or does not decide it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sweeper.published.report import Index, Quantity
+from sweeper.published.publication import Index, Quantity
 from sweeper.records.cell import CallRecord, CellRecord, ModuleRecord, PairMeasures, Sample
 
-OF_MODULES: dict[Quantity, Callable[[PairMeasures], float]] = {
+MODULE_FIGURES: dict[Quantity, Callable[[PairMeasures], float]] = {
     Quantity.MODULE_MEAN_ABS: lambda measures: measures.mean_abs,
     Quantity.MODULE_MAX_ABS: lambda measures: measures.max_abs,
 }
 
 
-def of_inputs(quantity: Quantity, index: Index, sample: Sample, record: CellRecord) -> float | None:
+def input_value(quantity: Quantity, index: Index, sample: Sample, record: CellRecord) -> float | None:
     """A token id by text and token; or an element of an argument, or its shape, where there was one call."""
     if "text" in index:
         return _at(_texts(sample, record), index["text"], index["token"])
@@ -46,7 +46,7 @@ def _texts(sample: Sample, record: CellRecord) -> list[list[float]]:
     return texts
 
 
-def of_elements(quantity: Quantity, index: Index, sample: Sample) -> float | None:
+def output_element(quantity: Quantity, index: Index, sample: Sample) -> float | None:
     """One element of the output, of a text or of a row of the padded block."""
     corners, outer, inner = (
         (sample.texts, "text", "token") if quantity is Quantity.OUTPUT_VALUE else (sample.padded_rows, "row", "column")
@@ -55,16 +55,16 @@ def of_elements(quantity: Quantity, index: Index, sample: Sample) -> float | Non
     return corners[corner].at(int(index[inner]), int(index["feature"])) if corner < len(corners) else None
 
 
-def of_modules(quantity: Quantity, index: Index, modules: Sequence[ModuleRecord]) -> float | None:
+def module_figure(quantity: Quantity, index: Index, modules: Sequence[ModuleRecord]) -> float | None:
     """A figure of one module's output, by layer and kind."""
     layers = 1 + max((module.layer for module in modules if module.layer is not None), default=-1)
     layer, kind = int(index["layer"]), index["kind"]
     place = (layer + layers * (layer < 0), kind)
     found = (module.measures for module in modules if (module.layer, module.kind) == place)
-    return next(map(OF_MODULES[quantity], found), None)
+    return next(map(MODULE_FIGURES[quantity], found), None)
 
 
-def of_pair(quantity: Quantity, record: CellRecord) -> float | None:
+def cell_figure(quantity: Quantity, record: CellRecord) -> float | None:
     """A figure of the output or of the state.
 
     A `state_dict` lists a tied parameter under each of its names, and so does `StateFigures`.

@@ -1,4 +1,4 @@
-"""Published figures as data (`conf/reported/*.yaml`), and the rule that says whether a measured number reproduces one.
+"""Published figures as data: `conf/reported/*.yaml`.
 
 A figure is one number, or a table of numbers of one kind. Its numbers stay text, as printed, so that the digits are
 known. Nothing here knows how a quantity is measured: `Number.index` and the figure's `quantity` and `cell` say what to
@@ -14,22 +14,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from sweeper.config import Dtype, parse
-
-
-class Agreement(StrEnum):
-    """How a measured number stands to the published one, best first; the text is what tables show."""
-
-    BITWISE = "bitwise"
-    PRINTED_DIGITS = "to the printed digits"
-    SAME_ORDER = "same order"
-    NOT_REPRODUCED = "not reproduced"
-    NOT_COMPARABLE = "not comparable"
 
 
 class Quantity(StrEnum):
@@ -66,9 +56,6 @@ INPUTS = frozenset({Quantity.TOKEN_IDS, Quantity.ATTENTION_MASK, Quantity.POSITI
 RAW_VALUES = frozenset({Quantity.OUTPUT_VALUE, Quantity.PAD_VALUE})  # mean nothing for other weights
 TRUTHS = frozenset({Quantity.OUTPUT_ALLCLOSE, Quantity.STATE_DICT_ALLCLOSE})  # True or False
 SHARES = frozenset({Quantity.OUTPUT_EQUAL_FRACTION, Quantity.STATE_DICT_EQUAL_FRACTION})  # in [0, 1]
-
-SAME_ORDER_FACTOR = 3.0
-"""About the square root of ten: nearer than half a power of ten."""
 
 _SIGNIFICAND_BITS = {Dtype.BFLOAT16: 8, Dtype.FLOAT16: 11, Dtype.FLOAT32: 24, Dtype.FLOAT64: 53}
 _MIN_EXPONENT = {Dtype.BFLOAT16: -126, Dtype.FLOAT16: -14, Dtype.FLOAT32: -126, Dtype.FLOAT64: -1022}
@@ -118,12 +105,12 @@ class Figure(_Frozen):
     """One published number, or a table of them.
 
     Attributes:
-        id: unique in its report.
-        source: key in the report's `sources`.
+        id: unique in its publication.
+        source: key in the publication's `sources`.
         section, snippet: where it stands: the section, and a piece of the text that occurs there and nowhere else.
         quantity: what it is.
         cell, reference: the axes that tell its cell, and the one that it was compared with, from the sweep's others, on
-            top of the report's `cell`; `reference` is empty where nothing was compared.
+            top of the publication's `cell`; `reference` is empty where nothing was compared.
         computed_in: the dtype that the number had before it was printed: bfloat16 for a mean taken in bfloat16.
         exact: whether the printed digits give the number back (an integer, True, False, what Python prints of a float).
             Otherwise they are a rounding of it, as in what torch prints of a tensor.
@@ -213,43 +200,15 @@ class Number:
         return Decimal(f"{number:.{self.decimals}{notation}}") == Decimal(self.printed)
 
 
-class Fixup(_Frozen):
-    """Something that a report proposes to change, or to look at instead.
+class Publication(_Frozen):
+    """What somebody published: one file of `conf/reported`.
 
     Attributes:
-        id: names it in tables.
-        section, snippet: where the text proposes it; both empty for what it does not propose.
-        cell, reference: the axes that it changes on either side of the report's pair.
-        look_at: the whole output, or the pooled and normalised embeddings; the other two no cell shows: see
-            `sweeper.published.fixups`.
-    """
-
-    id: str
-    section: str = ""
-    snippet: str = ""
-    cell: Axes = {}
-    reference: Axes = {}
-    look_at: Literal["output", "embeddings", "eval_mode", "aligned_slices"] = "output"
-
-
-class Pair(_Frozen):
-    """The two cells that a report compares, on top of what all its figures share."""
-
-    cell: Axes
-    reference: Axes
-
-
-class Report(_Frozen):
-    """One file of `conf/reported`.
-
-    Attributes:
-        title: of the report.
-        sources: who published what, and the set-up; a report of one author has the one source `report`.
+        title: of the text.
+        sources: who published what, and the set-up; a text of one author has the one source `report`.
         cell: the axes that all its figures share.
         inputs: the names in `conf/inputs` of what its model read; empty where that is not among them.
         figures: the figures, in the order of the text.
-        pair: the two cells whose difference its fix-ups are meant to close; None without fix-ups.
-        fixups: what it proposes, in the order of the text, then what it does not.
     """
 
     title: str
@@ -257,13 +216,9 @@ class Report(_Frozen):
     cell: Axes = {}
     inputs: tuple[str, ...] = ()
     figures: tuple[Figure, ...]
-    pair: Pair | None = None
-    fixups: tuple[Fixup, ...] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Report:
-        if self.fixups and self.pair is None:
-            raise ValueError("fixups change a pair: give `pair` too")
+    def _consistent(self) -> Publication:
         ids = [figure.id for figure in self.figures]
         if repeated := {one for one in ids if ids.count(one) > 1}:
             raise ValueError(f"the same id twice: {', '.join(sorted(repeated))}")
@@ -276,7 +231,7 @@ class Report(_Frozen):
         return self.sources[figure.source]
 
     def cell_of(self, figure: Figure) -> Axes:
-        """The axes of the cell that the figure belongs to, as far as the report tells them."""
+        """The axes of the cell that the figure belongs to, as far as the publication tells them."""
         return self.cell | figure.cell
 
     def reference_of(self, figure: Figure) -> Axes | None:
@@ -284,46 +239,15 @@ class Report(_Frozen):
         return self.cell | figure.reference if figure.reference else None
 
 
-def load(path: Path) -> Report:
+def load(path: Path) -> Publication:
     """Reads one file of `conf/reported`.
 
     Raises:
-        ConfigError: the file is no report; one line with the place and what is wrong.
+        ConfigError: the file is none; one line with the place and what is wrong.
     """
     data: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    report: Report = parse(Report, data, where=path.stem)
-    return report
-
-
-def agreement(number: Number, measured: float | None, *, same_checkpoint: bool) -> Agreement:
-    """Whether a measured number reproduces a published one. The first line that holds decides.
-
-    1. *Not comparable*: nothing was measured, or an element of an output (`RAW_VALUES`) was, of other weights.
-    2. *Not reproduced*: not finite.
-    3. *Bitwise*: the printed digits belong to one number of the dtype that it was computed in, and it is `measured`.
-    4. *To the printed digits*: `measured`, rounded to the digits printed, gives them; or first rounded to the dtype
-       that the published number was computed in. Python prints all digits of a float, so there (`exact`) only the
-       second counts: a difference printed as 0.0 is zero, and not anything below 0.05.
-    5. *Same order*: the ratio lies in [1/3, 3] (`SAME_ORDER_FACTOR`), so the sign is the same; zero equals only zero.
-       Of a share, what is left to 1 must agree as well: 0.35 of all elements equal is not the order of all of them.
-       Inputs and truths have no order.
-    6. *Not reproduced*: otherwise.
-
-    With another checkpoint than the published one, inputs are compared as above. All else is at best *same order*:
-    equal digits of other weights are chance, equal zeros the same finding.
-
-    Args:
-        number: the published number.
-        measured: as the quantity says, in float64; True is 1, False is 0; None where the run has no such figure.
-        same_checkpoint: whether it was measured on the published checkpoint.
-    """
-    quantity = number.figure.quantity
-    if measured is None or (quantity in RAW_VALUES and not same_checkpoint):
-        return Agreement.NOT_COMPARABLE
-    found = _closeness(number, measured)
-    if same_checkpoint or quantity in INPUTS or found is Agreement.NOT_REPRODUCED:
-        return found
-    return Agreement.SAME_ORDER
+    publication: Publication = parse(Publication, data, where=path.stem)
+    return publication
 
 
 def round_to(value: float, dtype: Dtype) -> float:
@@ -336,28 +260,3 @@ def _spacing(value: float, dtype: Dtype) -> float:
     """Distance between the numbers of `dtype` in the binade of `value`."""
     exponent = math.frexp(value)[1] - 1 if value else _MIN_EXPONENT[dtype]
     return math.ldexp(1.0, max(exponent, _MIN_EXPONENT[dtype]) - _SIGNIFICAND_BITS[dtype] + 1)
-
-
-def _closeness(number: Number, measured: float) -> Agreement:
-    if not math.isfinite(measured):
-        return Agreement.NOT_REPRODUCED
-    if measured == number.identified:
-        return Agreement.BITWISE
-    if number.shows(measured):
-        return Agreement.PRINTED_DIGITS
-    if number.figure.quantity not in INPUTS | TRUTHS and _same_order(number, measured):
-        return Agreement.SAME_ORDER
-    return Agreement.NOT_REPRODUCED
-
-
-def _same_order(number: Number, measured: float) -> bool:
-    alike = _within_factor(number.value, measured)
-    if number.figure.quantity in SHARES:
-        return alike and _within_factor(1 - number.value, 1 - measured)
-    return alike
-
-
-def _within_factor(published: float, measured: float) -> bool:
-    if published == 0 or measured == 0:
-        return published == measured
-    return 1 / SAME_ORDER_FACTOR <= measured / published <= SAME_ORDER_FACTOR
