@@ -5,7 +5,7 @@ Two cells are run before, elsewhere, in both dtypes, so that imports, the device
 counted anywhere.
 Prints one JSON line for each kind of inputs: the default sentences, and long texts (`--texts` x `--tokens`).
 
-- sweep_s: wall time of `sweeper.sweep.run.run`, from the plan to the page.
+- sweep_s: wall time of `sweeper.cli.run.carry_out`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
   cost (bare forwards; `timed` is part of it), state (parameters and buffers), figures, tokens, steady (which outputs
   are overwritten); `machinery` is all that is left: planning, ids, layout, records, store, sinks, terminal, page. Its
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from sweeper.checkpoints import prepare
 from sweeper.cli.compose import arrange
-from sweeper.cli.run import config_folder
+from sweeper.cli.run import carry_out, config_folder
 from sweeper.comparator.comparer import Comparer
 from sweeper.comparator.forwards import conditions, read_texts, run_forwards, side_of
 from sweeper.comparator.hooks import tensors_of
@@ -56,7 +56,6 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest, expand
 from sweeper.planning.unsupported import unsupported_reason
 from sweeper.sweep import code_paths, cost, runner
-from sweeper.sweep import run as app
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
@@ -110,7 +109,7 @@ def timed(original: Callable[..., Any], phase: str, seconds: Counter[str], devic
 def quietly(asked: SweepRequest) -> int:
     """Standard output is for the figures."""
     with contextlib.redirect_stdout(sys.stderr):
-        return app.run(asked)
+        return carry_out(asked)
 
 
 def runnable(asked: SweepRequest) -> list[tuple[Cell, Cell]]:

@@ -5,13 +5,12 @@ A composed Hydra config becomes `Settings` through `parse`. Inside the package n
 
 from __future__ import annotations
 
-import difflib
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, did_you_mean
 
 
 class Dtype(StrEnum):
@@ -244,7 +243,7 @@ class Cell(_Frozen):
         """Validates the added axes, which pydantic takes as they come."""
         beyond = {axis: value for axis, value in choices.items() if axis not in cls.model_fields}
         if unknown := beyond.keys() - ADDED:
-            raise ValueError(f"{min(unknown)}: no such axis{_did_you_mean(min(unknown), [*cls.model_fields, *ADDED])}")
+            raise ValueError(f"{min(unknown)}: no such axis{did_you_mean(min(unknown), [*cls.model_fields, *ADDED])}")
         added = {axis: parse(kind, beyond.get(axis, default), axis) for axis, (kind, default) in ADDED.items()}
         return {**choices, **added}
 
@@ -280,6 +279,7 @@ class Settings(_Frozen):
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
+        launcher: who runs the cells: a name in `launchers/table.py`.
         wandb: see `WandbSettings`.
     """
 
@@ -289,6 +289,7 @@ class Settings(_Frozen):
     verdict: bool = True
     latency_repeats: int | None = Field(default=None, ge=0)
     weights: Weights = "resident"
+    launcher: str = "inline"
     wandb: WandbSettings = WandbSettings()
 
     @model_validator(mode="after")
@@ -329,7 +330,7 @@ def _one_line(error: ValidationError, kind: Any, where: str) -> str:
     path = f"{path}: " if path else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{path}no such setting{_did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
+        return f"{path}no such setting{did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
     given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
     return f"{path}{message}{given}"
 
@@ -341,9 +342,3 @@ def _keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     if chosen:
         models = tuple(m for m in chosen if location[0] in get_args(m.model_fields["source"].annotation))
     return [key for model in models for key in getattr(model, "model_fields", ())]
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
-    return f"{hint} Allowed: {', '.join(known)}" if known else hint

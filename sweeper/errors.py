@@ -5,6 +5,9 @@ A message of a `ConfigError` is one line: what was given, what is allowed, what 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SweeperError(Exception):
     """Root of all errors that sweeper raises on purpose."""
@@ -24,3 +27,11 @@ class CheckpointError(SweeperError, RuntimeError):
 
 class AlignmentError(SweeperError, ValueError):
     """Reference and candidate have different modules or tokens; the message names both sides."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """The end of a message about a word that does not exist: the one that may be meant, and all that do."""
+    known = list(allowed)
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    return f"{hint} Allowed: {', '.join(known)}" if known else hint

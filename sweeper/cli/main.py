@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from sweeper.errors import ConfigError, SweeperError
+from sweeper.errors import ConfigError, SweeperError, did_you_mean
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -53,8 +52,5 @@ def _refuse_unknown_word(arguments: Sequence[str]) -> None:
     """A first word that is neither an option nor a choice can only be meant for a subcommand."""
     word = next(iter(arguments), "")
     if word.replace("_", "").isalnum():
-        close = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "."
-        raise ConfigError(
-            f"{word}: no such subcommand{hint} Allowed: {', '.join(SUBCOMMANDS)}; a choice is written KEY=VALUE"
-        )
+        hint = did_you_mean(word, SUBCOMMANDS)
+        raise ConfigError(f"{word}: no such subcommand{hint}; a choice is written KEY=VALUE")

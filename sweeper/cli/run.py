@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweeper.planning.grid import SweepRequest
-    from sweeper.sinks import Sink
 
 
 def main(arguments: Sequence[str]) -> int | str | None:
@@ -28,7 +27,9 @@ def main(arguments: Sequence[str]) -> int | str | None:
 
 def carry_out(request: SweepRequest) -> int:
     """Runs a sweep, or prints its plan. Returns the exit code."""
-    published = _published(request)
+    from sweeper.launchers.table import make_launcher
+
+    launcher = make_launcher(request.settings.launcher)
     if request.settings.dry_run:
         from sweeper.environment import environment
         from sweeper.planning.plan import make_plan
@@ -36,20 +37,10 @@ def carry_out(request: SweepRequest) -> int:
 
         print_plan(make_plan(request, environment(request.device)))
         return 0
+    from sweeper.sinks.table import make_sinks
     from sweeper.sweep.run import run
 
-    return run(request, published)
-
-
-def _published(request: SweepRequest) -> list[Sink]:
-    """The sink that puts published figures beside the measured ones, where some are asked for."""
-    if request.reported is None:
-        return []
-    from sweeper.config import parse
-    from sweeper.published.publication import Publication
-    from sweeper.sinks.published import PublishedSink
-
-    return [PublishedSink(parse(Publication, request.reported, "reported"))]
+    return run(request, make_sinks(request), launcher)
 
 
 def config_folder() -> Path:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from sweeper import config
 from sweeper.config import ADDED, Cell, Settings, label, parse
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, did_you_mean
 from sweeper.inputs.texts import validate_inputs
 from sweeper.models import axes
 from sweeper.models.axis import Axis
@@ -119,9 +119,7 @@ def unknown_key(key: str) -> ConfigError:
     allowed = [*axes.names(), *NOT_AXES]
     if root == "wandb" and rest:
         allowed = [f"wandb.{field}" for field in config.WandbSettings.model_fields]
-    close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
-    return ConfigError(f"{key}: no such key{hint} Allowed: {', '.join(allowed)}")
+    return ConfigError(f"{key}: no such key{did_you_mean(key, allowed)}")
 
 
 # ---- overrides and params ----------------------------------------------------------------------------------------

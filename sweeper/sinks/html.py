@@ -10,19 +10,18 @@ from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import PAGE_FILE
 from sweeper.records.sweep import Sweep
 from sweeper.reports.page.page import CellContent, content, page
+from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
     from sweeper.planning.plan import Plan
 
 
-class HtmlSink:
+class HtmlSink(Sink):
     """Writes the page once the sweep is over, from the store, where the cells of an earlier run lie too.
 
     What the page shows of a cell is made when the cell is finished: to read its modules again would take most of the
     page's time.
     """
-
-    name = "page"
 
     def __init__(self) -> None:
         self._plan: Plan | None = None

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from sweeper.config import parse
 from sweeper.published.lookup import compare_with_published
 from sweeper.published.publication import Publication
 from sweeper.published.table import print_reproductions
-from sweeper.records.cell import CellRecord, ModuleRecord
+from sweeper.records.cell import CellRecord
 from sweeper.records.sweep import Sweep
 from sweeper.reports.tables import output_console
+from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
     from sweeper.planning.plan import Plan
 
 
-class PublishedSink:
-    """Compares once the sweep is over.
+def make_published_sink(reported: dict[str, Any] | None) -> PublishedSink | None:
+    """The sink that puts figures beside the measured ones; None where none are asked for.
+
+    Raises:
+        ConfigError: what is asked for holds no published figures.
+    """
+    return None if reported is None else PublishedSink(parse(Publication, reported, "reported"))
+
+
+class PublishedSink(Sink):
+    """Compares once the sweep is over: in the store, where the cells of an earlier run lie too.
 
     Args:
         publication: what was published.
         out: for the table.
     """
-
-    name = "published figures"
 
     def __init__(self, publication: Publication, out: Console | None = None) -> None:
         self._publication = publication
@@ -36,9 +45,6 @@ class PublishedSink:
 
     def sweep_started(self, plan: Plan) -> None:
         self._plan = plan
-
-    def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
-        """Nothing yet: figures are looked up in the store, where the cells of an earlier run lie too."""
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         assert self._plan is not None, "sweep_started comes first"

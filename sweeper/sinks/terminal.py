@@ -12,19 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_label, varying_axes
 from sweeper.reports.tables import output_console, print_sweep
+from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
     from sweeper.planning.plan import Plan, PlannedCell
 
 
-class TerminalSink:
+class TerminalSink(Sink):
     """Progress and the final table. In a pipe, a line a cell instead of a bar.
 
     Args:
         out: for the table. err: for progress.
     """
-
-    name = "table"
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
         self._out = out or output_console()
@@ -47,11 +46,11 @@ class TerminalSink:
     def sweep_started(self, plan: Plan) -> None:
         self._plan = plan
         self._varying = varying_axes([planned.cell.axes() for planned in plan.cells])
-        self.say(f"{len(plan.cells)} cells -> {plan.folder}")
+        self.said(f"{len(plan.cells)} cells -> {plan.folder}")
         self._progress.update(self._task, total=len(plan.cells))
         self._progress.start()
 
-    def say(self, line: str) -> None:
+    def said(self, line: str) -> None:
         """Prints a line above the bar."""
         self._err.print(line, markup=False, highlight=False)
 
@@ -75,16 +74,17 @@ class TerminalSink:
         if self._progress.disable or record.status is Status.FAILED:
             task = self._progress.tasks[0]
             label = short_label(record.axes, self._varying)
-            self.say(f"[{int(task.completed)}/{task.total:.0f}] {label}: {outcome}")
+            self.said(f"[{int(task.completed)}/{task.total:.0f}] {label}: {outcome}")
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
         assert self._plan is not None, "sweep_started comes first"
         print_sweep(Sweep.read(self._plan.folder), self._out)
 
-    def interrupted(self, records: Sequence[CellRecord], plan: Plan) -> None:
+    def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
-        self.say(
-            f"Stopped. {len(records)} of {len(plan.cells)} cells are finished and kept in {plan.folder}; "
+        assert self._plan is not None, "sweep_started comes first"
+        self.said(
+            f"Stopped. {len(records)} of {len(self._plan.cells)} cells are finished and kept in {self._plan.folder}; "
             "the same command goes on from there."
         )

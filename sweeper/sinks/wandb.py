@@ -18,6 +18,7 @@ from sweeper.errors import ConfigError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
 from sweeper.records.store import module_rows
 from sweeper.reports.cell import furthest
+from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
     from sweeper.planning.plan import Plan
@@ -66,10 +67,8 @@ def _require_login() -> None:
         )
 
 
-class WandbSink:
-    """Logs to W&B, into `<plan.folder>/wandb`. See `sweeper.sinks.Sink`; made by `make_wandb_sink`."""
-
-    name = "Weights & Biases"
+class WandbSink(Sink):
+    """Logs to W&B, into `<plan.folder>/wandb`. Made by `make_wandb_sink`."""
 
     def __init__(self, settings: WandbSettings) -> None:
         self._settings = settings

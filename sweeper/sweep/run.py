@@ -1,37 +1,45 @@
-"""One sweep from its request to its exit code: plan, run what is not finished, store, show."""
+"""One sweep from its request to its exit code: plan, run what is not finished, store, tell the sinks."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from sweeper.environment import environment
 from sweeper.errors import ConfigError
+from sweeper.launchers.inline import InlineLauncher
+from sweeper.launchers.launcher import units_of
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import Store
 from sweeper.records.sweep import PlannedIds, SweepDescription
-from sweeper.sinks import AllSinks
-from sweeper.sinks.html import HtmlSink
-from sweeper.sinks.terminal import TerminalSink
-from sweeper.sinks.wandb import make_wandb_sink
+from sweeper.sinks.sink import AllSinks, Sink
 
 if TYPE_CHECKING:
+    from sweeper.config import Settings
+    from sweeper.launchers.launcher import Launcher
     from sweeper.planning.grid import SweepRequest
-    from sweeper.sinks import Sink
+    from sweeper.sweep.runner import Runner
 
 INTERRUPTED = 130
 
 
-def run(request: SweepRequest, more_sinks: Sequence[Sink] = ()) -> int:
-    """Runs a sweep to its end. Exit code 0, 1 if a cell or a sink failed, 130 on Ctrl-C (finished cells are kept)."""
+def run(
+    request: SweepRequest, sinks: Mapping[str, Sink] = MappingProxyType({}), launcher: Launcher | None = None
+) -> int:
+    """Runs a sweep to its end. Exit code 0, 1 if a cell or a sink failed, 130 on Ctrl-C (finished cells are kept).
+
+    Args:
+        request: what was asked for.
+        sinks: who is told, by name.
+        launcher: who runs the cells; None is this process.
+    """
     plan = make_plan(request, environment(request.device))
-    wandb_sink = make_wandb_sink(request.settings.wandb)
-    terminal = TerminalSink()
     store = Store(plan.folder)
     _check_references(plan, store)
     try:
@@ -40,20 +48,24 @@ def run(request: SweepRequest, more_sinks: Sequence[Sink] = ()) -> int:
         raise ConfigError(
             f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
         ) from None
-    records: list[CellRecord] = []
-    sinks = AllSinks([HtmlSink(), terminal, *([wandb_sink] if wandb_sink else []), *more_sinks], terminal.say)
-    sinks.sweep_started(plan)
+    records: dict[str, CellRecord] = {}
+    told = AllSinks(sinks)
+    told.sweep_started(plan)
     try:
-        _run_cells(request, plan, store, sinks, terminal, records)
+        _run_cells(plan, request.settings, launcher or InlineLauncher(), store, told, records)
     except KeyboardInterrupt:
-        terminal.interrupted(records, plan)
+        told.interrupted(_in_order(plan, records))
         return INTERRUPTED
     except OSError as error:  # a full disk: what is finished stays
-        terminal.interrupted(records, plan)
-        terminal.say(f"The reason: {error}")
+        told.interrupted(_in_order(plan, records))
+        told.said(f"The reason: {error}")
         return 1
-    sinks.sweep_finished(records)
-    return 1 if sinks.failed or any(record.status is Status.FAILED for record in records) else 0
+    told.sweep_finished(_in_order(plan, records))
+    return 1 if told.failed or any(record.status is Status.FAILED for record in records.values()) else 0
+
+
+def _in_order(plan: Plan, records: Mapping[str, CellRecord]) -> list[CellRecord]:
+    return [records[planned.cell_id] for planned in plan.cells if planned.cell_id in records]
 
 
 def _check_references(plan: Plan, store: Store) -> None:
@@ -72,53 +84,51 @@ def _check_references(plan: Plan, store: Store) -> None:
 
 
 def _run_cells(
-    request: SweepRequest,
-    plan: Plan,
-    store: Store,
-    sinks: Sink,
-    terminal: TerminalSink,
-    records: list[CellRecord],
+    plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: dict[str, CellRecord]
 ) -> None:
-    cells = (cell for planned in plan.cells for cell in (planned.cell, planned.reference))
-    if any(cell.numerics.deterministic and cell.device == "cuda" for cell in cells):
-        # torch reads it once, at the first matrix product of the process, which may be another cell's
-        from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
+    """Fills `records`: first those of an earlier run, then each that the launcher gives, once it is stored."""
+    missing = []
+    for planned in plan.cells:
+        record = store.finished(planned.cell_id, judged=settings.verdict)
+        if record is None:
+            missing.append(planned)
+        else:
+            records[record.cell_id] = record
+            sinks.cell_skipped(record)
+    if not missing:
+        return
+    _fix_cublas_workspace(plan)
+    shared = _shared_references(plan) if settings.weights == "resident" else frozenset()
+    make_worker = partial(_make_runner, environment=plan.environment, settings=settings, shared=shared)
+    with contextlib.closing(launcher.launch(units_of(missing), make_worker, sinks)) as finished:
+        for record, modules in finished:
+            store.write(record, modules)
+            sinks.cell_finished(record, modules)
+            records[record.cell_id] = record
 
-        os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
+
+def _make_runner(sink: Sink, *, environment: dict[str, Any], settings: Settings, shared: frozenset[str]) -> Runner:
     from sweeper.sweep.runner import Runner  # torch and transformers: only once there is something to run
 
-    settings = request.settings
-    runner = Runner(
-        plan.environment,
+    return Runner(
+        environment,
         latency_repeats=settings.latency_repeats,
         verdict=settings.verdict,
         weights=settings.weights,
-        shared=_shared_references(plan) if settings.weights == "resident" else (),
-        say=terminal.say,
-        progress=terminal.texts_done,
+        shared=shared,
+        say=sink.said,
+        progress=sink.texts_done,
     )
-    with _imports_not_collected():
-        for planned in plan.cells:
-            record = store.finished(planned.cell_id, judged=settings.verdict)
-            if record is not None:
-                terminal.cell_skipped(record)
-            else:
-                terminal.cell_started(planned)
-                record, modules = runner.run(planned)
-                store.write(record, modules)
-                sinks.cell_finished(record, modules)
-            records.append(record)
 
 
-@contextlib.contextmanager
-def _imports_not_collected() -> Iterator[None]:
-    """Python's garbage collector would look through half a million objects of torch and transformers again and again,
-    0.5 s each time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+def _fix_cublas_workspace(plan: Plan) -> None:
+    """torch reads it once, at the first matrix product of the process, which may be of another cell than the one that
+    asks for determinism."""
+    cells = (cell for planned in plan.cells for cell in (planned.cell, planned.reference))
+    if any(cell.numerics.deterministic and cell.device == "cuda" for cell in cells):
+        from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
+
+        os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
 
 
 def _shared_references(plan: Plan) -> frozenset[str]:

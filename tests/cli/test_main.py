@@ -100,6 +100,7 @@ def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> 
         ("reference.dtype=float64", "write the whole reference"),
         ("hydra.sweeper.exclude=[{attention:sdpa}]", "no cell is left"),
         ("dtype", "cannot read 'dtype'; write KEY=VALUE"),
+        ("launcher=ray", "launcher: no launcher named 'ray'. Allowed: inline"),
         ("--nope", "--nope: no such option"),
         ("--run", "--run: no such option"),
         ("--config-dir", "expected one argument"),

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from sweeper.cli.run import carry_out
 from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
 from sweeper.records.store import Store
-from sweeper.sweep import run as app
 from sweeper.sweep.runner import Runner
 from tests.composing import request_of
 
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def sweep(tmp_path: Path, *arguments: str) -> int:
     tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", "sweep=s", f"output_dir={tmp_path}")
-    return app.run(request_of(*tiny, *arguments))
+    return carry_out(request_of(*tiny, *arguments))
 
 
 def store(tmp_path: Path) -> Store:
