@@ -279,7 +279,7 @@ class Settings(_Frozen):
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
-        launcher: who runs the cells: a name in `launchers/table.py`.
+        launcher: who runs the cells: a name in `launchers/registry.py`.
         wandb: see `WandbSettings`.
     """
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _show(sweep: Sweep, cell: str | None) -> None:
-    from sweeper.reports.tables import output_console, print_cell, print_sweep
+    from sweeper.reports.terminal import output_console, print_cell, print_sweep
 
     if cell is None:
         print_sweep(sweep, output_console())

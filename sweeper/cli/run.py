@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int | str | None:
 
 def carry_out(request: SweepRequest) -> int:
     """Runs a sweep, or prints its plan. Returns the exit code."""
-    from sweeper.launchers.table import make_launcher
+    from sweeper.launchers.registry import make_launcher
 
     launcher = make_launcher(request.settings.launcher)
     if request.settings.dry_run:
@@ -37,7 +37,7 @@ def carry_out(request: SweepRequest) -> int:
 
         print_plan(make_plan(request, environment(request.device)))
         return 0
-    from sweeper.sinks.table import make_sinks
+    from sweeper.sinks.registry import make_sinks
     from sweeper.sweep.run import run
 
     return run(request, make_sinks(request), launcher)

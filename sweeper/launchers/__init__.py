@@ -1,1 +1,1 @@
-"""Who runs the cells of a plan: a file a launcher, and `table.py`, which names them."""
+"""Who runs the cells of a plan: a file a launcher, and `registry.py`, which names them."""

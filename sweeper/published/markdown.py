@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from sweeper.published.agreement import Agreement
+from sweeper.published.figures_table import ends, measured, measured_on, reasons, statuses
 from sweeper.published.lookup import Reproduction, Reproductions
 from sweeper.published.publication import Figure
-from sweeper.published.table import ends, measured, measured_on, reasons, statuses
 from sweeper.records.cell import ExplanationRecord
 from sweeper.records.store import EXPLAIN_FOLDER
 from sweeper.records.sweep import Sweep, short_label, varying_axes

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sweeper.planning.plan import Plan, PlannedCell
 from sweeper.records.sweep import varying_axes
-from sweeper.reports.tables import PIPE_WIDTH
+from sweeper.reports.terminal import PIPE_WIDTH
 
 ROWS = 200  # more than anyone reads
 

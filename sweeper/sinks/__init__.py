@@ -1,1 +1,1 @@
-"""Who is told how a sweep goes: a file a sink, and `table.py`, which names them."""
+"""Who is told how a sweep goes: a file a sink, and `registry.py`, which names them."""

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from sweeper.config import parse
+from sweeper.published.figures_table import print_reproductions
 from sweeper.published.lookup import compare_with_published
 from sweeper.published.publication import Publication
-from sweeper.published.table import print_reproductions
 from sweeper.records.cell import CellRecord
 from sweeper.records.sweep import Sweep
-from sweeper.reports.tables import output_console
+from sweeper.reports.terminal import output_console
 from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:

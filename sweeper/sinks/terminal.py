@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_label, varying_axes
-from sweeper.reports.tables import output_console, print_sweep
+from sweeper.reports.terminal import output_console, print_sweep
 from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:

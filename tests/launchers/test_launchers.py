@@ -14,7 +14,7 @@ from sweeper.environment import environment
 from sweeper.errors import ConfigError
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, MakeWorker, Unit, units_of
-from sweeper.launchers.table import LAUNCHERS, make_launcher
+from sweeper.launchers.registry import LAUNCHERS, make_launcher
 from sweeper.planning.plan import PlannedCell, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import Store

@@ -19,10 +19,10 @@ from sweeper.errors import ConfigError
 from sweeper.inputs.layout import pad_id
 from sweeper.planning.plan import make_plan
 from sweeper.published.agreement import Agreement
+from sweeper.published.figures_table import print_reproductions
 from sweeper.published.lookup import REPORTED_FILE, Reproduction, Reproductions, compare_with_published
 from sweeper.published.page import write_page
 from sweeper.published.publication import Publication
-from sweeper.published.table import print_reproductions
 from sweeper.records.sweep import Sweep
 from tests.composing import request_of
 

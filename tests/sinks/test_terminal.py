@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sweeper.records.cell import Cost, Status
 from sweeper.records.sweep import Sweep
-from sweeper.reports.tables import print_cell, print_sweep
+from sweeper.reports.terminal import print_cell, print_sweep
 from sweeper.sinks.terminal import TerminalSink
 from tests.sinks.records import Planned, SmallPlan, cell, measures, module
 from tests.sinks.sweeps import Cells, layered, many, measured, report_1, stored

@@ -16,7 +16,7 @@ import wandb
 from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status
-from sweeper.sinks import Sink
+from sweeper.sinks.sink import Sink
 from sweeper.sinks.wandb import MOST_TEXTS, cell_labels, cell_summary, curve_rows, make_wandb_sink, text_rows
 from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs

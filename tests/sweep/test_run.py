@@ -127,7 +127,7 @@ def test_a_page_that_cannot_be_written_hides_nothing_else(
         raise RuntimeError("no such template")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.sinks.html.page", fail)
+        patch.setattr("sweeper.sinks.page.page", fail)
         assert sweep(tmp_path, "verdict=false") == 1
     shown = capsys.readouterr()
     assert "page: RuntimeError: no such template; the files of the cells are complete" in shown.err

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sweeper.planning.plan import Plan
 
 
-class HtmlSink(Sink):
+class PageSink(Sink):
     """Writes the page once the sweep is over, from the store, where the cells of an earlier run lie too.
 
     What the page shows of a cell is made when the cell is finished: to read its modules again would take most of the

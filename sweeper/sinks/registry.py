@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from sweeper.sinks.html import HtmlSink
+from sweeper.sinks.page import PageSink
 from sweeper.sinks.published import make_published_sink
 from sweeper.sinks.terminal import TerminalSink
 from sweeper.sinks.wandb import make_wandb_sink
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sweeper.sinks.sink import Sink
 
 SINKS: Mapping[str, Callable[[SweepRequest], Sink | None]] = {
-    "page": lambda _: HtmlSink(),
+    "page": lambda _: PageSink(),
     "terminal": lambda _: TerminalSink(),
     "wandb": lambda request: make_wandb_sink(request.settings.wandb),
     "published figures": lambda request: make_published_sink(request.reported),

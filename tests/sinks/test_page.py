@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sweeper.records.cell import Status
 from sweeper.reports.page.chart import HEIGHT, Curve, chart
-from sweeper.sinks.html import HtmlSink, page
+from sweeper.sinks.page import PageSink, page
 from tests.sinks.records import SmallPlan
 from tests.sinks.sweeps import many, measured, report_1, stored
 
@@ -41,7 +41,7 @@ def in_browser(path: Path, profile: Path, fragment: str = "") -> str:
 def test_the_sink_writes_the_page_into_the_sweep(finished_now: int, tmp_path: Path) -> None:
     sweep = report_1(tmp_path)
     sweep = stored(tmp_path, [(measured("dddd9999"), []), *((r, sweep.modules(r.cell_id)) for r in sweep.records)])
-    sink = HtmlSink()
+    sink = PageSink()
     sink.sweep_started(SmallPlan(tmp_path, ()))  # type: ignore[arg-type]
     for record in sweep.records[:finished_now]:
         sink.cell_finished(record, sweep.modules(record.cell_id))
