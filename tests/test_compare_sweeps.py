@@ -229,7 +229,9 @@ ZOO = """torch 2.13.0
         ("| policy", "| rounding", 1),
         ("buffer", "parameter", 1),
         ("`cast/llama`", "`cast/bert`", 1),
-        ("tuning", "held_out", 1),
+        ("tuning", "held_out", 0),  # a pair goes by its name
+        ("| `same", "| `another/llama` | harmless | 0 | 0 | identical | yes |  |  |\n| `same", 0),  # the zoo grew
+        ("| `same/llama` | harmless | 0.0e+00 | 1.0e-15 | identical | yes |  |  |\n", "", 1),
     ],
 )
 def test_the_zoos_tables_may_differ_in_sizes_alone(
@@ -241,3 +243,17 @@ def test_the_zoos_tables_may_differ_in_sizes_alone(
     assert run("--zoo", old, new)[0] == 0
     new.write_text(ZOO.replace(before, after))
     assert run("--zoo", old, new)[0] == code
+
+
+def test_the_zoos_table_may_lose_the_columns_of_sizes(tmp_path: Path, run: Run) -> None:
+    old, new = tmp_path / "old.md", tmp_path / "new.md"
+    old.write_text(ZOO)
+    kept = [
+        "".join(f"|{cell}" for i, cell in enumerate(line.split("|")[1:]) if i not in (2, 3))
+        for line in ZOO.splitlines()
+    ]
+    new.write_text("\n".join(kept))
+    code, out = run("--zoo", old, new)
+    assert code == 0
+    assert "only OLD has the column 'in float64' (×2)" in out
+    assert "cause: 2 compared" in out
