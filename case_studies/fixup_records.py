@@ -31,5 +31,5 @@ class FixupsRecord(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> FixupsRecord | None:
-        """None where nothing was measured."""
+        """Reads the file; None where nothing was measured."""
         return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None

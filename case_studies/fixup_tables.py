@@ -18,7 +18,7 @@ SECOND = 1  # the text that is padded
 
 
 def fixup_rows(fixups: Fixups, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:
-    """For every attention backend in which the report's two cells ran: they themselves, then each fix-up."""
+    """Yields, for every attention backend in which the report's two cells ran, these, then each fix-up."""
     cell, reference = fixups.cell, fixups.reference
     for attention in _attentions(sweeps, cell, reference):
         own: Axes = {"attention": attention, "numerics": "default"}

@@ -269,7 +269,7 @@ def _batch(updates: Sequence[Update], tables: Tables, *, join: bool = False) -> 
 
 
 def _host_us(work: Callable[[], object]) -> float:
-    """Of one call among many, none of which waits for the device."""
+    """Host time of one call among many, none of which waits for the device."""
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -281,7 +281,7 @@ def _host_us(work: Callable[[], object]) -> float:
 
 
 def _event_ms(work: Callable[[], object]) -> float:
-    """On the device. It sleeps until all is queued, so that the host's time is not counted."""
+    """Time on the device, which sleeps until all is queued, so that the host's is not counted."""
     times = []
     for _ in range(12):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

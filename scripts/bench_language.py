@@ -24,7 +24,7 @@ Logits = tuple[Tensor, Tensor, Tensor]
 
 
 def logits(reference: str, candidate: str, device: str) -> Logits:
-    """Of both sides, and the next tokens."""
+    """The logits of both sides, and the next tokens."""
     N, V = TOKENS_AND_VOCABULARY[device]
     generator = torch.Generator(device).manual_seed(0)
     values_NV = 3 * torch.randn(N, V, device=device, generator=generator)

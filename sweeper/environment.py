@@ -41,7 +41,7 @@ def identity(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
-    """As they stand in an environment; None for a package that is not installed."""
+    """The versions as an environment has them; None for a package that is not installed."""
     return {name.replace("-", "_"): version(name) for name in distributions}
 
 
@@ -73,7 +73,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _cublas_version(cuda_version: str) -> str | None:
-    """Of the library that torch has loaded; None where it does not go by its Linux name. torch has no call for it."""
+    """The version of the loaded library; None where it does not go by its Linux name. torch has no call for it."""
     import ctypes
 
     try:

@@ -1,4 +1,4 @@
-"""For test suites."""
+"""A guard for users' test suites."""
 
 from __future__ import annotations
 

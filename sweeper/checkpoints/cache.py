@@ -28,7 +28,7 @@ def root() -> Path:
 
 
 def download_path(sha256: str) -> Path:
-    """Where a verified source lies until it is converted."""
+    """The place of a verified source until it is converted."""
     return _made(root() / "downloads") / sha256
 
 

@@ -56,7 +56,7 @@ def require_weights(path: Path) -> None:
 
 
 def weights_sha256(path: Path) -> str:
-    """Of the bytes of all safetensors files in the order of their names: with one file, what `sha256sum` prints."""
+    """Hashes all safetensors files in the order of their names: of one file, this is what `sha256sum` prints."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.safetensors")):
         with file.open("rb") as stream:

@@ -105,7 +105,7 @@ def _seeded(seed: int, device: str) -> Iterator[None]:
 
 
 def _digest(checkpoint: SeededCheckpoint, init_device: str) -> str:
-    """Of the choices, the libraries and the device: another GPU or another torch may draw other numbers."""
+    """Hashes the choices, the libraries and the device: another GPU or another torch may draw other numbers."""
     decides = {
         **checkpoint.model_dump(mode="json", exclude={"name", "pooling", "causal", "init_on_device"}),
         "torch": torch.__version__,

@@ -44,7 +44,7 @@ class Sampler:
 
 
 class _Corners:
-    """Of matrices that lie one below the other in `stacked_NF`: copied at once, so that it can be freed.
+    """Corners of matrices that lie one below the other in `stacked_NF`: copied at once, so that it can be freed.
 
     Args:
         lengths: rows of each matrix.
@@ -61,7 +61,7 @@ class _Corners:
         self._kept = stacked_NF[row_N[:, None], column_F]
 
     def records(self) -> Iterator[Corner]:
-        """In one transfer."""
+        """Reads all corners in one transfer."""
         rows = iter([" ".join(map(repr, row)) for row in self._kept.double().tolist()])
         for shape in self._shapes:
             yield Corner(shape=shape, rows=tuple(itertools.islice(rows, len(corner_places(shape[0])))))

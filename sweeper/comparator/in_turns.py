@@ -34,7 +34,7 @@ C = TypeVar("C")
 
 
 def bytes_a_turn(device: str) -> int:
-    """Of the reference's outputs, on this device."""
+    """Bytes of the reference's outputs that a turn gives on this device."""
     return _TURN_BYTES[device]
 
 

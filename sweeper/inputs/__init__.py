@@ -1,1 +1,1 @@
-"""From texts to what a model is called with, and from what it gives back to tokens."""
+"""Texts become what a model is called with, and what it gives becomes tokens again."""

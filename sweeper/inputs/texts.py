@@ -1,4 +1,4 @@
-"""From what the user wants to read (texts, a file, token ids) to token ids, checked before any model sees them."""
+"""Turns what the user wants to read (texts, a file, token ids) into token ids, checked before any model sees them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from sweeper.metrics.figures import cosine
 
 
 class EmbeddingFigures(NamedTuple):
-    """Of one text: between the two L2-normalised embeddings."""
+    """How the two L2-normalised embeddings of one text differ."""
 
     cosine: float
     max_abs: float

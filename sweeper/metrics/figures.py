@@ -1,4 +1,4 @@
-"""From states to figures, on the host: a column a figure over all pairs at once, as `docs/measures.md` defines them.
+"""Turns states into figures, on the host: a column a figure over all pairs at once, as `docs/measures.md` defines.
 
 Shapes: A pairs, K numbers of a `State`.
 """
@@ -18,7 +18,7 @@ from sweeper.metrics.sums import Count, Real, State
 def cosine(
     reference_squares: Tensor, candidate_squares: Tensor, difference_squares: Tensor, products: Tensor
 ) -> Tensor:
-    """From sums: exactly 1 where nothing differs (so when both are 0), 0 where one is 0, NaN where one overflowed."""
+    """The cosine from sums: exactly 1 where nothing differs, 0 where one side is 0, NaN where one overflowed."""
     norms = reference_squares.sqrt() * candidate_squares.sqrt()
     ratio = (products / norms.masked_fill_(norms.isinf(), torch.nan)).clamp_(-1, 1)
     ratio.masked_fill_((reference_squares == 0) | (candidate_squares == 0), 0.0)
@@ -39,7 +39,7 @@ def figures(states: Sequence[State], tolerances: Sequence[Tolerance]) -> list[di
 
 
 def _columns(reals_KA: Tensor, counts_KA: Tensor, tolerances: Sequence[Tolerance]) -> dict[str, list[Any]]:
-    """By field of `PairMeasures`, a value a pair."""
+    """The columns by field of `PairMeasures`, with a value a pair."""
     numel, finite, mismatch = counts_KA[[Count.NUMEL, Count.FINITE, Count.NONFINITE_MISMATCH]]
     rtol, atol = torch.tensor(tolerances, dtype=torch.float64).unbind(1)
     columns = {

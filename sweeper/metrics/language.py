@@ -86,7 +86,7 @@ class LanguageAccumulator:
             self._add(compare(*chunk))
 
     def _add(self, tokens: Tokens) -> None:
-        """In place, so that a graph that is replayed adds again."""
+        """Adds in place, so that a graph that is replayed adds again."""
         sums, maxima = self._reals[: _Real.KL_MAX], self._reals[_Real.KL_MAX :]
         sums += tokens.reals_KN.sum(1)
         torch.maximum(maxima, tokens.reals_KN.abs().amax(1), out=maxima)
@@ -132,7 +132,7 @@ def compare(reference_NV: Tensor, candidate_NV: Tensor, next_token_N: Tensor) ->
 
 
 def _top(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token the first of its largest logits, and whether all are finite: several times faster than isfinite."""
+    """Finds each token's first largest logit, and whether all are finite: several times faster than isfinite."""
     largest_N, top_N = logits_NV.max(1)
     return top_N, largest_N.isfinite() & logits_NV.amin(1).isfinite()
 

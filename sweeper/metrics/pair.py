@@ -39,7 +39,7 @@ class _Workspace(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Of one chunk: figures a token, and scalars."""
+    """What one chunk gives: figures a token, and scalars."""
 
     inner_NPP: Tensor  # inner products of the planes
     max_abs_N: Tensor  # -1 for a token without a finite element
@@ -97,7 +97,7 @@ class PairAccumulator:
             raise TypeError(f"cannot add tensors of {dtypes} to a comparison of {self.dtypes[0]} and {self.dtypes[1]}")
 
     def _update(self, reference_NF: Tensor, candidate_NF: Tensor) -> None:
-        """In plain torch: the definition."""
+        """Updates in plain torch: the definition."""
         if reference_NF.numel() == 0:
             self.state.counts[Count.ROWS] += len(reference_NF)
             return
@@ -165,7 +165,7 @@ def finish(accumulators: Sequence[PairAccumulator]) -> list[PairMeasures]:
 
 
 def finished(accumulators: Sequence[PairAccumulator]) -> list[dict[str, Any]]:
-    """`finish` for who puts the fields of `PairMeasures` into larger records: hundreds are validated faster at once."""
+    """The fields of `finish`, to be put into larger records: hundreds are validated faster at once."""
     return figures(
         [accumulator.state for accumulator in accumulators], [accumulator.tolerance for accumulator in accumulators]
     )

@@ -94,7 +94,7 @@ class Axis:
         return (*self.typed, *allowed)
 
     def part(self, key: Key, cell: Cell) -> Hashable:
-        """With what the axis takes part in a key."""
+        """What the axis takes part in a key with."""
         part: Part | None = getattr(self, key)
         return getattr(cell, self.name) if part is None else part(cell)
 

@@ -1,4 +1,4 @@
-"""From a folder of safetensors to a model, and a pool so that no weight is loaded twice."""
+"""Loads a model from a folder of safetensors, and keeps a pool so that no weight is loaded twice."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class LoadedModel:
 
     @functools.cached_property
     def nbytes(self) -> int:
-        """Of all parameters and buffers, tied ones once."""
+        """The bytes of all parameters and buffers, tied ones once."""
         return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()])
 
 
@@ -140,7 +140,7 @@ class ModelPool:
 
 
 def _estimated_bytes(folder: Path, key: WeightsKey) -> int:
-    """Of the model in memory, as if the file had 16 bits a number: what has 32 is overestimated."""
+    """Estimates the model in memory as if the file had 16 bits a number: what has 32 is overestimated."""
     in_file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     dtype = key.cast or key.read.cast_before_move or key.read.dtype
     return in_file if dtype is None else in_file * TORCH_DTYPES[dtype].itemsize // 2

@@ -61,7 +61,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _of_config(path: Path, _mtime_ns: int) -> tuple[str, ...]:
-    """From a folder's `config.json` and its neighbours; time is there so that a changed file is read again."""
+    """Reads a folder's `config.json` and its neighbours; time is there so that a changed file is read again."""
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")

@@ -1,1 +1,1 @@
-"""From YAML and the command line to the ordered cells of a sweep, before any weight is loaded."""
+"""YAML and the command line become the ordered cells of a sweep, before any weight is loaded."""

@@ -1,4 +1,4 @@
-"""From what the user composed to the cells of a sweep: overrides, config groups, exclude rules.
+"""Turns what the user composed into the cells of a sweep: overrides, config groups, exclude rules.
 
 Hydra composes once (a composition costs tens of milliseconds); the product over the axes is made here.
 """

@@ -167,7 +167,7 @@ def _planned_cells(request: SweepRequest, ids: CellIds) -> list[PlannedCell]:
 
 
 def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
-    """By checkpoint, reference, what is read and weights, in the order of first appearance; otherwise as they were."""
+    """Sorts by checkpoint, reference, what is read and weights, each in the order of first appearance."""
     weights = [WeightsKey.of(planned.cell) for planned in cells]
     columns = zip(
         _ranks(planned.cell.checkpoint for planned in cells),
@@ -181,7 +181,7 @@ def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
 
 
 def _ranks(values: Iterable[Hashable]) -> list[int]:
-    """Of each value, how many others appeared before it for the first time."""
+    """Counts, for each value, how many others appeared before it for the first time."""
     seen: dict[Hashable, int] = {}
     return [seen.setdefault(value, len(seen)) for value in values]
 

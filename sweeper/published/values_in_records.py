@@ -1,4 +1,4 @@
-"""Where a record holds what a `Quantity` names. None: the record does not have it, or does not decide it."""
+"""Looks up in a record what a `Quantity` names. None: the record does not have it, or does not decide it."""
 
 from __future__ import annotations
 

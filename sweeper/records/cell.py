@@ -104,7 +104,7 @@ class ModuleRecord(_Record):
 
 
 class LanguageFigures(_Record):
-    """Of a causal LM's logits, in float64, over tokens that are finite on both sides; NaN where there is none.
+    """How a causal LM's predictions moved, in float64, over tokens that are finite on both sides; NaN without any.
 
     Attributes:
         kl_mean, kl_max: KL(reference || candidate) of the next-token distribution, in nats a token.

@@ -1,1 +1,1 @@
-"""From the records of a sweep to what people read: tables, the page, Markdown, the plan."""
+"""The records of a sweep become what people read: tables, the page, Markdown, the plan."""

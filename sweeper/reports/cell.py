@@ -118,7 +118,7 @@ def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
 
 
 def module_figures(measures: PairMeasures) -> tuple[str, ...]:
-    """In the order of `MODULE_FIGURES`; what is not finite is told in the last."""
+    """The figures in the order of `MODULE_FIGURES`; the last tells what is not finite."""
     bad = measures.nonfinite_mismatch
     return (
         number(measures.max_abs),
@@ -228,7 +228,7 @@ def _texts(texts: Sequence[TextFigures]) -> Section:
 
 
 def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
-    """At most so many texts, those whose embeddings are furthest from the reference's, worst first; few as they are."""
+    """Picks the texts whose embeddings are furthest from the reference's, worst first; few stay as they are."""
     if len(texts) <= most:
         return list(texts)
     # NaN is the worst: it has no place in an order of numbers

@@ -90,7 +90,7 @@ def _most_telling(records: Sequence[CellRecord]) -> str:
 
 
 def _fitting(table: CellsTable, width: int) -> CellsTable:
-    """As many columns as the width can hold without breaking a word: some left out, then the axes in one column."""
+    """Keeps the columns that fit without breaking a word: first some are left out, then the axes share one."""
     candidates = [table.without(DROPPED_FIRST[:count]) for count in range(4)]
     candidates += [table.merged().without(DROPPED_FIRST[:count]) for count in range(len(DROPPED_FIRST) + 1)]
     return next((fits for fits in candidates if sum(_widths(fits, width)) <= _for_words(fits, width)), candidates[-1])

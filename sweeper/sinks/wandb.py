@@ -304,7 +304,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """None for infinity and NaN: wandb would write them as bare words that are no JSON."""
+    """Replaces infinity and NaN by None: wandb would write them as bare words that are no JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

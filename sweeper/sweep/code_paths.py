@@ -46,7 +46,7 @@ class CodePaths:
             yield
 
     def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Call]) -> tuple[str, ...]:
-        """What runs in the attention; by a forward of its own where no other has told it. To be called warm."""
+        """What runs in the attention, by a forward of its own where no other has told. Call it warm."""
         if not self.knows_kernels(cell, loaded):
             with self._profile(cell, loaded):
                 run_forwards(loaded.model, batch)

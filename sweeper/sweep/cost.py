@@ -36,8 +36,9 @@ def measure_cost(
     load_time_s: float | None,
     repeats: int | None,
 ) -> Cost:
-    """Bare forwards of the first batch, timed. The first also tells the memory, and whether the bits repeat. To be
-    called warm.
+    """Times bare forwards of the first batch; the first also tells the memory, and whether the bits repeat.
+
+    Call it warm: what a first forward does more than the next would be timed too.
 
     Args:
         captured_NF: the same batch's output with hooks.

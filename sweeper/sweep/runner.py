@@ -262,7 +262,7 @@ class Runner:
         return model
 
     def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
-        """Of the cell's texts; a sweep's cells mostly read the same ones."""
+        """The token ids of the cell's texts; a sweep's cells mostly read the same ones."""
         key = cell.inputs, cell.checkpoint
         if self._read is None or self._read[0] != key:
             self._read = key, read_texts(cell, self._local(cell), model)

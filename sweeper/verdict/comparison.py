@@ -237,7 +237,7 @@ def _replay_eps(left: Precision, right: Precision) -> float:
 
 
 def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
-    """With the first shared output that differs (else the first) text by text, and position by position."""
+    """Adds the first shared output that differs (else the first), text by text and position by position."""
     shared = [name for name in reference if name in candidate]
     differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
     name = next(differing, shared[0])
@@ -267,7 +267,7 @@ def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:
 def _first(
     verdict: Verdict, native: Trace, replay_trace: Trace | None, measured: Measured, lengths: list[int]
 ) -> FirstDivergence | None:
-    """By more than rounding where there is more: then the replay, which has none, shows where it starts."""
+    """Finds where more than rounding starts, in the replay, which has none; without more, where anything starts."""
     if verdict.kind in (Kind.POLICY, Kind.SEMANTIC) and replay_trace is not None and measured.replay is not None:
         found = first_divergence(replay_trace.modules, lengths, measured.replay.bound)
         if found is not None:

@@ -48,7 +48,7 @@ class ModuleDifference:
 
     @property
     def origin(self) -> Origin | None:
-        """None: equal, or not known (a composite module, or one without a floating-point input)."""
+        """Who introduced it; None: equal, or not known (a composite module, or no floating-point input)."""
         if same(self.output) or self.own is None or self.input is None:
             return None
         return "introduced" if same(self.input) or self.own > self.output.rel_l2 / 2 else "inherited"
@@ -111,7 +111,7 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
 
 
 def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures | None:
-    """None where one side has nothing, or something of another shape."""
+    """Measures a pair; None where one side has nothing, or something of another shape."""
     if not reference or not candidate:
         return None
     left, right = torch.cat(reference), torch.cat(candidate)

@@ -144,7 +144,7 @@ def _max_distance_16(reference_E, candidate_E):
 
 @inner(fastmath={"contract"})
 def _bounds(reference_E, candidate_E, rtol):
-    """In float32: how many numbers differ, max_abs rounded to float32, and no less than max_excess.
+    """Counts what differs, rounds max_abs to float32, and bounds max_excess from above, all in float32.
 
     Rounding keeps order. Numbers above 0 are compared by their bits, which vectorises; those below have negative bits.
     """

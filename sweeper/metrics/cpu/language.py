@@ -68,7 +68,7 @@ def _series(x, pairs):
 
 @inner(fastmath={"contract"})
 def _exp(x):
-    """Of at most 0, to 3e-16: 2**k exp(t), where k is added to the exponent. A call of libm's would not vectorise."""
+    """Exponential of at most 0, to 3e-16: 2**k exp(t), with k added to the exponent. libm's would not vectorise."""
     x = max(x, _LEAST)
     shifted = x * _LOG2_E + _ROUND
     k = shifted - _ROUND
@@ -244,7 +244,7 @@ def _compare(reference_NV, candidate_NV, forms, next_token_N, reals_KN, marks_KN
 
 
 def compare(reference_NV: Tensor, candidate_NV: Tensor, next_token_N: Tensor) -> Tokens:
-    """As `language.compare`; of at least one token, in `DTYPES`."""
+    """Does what `language.compare` does, for at least one token in `DTYPES`."""
     N, V = reference_NV.shape
     tokens = Tokens(torch.empty((2, N), dtype=torch.float64), torch.empty((4, N), dtype=torch.bool))
     forms = _FORM[reference_NV.dtype], _FORM[candidate_NV.dtype]

@@ -17,7 +17,7 @@ from sweeper.metrics.cuda.elements import FAR, LANES, larger, largest
 
 
 class Sums(NamedTuple):
-    """Of one row, a lane's part: float64."""
+    """A lane's part of the sums of one row, in float64."""
 
     references: Any
     candidates: Any
@@ -28,7 +28,7 @@ class Sums(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of the rows so far: float64 sums of every R-th row [R], and what each lane has seen [R, L]."""
+    """What the rows so far gave: float64 sums of every R-th row [R], and what each lane has seen [R, L]."""
 
     references: Any
     candidates: Any
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """Of all rows, a lane's part."""
+    """A lane's part of what all rows gave."""
 
     abs_sum: Any
     excess: Any
@@ -70,7 +70,7 @@ class Worst(NamedTuple):
 
 @triton.jit
 def nothing(COARSER: tl.constexpr, R: tl.constexpr):
-    """Of no rows."""
+    """Starts with what no rows give."""
     L: tl.constexpr = LANES // R
     real_R, real_RL, count_RL = tl.zeros((R,), tl.float64), tl.zeros((R, L), tl.float64), tl.zeros((R, L), tl.int32)
     ulp_RL = tl.zeros((R, L), tl.uint32 if COARSER == tl.float32 else tl.float32)
@@ -159,7 +159,7 @@ def add_rows(rows, sums, rows_R, here_R):
 
 @triton.jit
 def worst_of(rows):
-    """Of what the lanes have seen."""
+    """Finds the worst of what the lanes have seen, and where it is."""
     worst = largest(rows.worst)
     row = tl.min(tl.min(tl.where(rows.worst == worst, rows.row, FAR), 1), 0)
     tile = tl.min(tl.min(tl.where((rows.worst == worst) & (rows.row == row), rows.tile, FAR), 1), 0)

@@ -88,7 +88,7 @@ def _half_ordinal(value, COARSER: tl.constexpr, ROUNDED: tl.constexpr):
 
 @triton.jit
 def ulp_distance(reference, candidate, REFERENCE: tl.constexpr, CANDIDATE: tl.constexpr, COARSER: tl.constexpr):
-    """Of float32 values that came from the first two formats, in the third one: uint32 bits."""
+    """Distance, in units of the third format, of float32 values that came from the first two: uint32 bits."""
     if COARSER == tl.float32:
         reference, candidate = _float32_ordinal(reference), _float32_ordinal(candidate)
         # The difference wraps around modulo 2**32, hence is right as an unsigned number.
@@ -121,7 +121,7 @@ def larger_magnitude(a, b):
 
 @triton.jit
 def largest(value_RL):
-    """Of all."""
+    """The largest of all."""
     return tl.reduce(tl.reduce(value_RL, 1, larger), 0, larger)
 
 

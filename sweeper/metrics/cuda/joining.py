@@ -71,7 +71,7 @@ def _write(state, reals, counts):
 
 @triton.jit
 def _joined(reals, counts, partials, number):
-    """Of a pair's partials: fields [K], the worst difference, and the first partial that has it."""
+    """Joins a pair's partials: fields [K], the worst difference, and the first partial that has it."""
     BLOCK: tl.constexpr = 512
     field_K = tl.arange(0, 8)
     field_K1 = field_K[:, None]

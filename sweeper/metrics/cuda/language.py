@@ -49,7 +49,7 @@ class _Side(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of the columns that a lane has seen: float64, and int32."""
+    """What a lane's columns gave so far: float64, and int32."""
 
     reference: Any  # P
     candidate: Any  # Q
@@ -61,7 +61,7 @@ class _Sums(NamedTuple):
 
 @triton.jit
 def _load(side, column_W, V):
-    """In float32; -inf outside."""
+    """Loads a window in float32; -inf outside."""
     place_W = side.start + column_W.to(tl.int64) * side.column
     return as_float32(tl.load(place_W, column_W < V, other=-float("inf")))
 
@@ -162,7 +162,7 @@ def _compare(
 
 
 def compare(reference_NV: Tensor, candidate_NV: Tensor, next_token_N: Tensor) -> Tokens:
-    """As `language.compare`; of at least one token, in `DTYPES`."""
+    """Does what `language.compare` does, for at least one token in `DTYPES`."""
     N, V = reference_NV.shape
     tokens = Tokens(
         torch.empty((2, N), dtype=torch.float64, device=reference_NV.device),

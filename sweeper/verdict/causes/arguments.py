@@ -19,7 +19,7 @@ Change = Callable[[Side], Side]
 
 
 def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """From the narrowest to the widest: the call as the reference's comes last."""
+    """Yields changes from the narrowest to the widest: the whole call of the reference comes last."""
     found = []
     if _takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):
         name = "use_cache: the cache hides from transformers that the row is packed, so that no mask parts its texts"
