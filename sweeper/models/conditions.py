@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 
 from sweeper.config import Cell
 from sweeper.models import axes
@@ -53,8 +53,3 @@ def in_force(switches: Mapping[str, Switch]) -> Iterator[None]:
         for switch in switches.values():
             stack.enter_context(switch.context())
         yield
-
-
-def turn(cell: Cell) -> AbstractContextManager[None]:
-    """`conditions` for a run that goes on."""
-    return in_force(switches(cell))

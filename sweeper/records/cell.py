@@ -10,7 +10,7 @@ import math
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
@@ -19,6 +19,9 @@ class Status(StrEnum):
     OK = "ok"
     FAILED = "failed"  # `reason` is one line, `traceback` the whole
     UNSUPPORTED = "unsupported"  # cannot run here; `reason` says why
+
+
+_OLDER_NAME = "numerics_without_effect"  # of the field, before axes other than numerics could say it
 
 
 class _Record(BaseModel):
@@ -288,7 +291,7 @@ class CellRecord(_Record):
         checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
         attention_kernels: operators or kernels that run in the attention, as the profiler saw them: in this cell, or in
             one of this process that ran the same code on the same dtypes and texts.
-        numerics_without_effect: flag -> why it means nothing here.
+        without_effect: what was asked for and did nothing (a flag, an axis) -> why.
         unaligned: module outputs that could not be mapped to tokens, and why.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
         output_kind, output, language, texts, state, cost, verdict: the figures; None where it did not get that far.
@@ -310,7 +313,7 @@ class CellRecord(_Record):
     environment: dict[str, Any]
     checkpoint_revision: str | None = None
     attention_kernels: tuple[str, ...] = ()
-    numerics_without_effect: dict[str, str] = {}
+    without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}
     first_divergence: str | None = None
     output_kind: Literal["logits", "last_hidden_state"] | None = None

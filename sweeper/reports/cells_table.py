@@ -143,7 +143,7 @@ def reasons(records: Sequence[CellRecord]) -> list[tuple[Status, str]]:
     without_effect = [
         (Status.OK, f"{flag} has no effect here: {why}")
         for record in records
-        for flag, why in record.numerics_without_effect.items()
+        for flag, why in record.without_effect.items()
     ]
     counts = Counter(without_effect + ended)
     return [(kind, f"{reason} (×{count})") for (kind, reason), count in counts.items()]

@@ -171,7 +171,7 @@ class Runner:
                 warm_up(cell, model, batch)
             kernels = self._code_paths.kernels(cell, loaded, batch)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
-        return {"attention_kernels": kernels, "numerics_without_effect": without_effect, "cost": cost}
+        return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
         if not self._verdict:

@@ -337,8 +337,8 @@ def test_a_value_that_did_nothing_is_told(tmp_path: Path) -> None:
         (idle,) = (running.run(planned)[0] for planned in plan.cells)
         calls.append(1.0)
         (acted,) = (running.run(planned)[0] for planned in plan.cells)
-    assert idle.numerics_without_effect == {"silu_scale": "nothing called it"}
-    assert acted.numerics_without_effect == {}
+    assert idle.without_effect == {"silu_scale": "nothing called it"}
+    assert acted.without_effect == {}
 
 
 # ---- an axis whose values are config files -----------------------------------------------------------------------
