@@ -43,10 +43,11 @@ MEASURED = (
     "sample",
     "reference_sample",
     "attention_kernels",
-    "numerics_without_effect",
+    "without_effect",
     "checkpoint_revision",
 )
-KEYED_BY_DATA = ("unaligned", "numerics_without_effect")  # their keys are names of modules and flags, not fields
+KEYED_BY_DATA = ("unaligned", "without_effect")  # their keys are names of modules and flags, not fields
+RENAMED = {"numerics_without_effect": "without_effect"}
 JUDGED = ("kind", "reason", "decides", "first_divergence", "texts")
 EXPLAINED = ("kind", "reason", "cause", "closed_bitwise", "put_back", "since")
 MOST_LINES = 8  # a cell
@@ -301,7 +302,12 @@ def cells_in(sweep: Path) -> list[Cell]:
     planned = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["cells"]
     paths = [sweep / "cells" / cell["cell_id"] / "cell.json" for cell in planned]
     found = [path for path in paths if path.is_file()]
-    return [Cell(json.loads(path.read_text(encoding="utf-8")), path.parent, sweep) for path in found]
+    return [Cell(_renamed(json.loads(path.read_text(encoding="utf-8"))), path.parent, sweep) for path in found]
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record under the names that its fields have today."""
+    return {RENAMED.get(name, name): value for name, value in record.items()}
 
 
 def compare_folders(old: Path, new: Path, tally: Tally, *, ulp: int, other_evidence: bool) -> None:

@@ -152,3 +152,10 @@ def test_a_killed_writer_leaves_only_whole_cells(store: Store) -> None:
     assert names
     assert not any(name.startswith(".") for name in names)
     assert all(len(store.modules(name)) == 400 and store.finished(name) for name in names)
+
+
+def test_a_record_with_the_older_name_of_a_field_is_read(store: Store) -> None:
+    told = record().model_copy(update={"without_effect": {"matmul_tf32": "cuda only"}})
+    path = store.write(told, ()) / "cell.json"
+    path.write_text(path.read_text().replace('"without_effect"', '"numerics_without_effect"'))
+    assert store.read(told.cell_id) == told
