@@ -350,3 +350,37 @@ def test_tensors_that_take_part_in_gradients_keep_theirs() -> None:
     compare_models(model, copy.deepcopy(model).bfloat16().float(), {"input": x})
     assert (id(model.weight.grad), id(x.grad)) == tuple(map(id, grads))
     assert x.requires_grad
+
+
+class Accumulating(nn.Module):
+    """Gives its own state, which the next call writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.total.add_(x)
+
+
+def test_an_output_that_is_a_buffer_keeps_its_values_when_the_buffer_is_put_back() -> None:
+    x = torch.ones(2, 3, 4)
+    model = Accumulating()
+    side, _ = sides(model, model, {"x": x})
+    assert torch.equal(run(side)["output"], x.flatten(0, 1))
+    assert not model.total.any()
+
+
+class Dropping(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.first, self.last = scale, nn.Dropout(), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x * self.scale))
+
+
+def test_a_module_that_is_run_on_the_references_input_draws_nothing_from_the_run() -> None:
+    """Both masks are then those of the plain run: nothing differs but by the scale."""
+    comparison = compare_models(Dropping(1.0).train(), Dropping(1.5).train(), {"x": torch.ones(2, 3, 4)})
+    assert [module.output.rel_l2 for module in comparison.native.modules] == [0.5, 0.5]
