@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.inputs.layout import Tokens, is_attention_map, to_rows, to_tokens
+from sweeper.models.snapshot import left_as_found
 
 
 class ModuleOutput(NamedTuple):
@@ -179,7 +180,8 @@ class Observer(Capture):
 
         self._rerunning = True
         try:
-            return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
+            with left_as_found(module):  # what runs on behind it knows nothing of this run
+                return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
         finally:
             self._rerunning = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from sweeper.inputs.layout import Tokens, to_rows
 from sweeper.inputs.pooling import embeddings
 from sweeper.models.axis import Switch
 from sweeper.models.conditions import begun
+from sweeper.models.snapshot import fresh, left_as_found
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 POOLING = "(pooling)"  # the name of the pooled embeddings among the outputs: no module can have it
@@ -198,14 +199,19 @@ Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> Outputs:
-    """`call_model` for all calls of a side, under its conditions; the model is afterwards as it was.
+def run(side: Side, begin: Callable[[Tokens], object] | None = None, *, seed: int = 0) -> Outputs:
+    """`call_model` for all calls of a side, under its conditions; model, arguments and random state are left as found.
+
+    Args:
+        seed: of the random state that the run draws from; runs of one seed draw the same.
 
     Raises:
         AlignmentError: the model gave no floating-point tensor with a token or batch dimension.
     """
-    with side.conditions(), unchanged_buffers(side.model), hidden_for_pooling(side) as hidden:
-        outputs = call_model(side, side.calls, hidden, begin)
+    given = fresh(call.kwargs for call in side.calls)
+    calls = [replace(call, kwargs=kwargs) for call, kwargs in zip(side.calls, given, strict=True)]
+    with left_as_found(side.model, seed=seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
+        outputs = {name: found.lasting(tensor) for name, tensor in call_model(side, calls, hidden, begin).items()}
     if not outputs:
         raise AlignmentError(
             f"{type(side.model).__name__} gave no floating-point tensor with a token or batch dimension"
@@ -251,18 +257,3 @@ def _named_tensors(output: Any) -> list[tuple[str, Tensor]]:
     if isinstance(output, Mapping):
         return [(name, value) for name, value in output.items() if isinstance(value, Tensor)]
     return [(f"output[{index}]" if index else "output", tensor) for index, tensor in enumerate(tensors_of(output))]
-
-
-@contextlib.contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Puts back the buffers that a forward in training mode writes (running statistics)."""
-    if not any(module.training for module in model.modules()):
-        yield
-        return
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in saved:
-                buffer.copy_(before)

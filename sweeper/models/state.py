@@ -5,7 +5,7 @@ Of a streamed model (`streaming.py`) one parameter at a time is read from its fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,11 @@ class StateEntry:
             return self.held
         with align_module_device(self.owner, execution_device=torch.device("cpu")):
             return self.owner.get_parameter(self.leaf).detach()
+
+    @property
+    def stored(self) -> bool:
+        """Whether a file holds it, in a floating-point dtype."""
+        return self.kind != "non_persistent_buffer" and self.held.is_floating_point()
 
 
 def state_of(model: nn.Module) -> dict[str, StateEntry]:
@@ -112,12 +117,16 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
     return left.eq(right.to(left.device)).all()
 
 
+def pieces(left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two tensors of one shape side by side, so many elements at once that copies of them in float64 are small."""
+    chunk = _CHUNK["cpu" if left.device.type == "cpu" else "cuda"]
+    return zip(left.flatten().split(chunk), right.to(left.device).flatten().split(chunk), strict=True)
+
+
 def _max_abs(left: Tensor, right: Tensor) -> Tensor:
     if not left.numel():
         return left.new_zeros((), dtype=torch.float64)
-    chunk = _CHUNK[left.device.type]
-    chunks = zip(left.flatten().split(chunk), right.to(left.device).flatten().split(chunk), strict=True)
-    return torch.stack([(mine.double() - other.double()).abs().max() for mine, other in chunks]).max()
+    return torch.stack([(mine.double() - other.double()).abs().max() for mine, other in pieces(left, right)]).max()
 
 
 def _difference(name: str, reference: StateEntry, candidate: StateEntry, max_abs: float) -> StateDifference:

@@ -73,11 +73,11 @@ class Selections(TorchFunctionMode):
                 handle.remove()
 
 
-def run_with_selections(side: Side) -> tuple[Outputs, list[Chosen]]:
-    """The side's outputs, and what it chose."""
+def run_with_selections(side: Side, *, seed: int = 0) -> tuple[Outputs, list[Chosen]]:
+    """The side's outputs, and what it chose; `seed` as in `run`."""
     selections = Selections()
     with selections.listening(side.model), selections:
-        outputs = run(side, selections.begin)
+        outputs = run(side, selections.begin, seed=seed)
     return outputs, selections.chosen
 
 

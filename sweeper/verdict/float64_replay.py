@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sweeper.comparator.side import Call, Side
 from sweeper.models.axis import Switch
+from sweeper.models.snapshot import fresh
+from sweeper.models.swapping import doubled
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -48,7 +50,9 @@ class Precision:
 
 
 class Lift(TorchFunctionMode):
-    """Turns float32 targets into float64, and lower operands that come from outside the model's state as well."""
+    """Turns float32 targets into float64, and lower operands as well: what comes from outside the model's state, and
+    parameters that are read while their owner does not run. A parameter says that it is float64 wherever it is asked.
+    """
 
     def __init__(self, precision: Precision) -> None:
         super().__init__()
@@ -58,11 +62,15 @@ class Lift(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name in ("__get__", "__set__"):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            asked_of_parameter = getattr(func, "__self__", None) is Tensor.dtype and isinstance(args[0], nn.Parameter)
+            return torch.float64 if asked_of_parameter and result in _LOWER else result
         if func is Tensor.float:
             func = Tensor.double
             self._precision.lifted += 1
-        if not (name.endswith("_") or "out" in kwargs):  # what is written in place must stay the same tensor
+        if name.endswith("_") or "out" in kwargs:  # what is written in place must stay the same tensor
+            args = (*args[:1], *tree_map(_lifted_parameter, args[1:]))
+        else:
             args, kwargs = tree_map(self._lifted, (args, kwargs))
         result = func(*args, **kwargs)
         lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
@@ -76,20 +84,24 @@ class Lift(TorchFunctionMode):
             self._precision.lifted += 1
             return torch.float64
         if isinstance(leaf, Tensor) and leaf.dtype in _LOWER:
-            return leaf.to(torch.float64) if not isinstance(leaf, nn.Parameter) else leaf.detach().to(torch.float64)
+            return leaf.detach().to(torch.float64)
         return leaf
+
+
+def _lifted_parameter(leaf: Any) -> Any:
+    return leaf.detach().double() if isinstance(leaf, nn.Parameter) and leaf.dtype in _LOWER else leaf
 
 
 @contextlib.contextmanager
 def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
     """The same side in float64, for as long as the context lasts.
 
-    The model's own tensors are set aside and come back, the very objects, at the end. Attention backends that have no
-    float64 are replaced by eager, and so is the product of a mixture's experts; scaled dot product attention runs its
-    MATH kernel.
+    One module's parameters are in float64 at a time (`doubled`). Attention backends that have no float64 are replaced
+    by eager, and so is the product of a mixture's experts; scaled dot product attention runs its MATH kernel.
     """
     precision = Precision()
-    calls = tuple(Call(_double_kwargs(call.kwargs), call.forward) for call in side.calls)
+    exact = fresh((call.kwargs for call in side.calls), torch.float64)
+    calls = tuple(Call(kwargs, call.forward) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(doubled(side.model))
@@ -110,13 +122,6 @@ def _without_cache(model: nn.Module, call: Call) -> Call:
     return Call({**call.kwargs, "use_cache": False}, call.forward) if hasattr(model, "config") else call
 
 
-def _double_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in kwargs.items()
-    }
-
-
 def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContextManager[None]]:
     @contextlib.contextmanager
     def conditions() -> Iterator[None]:
@@ -134,20 +139,6 @@ def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContext
             torch.set_default_dtype(default)
 
     return conditions
-
-
-@contextlib.contextmanager
-def doubled(model: nn.Module) -> Iterator[None]:
-    """The model's state in float64, value for value; afterwards the same tensors as before."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
-    saved = [(tensor, tensor.data) for tensor in tensors.values()]
-    try:
-        for tensor, data in saved:
-            tensor.data = data.double()
-        yield
-    finally:
-        for tensor, data in saved:
-            tensor.data = data
 
 
 def attention_implementation(model: nn.Module) -> str | None:

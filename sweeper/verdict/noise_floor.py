@@ -20,6 +20,8 @@ from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
+_PLAIN = (bool, int, float, str, torch.dtype, type(None))
+
 
 @dataclass
 class Floor:
@@ -122,9 +124,11 @@ def _rebatched(side: Side) -> Iterator[tuple[str, Outputs]]:
 
 
 def _has_rows(call: Call) -> bool:
+    """Whether its rows can be taken: of tensors only, not of what holds some (a dictionary, a cache)."""
     B = call.forward.shape[0]
     tensors = [value for value in call.kwargs.values() if isinstance(value, Tensor)]
-    return B > 1 and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
+    others = [value for value in call.kwargs.values() if not isinstance(value, (Tensor, *_PLAIN))]
+    return B > 1 and not others and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
 
 
 def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:

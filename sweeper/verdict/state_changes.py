@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from sweeper.models.state import StateEntry, state_of
+from sweeper.models.state import StateEntry, pieces, state_of
 
 _ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -127,23 +127,40 @@ def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
     if left.dtype == right.dtype:
-        return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
-    return left.is_floating_point() == right.is_floating_point() and torch.equal(left.double(), right.double())
+        return torch.equal(left, right) or all(
+            bool(((mine == other) | (mine.isnan() & other.isnan())).all()) for mine, other in pieces(left, right)
+        )
+    return left.is_floating_point() == right.is_floating_point() and all(
+        torch.equal(mine.double(), other.double()) for mine, other in pieces(left, right)
+    )
 
 
 def _rounded_to(reference: Tensor, candidate: Tensor) -> torch.dtype | None:
     """The dtype that rounds one side's values to the other's, bit for bit; or of which both can be roundings."""
     if reference.shape != candidate.shape or not (reference.is_floating_point() and candidate.is_floating_point()):
         return None
-    left, right = reference.double(), candidate.double()
-    for dtype in _ROUNDING:
-        if torch.equal(reference.to(dtype).double(), right) or torch.equal(candidate.to(dtype).double(), left):
-            return dtype
-    if reference.dtype == candidate.dtype:
-        return None
-    # bfloat16 against float16: half a unit of each, and float16 has nothing below its smallest number
-    size = torch.maximum(left.abs(), right.abs())
-    halves = (_eps(reference.dtype) + _eps(candidate.dtype)) / 2
-    tiny = max(torch.finfo(dtype).smallest_normal * _eps(dtype) for dtype in (reference.dtype, candidate.dtype))
-    coarser = max(reference.dtype, candidate.dtype, key=_eps)
-    return coarser if bool(((left - right).abs() <= halves * size + tiny).all()) else None
+    possible: list[tuple[torch.dtype, Callable[[Tensor, Tensor, torch.dtype], bool]]]
+    possible = [(dtype, rounds) for dtype in _ROUNDING for rounds in (_rounds, _is_rounded)]
+    if reference.dtype != candidate.dtype:
+        possible.append((max(reference.dtype, candidate.dtype, key=_eps), _near))
+    for left, right in pieces(reference, candidate):
+        possible = [(dtype, explains) for dtype, explains in possible if explains(left, right, dtype)]
+        if not possible:
+            return None
+    return possible[0][0]
+
+
+def _rounds(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(left.to(dtype).double(), right.double())
+
+
+def _is_rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    return _rounds(right, left, dtype)
+
+
+def _near(left: Tensor, right: Tensor, _: torch.dtype) -> bool:
+    """bfloat16 against float16: half a unit of each, and float16 has nothing below its smallest number."""
+    size = torch.maximum(left.double().abs(), right.double().abs())
+    halves = (_eps(left.dtype) + _eps(right.dtype)) / 2
+    tiny = max(torch.finfo(dtype).smallest_normal * _eps(dtype) for dtype in (left.dtype, right.dtype))
+    return bool(((left.double() - right.double()).abs() <= halves * size + tiny).all())

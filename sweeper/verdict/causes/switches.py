@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.comparator.side import Call, Side
-from sweeper.models.state import StateEntry
+from sweeper.models.swapping import doubled, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
-from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation, doubled
+from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation
 from sweeper.verdict.state_changes import aligned_states
 
 
@@ -101,36 +102,24 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
     names = [
         name
         for name, entry in left.items()
-        if name in right and _stored(entry) and entry.tensor.dtype != right[name].tensor.dtype
+        if name in right and entry.stored and entry.tensor.dtype != right[name].tensor.dtype
     ]
     if not names:
         return []
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
-        tensors = {id(entry): entry for entry in (_own(pair.candidate.model, name) for name in names)}
-        saved = [(tensor, tensor.data) for tensor in tensors.values()]
-        try:
-            for name in names:
-                tensor = _own(pair.candidate.model, name)
-                tensor.data = left[name].tensor.to(tensor.device)
+        values = ((name, functools.partial(_on_device_of, left[name].tensor)) for name in names)
+        with swapped(pair.candidate.model, values):
             yield Pair(pair.reference, _cast_inputs(pair.candidate, left[names[0]].tensor.dtype))
-        finally:
-            for tensor, data in saved:
-                tensor.data = data
 
     before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
     some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    if len(names) == sum(map(_stored, left.values())):
+    if len(names) == sum(entry.stored for entry in left.values()):
         return [
             Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)
         ]
     return [Counterfactual(f"dtype of {some}: {before} -> {after}", f"load {some} with dtype={before}", "dtype", apply)]
-
-
-def _stored(entry: StateEntry) -> bool:
-    """Whether a file holds it, in a floating-point dtype."""
-    return entry.kind != "non_persistent_buffer" and entry.tensor.is_floating_point()
 
 
 def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
@@ -141,10 +130,8 @@ def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
     return replace(side, calls=tuple(calls))
 
 
-def _own(model: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(path), leaf)
-    return tensor
+def _on_device_of(tensor: Tensor, held: Tensor) -> Tensor:
+    return tensor.to(held.device)
 
 
 def upcast_counterfactuals(pair: Pair) -> list[Counterfactual]:

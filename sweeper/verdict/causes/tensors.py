@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,26 +12,18 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from sweeper.models.state import pieces, state_of
+from sweeper.models.swapping import swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.state_changes import Change, Provenance
 
 
-@contextlib.contextmanager
-def put_back(model: nn.Module, changes: Iterable[Change]) -> Iterator[None]:
+def put_back(model: nn.Module, changes: Iterable[Change]) -> AbstractContextManager[None]:
     """Gives the named state the reference's values; afterwards the model has its own tensors again.
 
     A rounded tensor gets the reference's dtype too; any other keeps the candidate's dtype, so that it still runs.
     """
-    saved: list[tuple[Tensor, Tensor]] = []
-    try:
-        for change in changes:
-            tensor = _tensor(model, change.name)
-            saved.append((tensor, tensor.data))
-            tensor.data = _value(change, tensor)
-        yield
-    finally:
-        for tensor, data in reversed(saved):
-            tensor.data = data
+    return swapped(model, ((change.name, functools.partial(_value, change)) for change in changes))
 
 
 @contextlib.contextmanager
@@ -45,29 +38,16 @@ def asked_undone(model: nn.Module, found: Provenance, *, reference: bool) -> Ite
         yield
 
 
-@contextlib.contextmanager
-def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> Iterator[None]:
-    tensors = dict(model.state_dict(keep_vars=True))
-    own = {id(tensors[name]): tensors[name] for name in names if name in tensors}
-    saved = [(tensor, tensor.data) for tensor in own.values() if tensor.is_floating_point()]
-    try:
-        for tensor, data in saved:
-            tensor.data = data.to(dtype).to(data.dtype)
-        yield
-    finally:
-        for tensor, data in saved:
-            tensor.data = data
+def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Those of the names that are the model's, of which a file holds floating-point values."""
+    own = state_of(model)
+    stored = [name for name in names if name in own and own[name].stored]
+    return swapped(model, ((name, lambda held: held.to(dtype).to(held.dtype)) for name in stored))
 
 
-def _value(change: Change, tensor: Tensor) -> Tensor:
-    value = change.reference.to(tensor.device)
+def _value(change: Change, held: Tensor) -> Tensor:
+    value = change.reference.to(held.device)
     return value if change.rounded_to is not None else value.to(change.candidate.dtype)
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(path), leaf)
-    return tensor
 
 
 def state_counterfactuals(found: Provenance) -> list[Counterfactual]:
@@ -122,19 +102,27 @@ def _what(change: Change) -> str:
         return dtypes if left.dtype != right.dtype else f"rounded to {_dtype(change.rounded_to)}"
     if left.shape != right.shape:
         return f"shape {tuple(left.shape)} -> {tuple(right.shape)}"
-    left, right = left.double(), right.double()
-    if left.dim() == 2 and left.shape[0] == left.shape[1] and torch.equal(left.T, right):
+    if left.dim() == 2 and left.shape[0] == left.shape[1] and _equal(left.T, right):
         return "transposed"
     if left.dim() > 0 and torch.equal(_sorted_rows(left), _sorted_rows(right)):
         return "the same rows in another order"
-    differing = int((left != right).sum())
-    return f"{differing} of {left.numel()} values differ, by at most {float((left - right).abs().max()):.2g}"
+    differing = sum(int((mine.double() != other.double()).sum()) for mine, other in pieces(left, right))
+    largest = max(
+        (float((mine.double() - other.double()).abs().max()) for mine, other in pieces(left, right)), default=0
+    )
+    return f"{differing} of {left.numel()} values differ, by at most {largest:.2g}"
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return all(torch.equal(mine.double(), other.double()) for mine, other in pieces(left, right))
 
 
 def _sorted_rows(tensor: Tensor) -> Tensor:
     """A number a row that depends on the order of its values, sorted."""
     rows = tensor.reshape(len(tensor), -1)
-    return (rows * torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype).cos()).sum(1).sort()[0]
+    weights = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float64).cos()
+    some = max(1, 2**22 // max(1, rows.shape[1]))  # rows that are in float64 at once
+    return torch.cat([(piece.double() * weights).sum(1) for piece in rows.split(some)]).sort()[0]
 
 
 def _fix(changes: Sequence[Change]) -> str:

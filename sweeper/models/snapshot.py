@@ -1,0 +1,306 @@
+"""What a run leaves behind: nothing. Models, arguments and random state are afterwards as they were found."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import operator
+import random
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from sweeper.errors import ConfigError
+
+# A larger container of what no run changes is put back, but not looked through: a tokenizer's vocabulary.
+_MANY = 1000
+# What no run changes, or what is not the model's.
+_FOREIGN = (type, types.ModuleType, logging.Logger)
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator)
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module, *, seed: int = 0) -> Iterator[Snapshot]:
+    """Around a run: afterwards the very objects are in the very slots, with the values they had, however it ends.
+
+    Slots are parameters, buffers, submodules, hooks, modes and plain attributes, containers and plain objects in them
+    included. The run draws from a random state of its own, and Python's, numpy's and torch's go on as if it had not
+    been.
+
+    Args:
+        seed: of the run's random state; runs of one seed draw the same.
+
+    Raises:
+        ConfigError: the run wrote into a parameter. Buffers are copied beforehand; parameters are too large for that.
+    """
+    found = Snapshot(model)
+    with _random_state(seed):
+        try:
+            yield found
+        finally:
+            written = found.put_back()
+    if written:
+        raise ConfigError(
+            f"{type(model).__name__} writes into its own parameter {_name_of(model, written[0])} as it runs: its runs "
+            "cannot be compared; keep what is written in a buffer (given: a parameter, changed by now)"
+        )
+
+
+def _name_of(model: nn.Module, tensor: Tensor) -> str:
+    names = (name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is tensor)
+    return next(names, "(without a name)")
+
+
+def fresh(calls: Iterable[Mapping[str, Any]], dtype: torch.dtype | None = None) -> list[dict[str, Any]]:
+    """The arguments of a run's calls, copied: what a model writes into them (a cache that grows) is the run's own.
+
+    What several arguments or calls share, their copies share. Modules are passed on as they are, and so is what
+    cannot be copied.
+
+    Args:
+        dtype: of the copies of floating-point tensors, however deep they lie; None: their own.
+    """
+    calls = [dict(call) for call in calls]
+    copies: dict[int, Any] = {}
+    for value, reach in _reachable(calls):
+        if reach is Reach.TENSOR:
+            wanted = dtype if value.is_floating_point() else None
+            copies[id(value)] = value.detach().to(wanted, copy=True)  # a deep copy refuses what has a history
+        elif isinstance(value, nn.Module):
+            copies[id(value)] = value
+    return [{name: _copied(value, copies) for name, value in call.items()} for call in calls]
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, copies)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a foreign object raises: it cannot be copied (an open file, a lock)
+        return value
+
+
+class Reach(Enum):
+    """What kind of thing hangs on a model or an argument."""
+
+    NOTHING = auto()  # what no run changes
+    TENSOR = auto()
+    GENERATOR = auto()  # of random numbers
+    MAPPING = auto()
+    ITEMS = auto()
+    TUPLE = auto()
+    OBJECT = auto()  # with attributes: a module, a cache
+
+
+@functools.lru_cache(maxsize=4096)  # asked thousands of times a run
+def _reach(kind: Any) -> Reach:
+    """What the values of a type are."""
+    if issubclass(kind, Tensor):
+        return Reach.TENSOR
+    if issubclass(kind, _GENERATORS):
+        return Reach.GENERATOR
+    if issubclass(kind, dict):
+        return Reach.MAPPING
+    if issubclass(kind, (list, set, deque)):
+        return Reach.ITEMS
+    if issubclass(kind, tuple):
+        return Reach.TUPLE
+    if issubclass(kind, nn.Module):
+        return Reach.OBJECT
+    is_function = any("__call__" in vars(base) for base in kind.__mro__)
+    has_attributes = kind.__dictoffset__ != 0
+    return Reach.NOTHING if is_function or not has_attributes or issubclass(kind, _FOREIGN) else Reach.OBJECT
+
+
+def _reachable(root: Any) -> Iterator[tuple[Any, Reach]]:
+    """What hangs on `root`, itself first, each once, but for empty containers: a module has a dozen of them."""
+    seen: dict[int, Any] = {}  # keeps what it has seen, so that no id is given twice
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        kind: Any = type(value)
+        reach = _reach(kind)
+        if reach is Reach.NOTHING:
+            continue
+        if (reach is Reach.MAPPING or reach is Reach.ITEMS) and not value:
+            yield value, reach
+            continue
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        yield value, reach
+        if reach is Reach.OBJECT:
+            waiting.extend(vars(value).values())
+        elif reach is Reach.MAPPING:
+            waiting.extend(_few(value.values()))
+        elif reach is Reach.ITEMS or reach is Reach.TUPLE:
+            waiting.extend(_few(value))
+
+
+def _few(values: Collection[Any]) -> Collection[Any]:
+    """Those of a container; none of a large one of what no run changes, such as a vocabulary."""
+    if len(values) <= _MANY:
+        return values
+    kind: Any = type(next(iter(values)))
+    return () if _reach(kind) is Reach.NOTHING else values
+
+
+class Snapshot:
+    """What a model holds, and all that hangs on it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._mappings: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._items: list[tuple[Any, list[Any]]] = []
+        self._empty: list[Any] = []
+        self._tensors: list[_Held] = []
+        self._undo: list[Callable[[], object]] = []
+        renormalised: set[int] = set()
+        for value, reach in _reachable(model):
+            if reach is Reach.OBJECT:
+                self._mappings.append((vars(value), vars(value).copy()))
+                if isinstance(value, (nn.Embedding, nn.EmbeddingBag)) and value.max_norm is not None:
+                    renormalised.add(id(value.weight))  # torch itself writes to it in the forward
+            elif reach is Reach.TENSOR:
+                self._tensors.append(_Held(value))
+            elif reach is Reach.GENERATOR:
+                self._undo.append(_generator_state(value))
+            elif reach is not Reach.TUPLE and not value:
+                self._empty.append(value)
+            elif reach is Reach.MAPPING:
+                self._mappings.append((value, dict(value)))
+            elif reach is Reach.ITEMS:
+                self._items.append((value, list(value)))
+        for held in self._tensors:
+            if not isinstance(held.tensor, nn.Parameter) or id(held.tensor) in renormalised:
+                held.copy_values()
+
+    def lasting(self, tensor: Tensor) -> Tensor:
+        """The tensor with the values that it has now, even if it is (a view of) one that is put back."""
+        memory = _memory(tensor)
+        own = memory is None or any(_memory(held.tensor) == memory for held in self._tensors)
+        return tensor.clone() if own else tensor
+
+    def put_back(self) -> list[Tensor]:
+        """Puts all back, and gives the parameters that were written to, whose values are lost."""
+        for container in self._empty:
+            if container:
+                container.clear()
+        for mapping, held in self._mappings:
+            _refill(mapping, held)
+        for items, values in self._items:
+            if len(items) != len(values) or not all(map(operator.is_, items, values)):
+                items.clear()
+                items.update(values) if isinstance(items, set) else items.extend(values)
+        for undo in self._undo:
+            undo()
+        return [held.tensor for held in self._tensors if not held.put_back()]
+
+
+def _refill(mapping: dict[Any, Any], held: dict[Any, Any]) -> None:
+    """Makes a dictionary hold these objects, in this order, where it does not."""
+    if (
+        len(mapping) == len(held)
+        and all(map(operator.is_, mapping.values(), held.values()))
+        and all(map(operator.is_, mapping, held))
+    ):
+        return
+    base = OrderedDict if isinstance(mapping, OrderedDict) else dict  # subclasses refuse some of it
+    base.clear(mapping)
+    for name, value in held.items():
+        base.__setitem__(mapping, name, value)
+
+
+class _Held:
+    """A tensor, what it holds and its flags."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._data = None if is_traceable_wrapper_subclass(tensor) else tensor.data
+        self._copy: Tensor | None = None
+        self._writes = _writes(tensor)
+        self._flags = (tensor.requires_grad, tensor.grad) if tensor.is_leaf else None
+
+    def copy_values(self) -> None:
+        """Where there are any, and nothing expanded: no operation writes to that."""
+        expanded = any(
+            step == 0 and size > 1 for step, size in zip(self.tensor.stride(), self.tensor.shape, strict=True)
+        )
+        if not self.tensor.is_meta and not expanded:
+            self._copy = self.tensor.detach().clone()
+
+    def put_back(self) -> bool:
+        """Puts all back; whether the values are what they were."""
+        tensor = self.tensor
+        if self._data is not None and not _same_memory(tensor, self._data):
+            tensor.data = self._data
+        if self._flags is not None:
+            requires_grad, grad = self._flags
+            if tensor.requires_grad is not requires_grad:
+                tensor.requires_grad_(requires_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
+        if self._copy is None:
+            return _writes(tensor) == self._writes
+        # always, because batch norm writes its statistics uncounted; by `.data`, because a user's graph counts
+        with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+            tensor.data.copy_(self._copy)
+        return True
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where its storage lies; None where it has none of its own."""
+    has_none = tensor.layout is not torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor)
+    return None if has_none else tensor.untyped_storage().data_ptr() or None
+
+
+def _writes(tensor: Tensor) -> int | None:
+    """How often torch has written to it; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _same_memory(tensor: Tensor, data: Tensor) -> bool:
+    return (tensor.dtype, tensor.shape, tensor.device) == (data.dtype, data.shape, data.device) and (
+        tensor.is_meta or tensor.layout is not torch.strided or tensor.data_ptr() == data.data_ptr()
+    )
+
+
+def _generator_state(generator: Any) -> Callable[[], object]:
+    """What puts a generator back to the state that it has now."""
+    if isinstance(generator, torch.Generator):
+        state = generator.get_state()
+        return lambda: generator.set_state(state)
+    if isinstance(generator, random.Random):
+        drawn = generator.getstate()
+        return lambda: generator.setstate(drawn)
+    bits = generator.bit_generator.state
+    return lambda: setattr(generator.bit_generator, "state", bits)
+
+
+@contextlib.contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Python's, numpy's and torch's own generators begin at `seed`, and afterwards go on where they were."""
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        generators += torch.cuda.default_generators
+    states = [generator.get_state() for generator in generators]
+    drawn, drawn_numpy = random.getstate(), np.random.get_state()
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        random.setstate(drawn)
+        np.random.set_state(drawn_numpy)
