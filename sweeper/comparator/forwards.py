@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sweeper.checkpoints import LocalCheckpoint
 from sweeper.comparator.comparer import BatchOutputs
 from sweeper.comparator.corners import Sampler
-from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call
-from sweeper.comparator.side import POOLING, Call, Side, call_model, hidden_for_pooling
+from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call, tensors_of
+from sweeper.comparator.side import Call, Side, hidden_for_pooling, pooled
 from sweeper.config import Cell, Pooling
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
@@ -86,8 +87,11 @@ class HookedSide:
         return outputs
 
     def _run(self, batch: Sequence[Call]) -> BatchOutputs:
-        outputs = call_model(self._side, batch, self._hidden, self._running.begin)
-        return BatchOutputs(next(iter(outputs.values())), outputs[POOLING])
+        assert self._side.pooling is not None, "a cell pools"
+        output_NF = run_forwards(self._side.model, batch, self._running)
+        embedding_SD = pooled(self._side.pooling, batch, self._hidden)
+        self._hidden.clear()
+        return BatchOutputs(output_NF, embedding_SD)
 
     @property
     def unaligned(self) -> dict[str, str]:
@@ -106,6 +110,14 @@ def hooked(side: Side, take: Callable[[ModuleOutput], object]) -> Iterator[Hooke
         yield HookedSide(side, running, hidden)
 
 
-def run_forwards(model: nn.Module, batch: Sequence[Call]) -> Tensor:
+def run_forwards(model: nn.Module, batch: Sequence[Call], running: Capture | None = None) -> Tensor:
     """The model's output (logits, or last hidden state) over the real tokens of one batch, [N, F]."""
-    return next(iter(call_model(Side(model, tuple(batch)), batch, []).values()))
+    outputs = []
+    for call in batch:
+        if running is not None:
+            running.begin(call.forward)
+        output = tensors_of(model(**call.kwargs))[0]
+        output_NF = layout.to_tokens(output, call.forward)
+        assert output_NF is not None, f"the model's output of shape {tuple(output.shape)} has no token dimension"
+        outputs.append(output_NF)
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sweeper.comparator.kinds import Kinds
 from sweeper.inputs.layout import Tokens, is_attention_map, to_rows, to_tokens
 from sweeper.models.snapshot import left_as_found
 
@@ -82,9 +83,9 @@ class Capture:
             elif not is_attention_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
                 self._hand_over(_indexed(called, index), module_type, tensor)
 
-    def register(self, name: str, module: nn.Module) -> Any:
-        """Hooks one module; gives the handle."""
-        return module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))
+    def register(self, name: str, module: nn.Module) -> list[Any]:
+        """Hooks one module, but not the model itself: its output is what the caller gets. Gives the handles."""
+        return [module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))] if name else []
 
     @property
     def _begun(self) -> Tokens:
@@ -126,6 +127,7 @@ class Observer(Capture):
 
     Args:
         given: the reference's input rows of all calls, by name: on these each leaf module is run too.
+        several: calls have several kinds of tokens, to be told apart (`Kinds`).
 
     Attributes:
         modules: by name, in order of execution.
@@ -133,16 +135,27 @@ class Observer(Capture):
 
     rows = staticmethod(to_rows)
 
-    def __init__(self, given: Mapping[str, Tensor]) -> None:
+    def __init__(self, given: Mapping[str, Tensor], *, several: bool = False) -> None:
         super().__init__(self._keep)
+        self._several = several
         self.modules: dict[str, ModuleRows] = {}
+        self._kinds = Kinds()
         self._given = given
         self._given_rows: Counter[str] = Counter()  # that earlier calls took
         self._rerunning = False
 
-    def register(self, name: str, module: nn.Module) -> Any:
+    def begin(self, tokens: Tokens) -> None:
+        super().begin(tokens)
+        self._kinds.begin(tokens)
+
+    def register(self, name: str, module: nn.Module) -> list[Any]:
         hook = functools.partial(self.hook_with_inputs, name, type(module).__name__)
-        return module.register_forward_hook(hook, with_kwargs=True)
+        handles = [module.register_forward_hook(hook, with_kwargs=True)] if name else []
+        if self._several:
+            before = functools.partial(self._kinds.enter, name)
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._kinds.leave, always_call=True))
+        return handles
 
     def hook_with_inputs(
         self, name: str, module_type: str, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -152,14 +165,17 @@ class Observer(Capture):
             return
         called = _called(name, self._calls.get(name, 0))
         given = _first_floating(args, kwargs) if next(module.children(), None) is None else None
-        input_NF = self.rows(given, self._begun) if given is not None else None
+        input_NF = self._rows_of(given) if given is not None else None
         self.hook(name, module_type, module, args, output)
         if given is not None and input_NF is not None and called in self.modules:
             self.modules[called].inputs.append(input_NF.clone())
             for index, own in enumerate(self._own(called, module, args, kwargs, given)):
-                own_NF, rows = self.rows(own, self._begun), self.modules.get(_indexed(called, index))
+                own_NF, rows = self._rows_of(own), self.modules.get(_indexed(called, index))
                 if own_NF is not None and rows is not None:
                     rows.owns.append(own_NF.clone())
+
+    def _rows_of(self, tensor: Tensor) -> Tensor | None:
+        return self.rows(tensor, self._kinds.of(tensor)) if self._kinds.several else super()._rows_of(tensor)
 
     def _keep(self, output: ModuleOutput) -> None:
         rows = self.modules.setdefault(output.name, ModuleRows(output.module_type))
@@ -169,9 +185,10 @@ class Observer(Capture):
         """The module's outputs on the reference's input, in the layout of its own; none where it cannot be had."""
         if name not in self._given:
             return []
-        start, N = self._given_rows[name], len(self._begun.flat_N)
+        tokens = self._kinds.of(given) if self._kinds.several else self._begun
+        start, N = self._given_rows[name], len(tokens.flat_N)
         self._given_rows[name] += N
-        placed = _placed(self._given[name][start : start + N], given, self._begun)
+        placed = _placed(self._given[name][start : start + N], given, tokens)
         if placed is None:
             return []
 
@@ -218,12 +235,11 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
 
 @contextmanager
 def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
-    """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
-    handles = []
+    """Hooks every module of `model`."""
+    handles: list[Any] = []
     try:
         for name, module in model.named_modules():
-            if name:
-                handles.append(running.register(name, module))
+            handles += running.register(name, module)
         yield
     finally:
         for handle in handles:

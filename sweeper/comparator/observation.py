@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.hooks import ModuleRows, Observer, capturing
-from sweeper.comparator.side import POOLING, Outputs, Side, run
+from sweeper.comparator.outputs import ModelOutputs
+from sweeper.comparator.side import POOLING, Side, run
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Observation:
     """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs."""
 
     modules: dict[str, ModuleRows]
-    outputs: Outputs
+    outputs: ModelOutputs
 
     def inputs(self) -> dict[str, Tensor]:
         """What each leaf module was given."""
@@ -30,7 +31,8 @@ def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observatio
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
     """
-    observer = Observer(given or {})
+    several = any(not call.forward.one_kind for call in side.calls)
+    observer = Observer(given or {}, several=several)
     with capturing(side.model, observer):
         outputs = run(side, observer.begin)
     if POOLING in outputs:

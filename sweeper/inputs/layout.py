@@ -7,7 +7,8 @@ be compared row by row, and pads are gone before anything is measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,40 @@ class Tokens:
         shape: B and T.
         flat_N: each token's place in [B * T], row after row; on the device.
         lengths: tokens of each text.
+        encoder: those that an encoder reads, where these are a decoder's; None: there is one kind of tokens.
+        beside: the call has arguments of another kind too (pictures beside a text), to which these do not belong.
+        frames: the frames that a model makes of these samples of sound, by their number; None: it does not say.
     """
 
     shape: tuple[int, int]
     flat_N: Tensor
     lengths: tuple[int, ...]
+    encoder: Tokens | None = None
+    beside: bool = False
+    frames: Callable[[int], Tokens | None] | None = None
+
+    @property
+    def one_kind(self) -> bool:
+        """Whether what has these B and T belongs to these tokens: nothing else was given."""
+        return self.encoder is None and not self.beside
+
+    @property
+    def all_real(self) -> bool:
+        """Whether there are no pads."""
+        return len(self.flat_N) == math.prod(self.shape)
+
+    def rows_only(self) -> Tokens:
+        """A map of the batch's rows, without tokens."""
+        B = self.shape[0]
+        return Tokens(shape=(B, 1), flat_N=torch.arange(B, device=self.flat_N.device), lengths=(1,) * B)
+
+    def last(self, columns: int) -> Tokens:
+        """Those in the last columns of each row."""
+        B, T = self.shape
+        kept_N = self.column_N >= T - columns
+        row_N, column_N = self.row_N[kept_N], self.column_N[kept_N] - (T - columns)
+        lengths = torch.bincount(row_N, minlength=B).tolist()
+        return Tokens(shape=(B, columns), flat_N=row_N * columns + column_N, lengths=tuple(lengths))
 
     @functools.cached_property
     def row_N(self) -> Tensor:
@@ -153,17 +183,24 @@ def to_tokens(tensor: Tensor, tokens: Tokens) -> Tensor | None:
 
 
 def to_rows(tensor: Tensor, tokens: Tokens) -> Tensor | None:
-    """`to_tokens`, or else a score a token, [B, T] as [N, 1], or else the rows of the batch, [B, ...] as [B, F].
+    """`to_tokens`, or else the frames of a sound, a score a token, [B, T] as [N, 1], or the rows of the batch, [B, F].
 
-    Cells leave both out: a layout decides how many rows a batch has.
+    Cells leave these out: a layout decides how many rows a batch has.
     """
     rows_NF = to_tokens(tensor, tokens)
-    if rows_NF is not None or is_attention_map(tensor, tokens):
+    if rows_NF is not None or is_attention_map(tensor, tokens) or not tensor.dim() or len(tensor) != tokens.shape[0]:
         return rows_NF
-    B, T = tokens.shape
-    if tensor.shape == (B, T) and T > 1:
+    if tokens.frames is not None and tensor.dim() == 3:
+        frames = tokens.frames(tensor.shape[1])
+        return tensor.flatten(1) if frames is None else to_tokens(tensor, frames)
+    if is_score(tensor, tokens):
         return tensor.flatten()[tokens.flat_N][:, None]
-    return tensor.flatten(1) if tensor.dim() >= 2 and len(tensor) == B else None
+    return tensor.reshape(len(tensor), -1)
+
+
+def is_score(tensor: Tensor, tokens: Tokens) -> bool:
+    """Whether this looks like a score a token, [B, T]. It could be T features of each row all the same."""
+    return tensor.shape == tokens.shape and tokens.shape[1] > 1
 
 
 def is_attention_map(tensor: Tensor, tokens: Tokens) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Inputs, Outputs, Side, run, sides, text_lengths
 from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.tensors import asked_undone, put_back
@@ -24,9 +25,9 @@ from sweeper.verdict.first_divergence import (
     first_divergence,
     outputs_rel_l2,
     rel_l2,
-    same,
     trace,
 )
+from sweeper.verdict.first_run import run_both
 from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
 from sweeper.verdict.noise_floor import Floor, measure_floor, output_floor
 from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind, Measured, Replayed, Verdict, judge
@@ -109,12 +110,12 @@ class Comparison(Compared):
 
 def compare_sides(reference: Side, candidate: Side) -> Comparison:
     """`compare_models` for sides that are already laid out, each with its own conditions."""
-    base = observe(reference)
-    native = trace(base, candidate)
+    ran = run_both(reference, candidate)
+    reference, candidate, base, native = ran.reference, ran.candidate, ran.base, ran.native
     found = provenance(reference.model, candidate.model)
     lengths = text_lengths(reference, candidate)
-    if _identical(base, native):
-        measured = Measured(identical=True, native=0.0)
+    if ran.same:
+        measured = Measured(identical=True, native=0.0, partly=ran.partly, uncompared=ran.uncompared)
         return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
     figures, floor = _native_figures(reference, candidate, base, native, found)
     replay_trace = None
@@ -125,7 +126,7 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
             figures["kernel"] = _kernel(candidate, native.outputs, truth)
     except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
         figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    measured = Measured(**figures)
+    measured = Measured(**figures, partly=ran.partly, uncompared=ran.uncompared)
     verdict = judge(measured)
     first = _first(verdict, native, replay_trace, measured, lengths)
     return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
@@ -135,7 +136,7 @@ def _native_figures(
     reference: Side, candidate: Side, base: Observation, native: Trace, found: Provenance
 ) -> tuple[dict[str, Any], Floor]:
     """What is known without a replay: fields of `Measured`."""
-    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs)
+    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs, discrete=False)
     floor = _noisier_floor(reference, candidate, base, native_rel_l2)
     base_chosen = run_with_selections(reference)[1]
     again, chosen = run_with_selections(candidate, seed=1)  # what it draws at random is drawn otherwise
@@ -161,12 +162,6 @@ def _native_figures(
     return figures, floor
 
 
-def _identical(base: Observation, native: Trace) -> bool:
-    modules = all(same(module.output) for module in native.modules)
-    outputs = all(name in native.outputs for name in base.outputs) and outputs_rel_l2(base.outputs, native.outputs) == 0
-    return modules and outputs
-
-
 def _noisier_floor(reference: Side, candidate: Side, base: Observation, native: float) -> Floor:
     """The reference's floor; where the difference exceeds it, that of the noisier side (another dtype, autocast)."""
     floor = measure_floor(reference, base)
@@ -180,7 +175,7 @@ def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
 
 
 def _same_bits(first: Outputs, second: Outputs) -> bool:
-    return all(measure(first[name], second[name]).equal_fraction == 1 for name in first)
+    return all(same_bits(first[name], second[name]) for name in first)
 
 
 def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sweeper.comparator.comparer import layer_and_kind
 from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.outputs import ModelOutputs, Outputs, same_bits
 from sweeper.comparator.places import Places
-from sweeper.comparator.side import Outputs, Side
+from sweeper.comparator.side import Side
 from sweeper.metrics.pair import measure
 from sweeper.records.cell import PairMeasures
 
@@ -66,11 +67,13 @@ class Trace:
         modules: those that both sides ran, in order of the candidate's execution.
         unaligned: names that only one side ran, or whose rows do not match, with the reason.
         outputs: the candidate's outputs.
+        bitwise: what both sides' modules gave has the same bits.
     """
 
     modules: tuple[ModuleDifference, ...]
     unaligned: dict[str, str]
-    outputs: Outputs
+    outputs: ModelOutputs
+    bitwise: bool
 
 
 def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace:
@@ -82,6 +85,7 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
     ran = observe(candidate, reference.inputs() if own else None)
     unaligned = {name: "only the reference ran it" for name in reference.modules if name not in ran.modules}
     modules: list[ModuleDifference] = []
+    bitwise = True
     for name, module in ran.modules.items():
         base = reference.modules.get(name)
         if base is None:
@@ -94,6 +98,7 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
             )
             continue
         layer, kind = layer_and_kind(name)
+        bitwise = bitwise and same_bits(left, right)
         modules.append(
             ModuleDifference(
                 order=len(modules),
@@ -102,12 +107,12 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
                 layer=layer,
                 kind=kind,
                 rows=len(left),
-                output=measure(left, right),
+                output=measure(*without_fill(left, right)),
                 input=_measured(base.inputs, module.inputs),
                 own=_rel_l2(_measured([left], module.owns)),
             )
         )
-    return Trace(tuple(modules), unaligned, ran.outputs)
+    return Trace(tuple(modules), unaligned, ran.outputs, bitwise)
 
 
 def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures | None:
@@ -115,25 +120,55 @@ def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures 
     if not reference or not candidate:
         return None
     left, right = torch.cat(reference), torch.cat(candidate)
-    return measure(left, right) if left.shape == right.shape else None
+    return measure(*without_fill(left, right)) if left.shape == right.shape else None
 
 
 def _rel_l2(measures: PairMeasures | None) -> float | None:
-    """NaN where one side is not finite."""
+    """NaN where something is NaN or infinite and is not the same on both sides; that which is decides nothing."""
     if measures is None:
         return None
-    return measures.rel_l2 if measures.finite == measures.numel else math.nan
+    if measures.nonfinite_mismatch:
+        return math.nan
+    return measures.rel_l2 if measures.finite else 0.0
 
 
 def rel_l2(reference: Tensor, candidate: Tensor) -> float:
-    """2-norm of the difference over 2-norm of the reference, in float64; NaN where one side is not finite."""
-    found = _rel_l2(measure(reference, candidate))
+    """2-norm of the difference over 2-norm of the reference, in float64, of what decides something: not of what is the
+    same NaN, infinity or fill on both sides; NaN where something is not finite on one side only."""
+    found = _rel_l2(measure(*without_fill(reference, candidate)))
     assert found is not None
     return found
 
 
-def outputs_rel_l2(reference: Outputs, candidate: Outputs) -> float:
+# A fill (-1e9, the smallest number of a dtype) is at least so large, and so many times as large as all that is none.
+_FILL = 1e6
+
+
+def without_fill(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors with 0 where they hold the same huge values, which would drown all others in a norm."""
+    size = reference.double().abs()
+    size = size.masked_fill(~size.isfinite(), 0)
+    if not size.numel() or float(size.amax()) < _FILL:
+        return reference, candidate
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (reference, candidate))
+    close = (candidate.double() - reference.double()).abs() <= 2 * eps * size
+    fill = torch.zeros_like(close)
+    while (top := float(size.amax())) >= _FILL:
+        largest = size > top / 2
+        rest = size.masked_fill(largest, 0)
+        drowned = float(rest.amax()) <= top / _FILL and not bool((fill | largest).all())
+        if not drowned or not bool(close[largest].all()):
+            break
+        fill, size = fill | largest, rest
+    return (reference.masked_fill(fill, 0), candidate.masked_fill(fill, 0)) if fill.any() else (reference, candidate)
+
+
+def outputs_rel_l2(reference: Outputs, candidate: Outputs, *, discrete: bool = True) -> float:
     """The largest `rel_l2` over the outputs that both sides gave.
+
+    Args:
+        discrete: also of those that are no floating-point numbers; else only where there are no others. Rounding does
+            not move them a little: it leaves them alone or flips them.
 
     Raises:
         KeyError: none is shared.
@@ -143,6 +178,8 @@ def outputs_rel_l2(reference: Outputs, candidate: Outputs) -> float:
         raise KeyError(
             f"outputs {list(reference)} in the reference, {list(candidate)} in the candidate: none is shared"
         )
+    if not discrete and isinstance(reference, ModelOutputs):
+        shared = [name for name in shared if not reference.is_discrete(name)] or shared
     values = torch.tensor([rel_l2(reference[name], candidate[name]) for name in shared])
     return float(values.amax())  # NaN wins
 

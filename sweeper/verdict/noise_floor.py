@@ -20,8 +20,6 @@ from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
-_PLAIN = (bool, int, float, str, torch.dtype, type(None))
-
 
 @dataclass
 class Floor:
@@ -67,7 +65,7 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
     for seed in range(seeds):
         with nudged(side.model, seed):
             again = observe(side)
-        floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs))
+        floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs, discrete=False))
         for name, module in again.modules.items():
             if name in base.modules:
                 floor.modules.setdefault(name, []).append(
@@ -75,7 +73,7 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
                 )
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
         for name, outputs in _rebatched(side):
-            floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs)
+            floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs, discrete=False)
     return floor
 
 
@@ -84,7 +82,7 @@ def output_floor(side: Side, base: Outputs, *, seeds: int = 3) -> float:
     samples = []
     for seed in range(seeds):
         with nudged(side.model, seed):
-            samples.append(outputs_rel_l2(base, run(side)))
+            samples.append(outputs_rel_l2(base, run(side), discrete=False))
     return _rms(samples)
 
 
@@ -117,18 +115,10 @@ def nudged(model: nn.Module, seed: int) -> Iterator[None]:
 
 def _rebatched(side: Side) -> Iterator[tuple[str, Outputs]]:
     """The rows of each call in reverse order, and one by one; in the order of the original all the same."""
-    if not all(_has_rows(call) for call in side.calls):
+    if not all(call.has_rows for call in side.calls):
         return
     yield "rows in reverse order", _run_in_groups(side, reverse=True)
     yield "rows one by one", _run_in_groups(side, reverse=False)
-
-
-def _has_rows(call: Call) -> bool:
-    """Whether its rows can be taken: of tensors only, not of what holds some (a dictionary, a cache)."""
-    B = call.forward.shape[0]
-    tensors = [value for value in call.kwargs.values() if isinstance(value, Tensor)]
-    others = [value for value in call.kwargs.values() if not isinstance(value, (Tensor, *_PLAIN))]
-    return B > 1 and not others and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
 
 
 def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:
@@ -137,8 +127,10 @@ def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:
     for call in side.calls:
         B = call.forward.shape[0]
         groups = [list(range(B))[::-1]] if reverse else [[row] for row in range(B)]
-        for name, tensor in run(replace(side, calls=tuple(call.of_rows(group) for group in groups))).items():
-            pieces.setdefault(name, []).append(_in_order(tensor, call, groups))
+        outputs = run(replace(side, calls=tuple(call.of_rows(group) for group in groups)))
+        for name, tensor in outputs.items():
+            if outputs.follows_rows(name):
+                pieces.setdefault(name, []).append(_in_order(tensor, call, groups))
     return {name: torch.cat(tensors) for name, tensors in pieces.items()}
 
 

@@ -92,6 +92,8 @@ class Measured:
 
     Attributes:
         identical: every compared tensor has the same bits.
+        partly: outputs that are compared in part or on one side only, with what is left out.
+        uncompared: outputs of both sides that cannot be compared, with the reason.
         native: rel_l2 of the outputs as they ran. nonfinite: NaN or Inf where the other side has none.
         floor, floor_spread, floor_samples: the noise floor of the noisier side.
         rebatched: rel_l2 of the same side in other batch shapes, by what was done.
@@ -125,6 +127,8 @@ class Measured:
     flips: float | None = None
     flipping: tuple[str, ...] = ()
     kernel: float | None = None
+    partly: dict[str, str] = field(default_factory=dict)
+    uncompared: dict[str, str] = field(default_factory=dict)
 
 
 def judge(measured: Measured) -> Verdict:
@@ -137,8 +141,12 @@ Decision = tuple[Kind, str, str | None]
 
 
 def _decide(measured: Measured) -> Decision:
+    if measured.identical and measured.uncompared:
+        names = _some(tuple(measured.uncompared))
+        return Kind.INCONCLUSIVE, f"all else has the same bits, but {names} cannot be compared", "outputs of one kind"
     if measured.identical:
-        return Kind.IDENTICAL, "every compared tensor has the same bits", None
+        part = " that both sides give" if measured.partly else ""
+        return Kind.IDENTICAL, f"every compared tensor{part} has the same bits", None
     replay = measured.replay
     if replay is None:
         return Kind.INCONCLUSIVE, f"no replay in float64: {measured.replay_error}", "a replay that runs in float64"
@@ -186,6 +194,8 @@ def _semantic_reason(measured: Measured) -> str:
 
 def _evidence(measured: Measured) -> list[Evidence]:
     found = [Evidence("native rel_l2", measured.native, "difference of the outputs as they ran; decides nothing alone")]
+    for title, outputs in (("compared in part", measured.partly), ("not compared", measured.uncompared)):
+        found += [Evidence(title, name, reason) for name, reason in outputs.items()]
     if measured.nonfinite:
         found.append(Evidence("non-finite", float(measured.nonfinite), "NaN or Inf on one side only"))
     if measured.floor_samples:
