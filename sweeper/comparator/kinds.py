@@ -1,5 +1,5 @@
-"""Which kind of tokens a tensor inside a running model is of, where a call has several: an encoder's and a decoder's, or
-a text beside pictures.
+"""Which kind of tokens a tensor inside a running model is of, where a call has several: an encoder's and a
+decoder's, or a text beside pictures.
 
 A module works on what it was given: on the same tokens as its first tensor, where that is an argument of the call or
 came out of another module. Else it works on those of the part of the model that it lies in, or that is running.
