@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sweeper.cli.compose import arrange
 from sweeper.cli.explain import explain_cell
 from sweeper.cli.help import help_text
-from sweeper.cli.main import SUBCOMMANDS
 from sweeper.cli.run import carry_out, config_folder
 from sweeper.config import Cell, parse
 from sweeper.environment import environment
@@ -177,7 +176,7 @@ def test_a_cell_has_it_only_while_it_is_registered(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("axis")
 def test_the_help_and_the_table_of_a_sweep_show_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = help_text([config_folder()], SUBCOMMANDS)
+    shown = help_text([config_folder()], {})
     assert re.search(r"silu_scale +what SiLU is multiplied by \(default: full\)\n +full, half\n", shown)
     request = request_of(*TINY, "silu_scale=full,half", f"output_dir={tmp_path}", "verdict=false", "sweep=s")
     assert carry_out(request) == 0
@@ -358,7 +357,7 @@ def test_an_axis_of_config_files(tmp_path: Path) -> None:
         (tmp_path / "scale" / f"{name}.yaml").write_text(f"{{name: {name}, factor: {factor}}}\n")
     entry = Axis(name="scale", help="a factor", kind=Scale, default={"name": "none"}, group=True)
     with axes.registered(entry):
-        assert re.search(r"scale +a factor .*\n +half, one\n", help_text([config_folder(), tmp_path], SUBCOMMANDS))
+        assert re.search(r"scale +a factor .*\n +half, one\n", help_text([config_folder(), tmp_path], {}))
         assert [scale_of(cell) for cell in request_of(*TINY).cells] == [Scale(name="none")]
         arguments = ("scale=one,half", "scale.factor=1.0,2.0", "reference={scale:half}")
         request = request_of(*TINY, *arguments, user_conf=tmp_path)
