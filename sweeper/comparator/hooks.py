@@ -217,13 +217,18 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
 
 
 @contextmanager
-def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
-    """Hooks every module of `model` but the model itself (its output is what the caller gets)."""
+def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Hooks every module of `model` but the model itself (its output is what the caller gets).
+
+    Args:
+        names: as in `Side`.
+    """
     handles = []
     try:
         for name, module in model.named_modules():
-            if name:
-                handles.append(running.register(name, module))
+            shown = (names or {}).get(name, name)
+            if shown:
+                handles.append(running.register(shown, module))
         yield
     finally:
         for handle in handles:

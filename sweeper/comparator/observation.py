@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.hooks import ModuleRows, Observer, capturing
-from sweeper.comparator.side import POOLING, Outputs, Side, run
+from sweeper.comparator.side import POOLING, Outputs, Side, run, uncompiled_side
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,17 @@ class Observation:
 
 
 def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
-    """Runs a side and keeps everything.
+    """Runs a side and keeps everything. Of a compiled model the modules are those of its code as it is written.
 
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
     """
     observer = Observer(given or {})
-    with capturing(side.model, observer):
-        outputs = run(side, observer.begin)
+    written = uncompiled_side(side)
+    with capturing(side.model, observer, side.names):
+        outputs = run(written, observer.begin)
+    if written is not side:
+        outputs = run(side)
     if POOLING in outputs:
         observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
     return Observation(observer.modules, outputs)
