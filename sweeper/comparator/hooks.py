@@ -234,12 +234,16 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
 
 
 @contextmanager
-def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
-    """Hooks every module of `model`."""
+def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Hooks every module of `model`.
+
+    Args:
+        names: as in `Side`.
+    """
     handles: list[Any] = []
     try:
         for name, module in model.named_modules():
-            handles += running.register(name, module)
+            handles += running.register((names or {}).get(name, name), module)
         yield
     finally:
         for handle in handles:

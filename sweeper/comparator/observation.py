@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sweeper.comparator.hooks import ModuleRows, Observer, capturing
 from sweeper.comparator.outputs import ModelOutputs
-from sweeper.comparator.side import POOLING, Side, run
+from sweeper.comparator.side import POOLING, Side, run, uncompiled_side
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,18 @@ class Observation:
 
 
 def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
-    """Runs a side and keeps everything.
+    """Runs a side and keeps everything. Of a compiled model the modules are those of its code as it is written.
 
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
     """
     several = any(not call.forward.one_kind for call in side.calls)
     observer = Observer(given or {}, several=several)
-    with capturing(side.model, observer):
-        outputs = run(side, observer.begin)
+    written = uncompiled_side(side)
+    with capturing(side.model, observer, side.names):
+        outputs = run(written, observer.begin)
+    if written is not side:
+        outputs = run(side)
     if POOLING in outputs:
         observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
     return Observation(observer.modules, outputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -24,6 +24,7 @@ from sweeper.inputs.calls import Call, call_of, calls_of, check_same_tokens, sha
 from sweeper.inputs.layout import Tokens
 from sweeper.inputs.pooling import embeddings
 from sweeper.models.axis import Switch
+from sweeper.models.compiled import is_compiled, uncompiled
 from sweeper.models.conditions import begun
 from sweeper.models.snapshot import fresh, left_as_found
 
@@ -41,6 +42,7 @@ class Side:
         switches: the global settings under which the model runs, by name; the same names on both sides.
         pooling: also give the embedding of each text, made so from the last hidden states; None: the outputs alone.
         parts: what is taken of the outputs; None: all.
+        names: what its modules are called where outputs are compared, if not as in the model; none: not looked at.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Side:
     switches: Mapping[str, Switch] = field(default_factory=dict)
     pooling: Pooling | None = None
     parts: tuple[Part, ...] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""
@@ -61,6 +64,16 @@ class Side:
             while sum(len(call.forward.lengths) for call in batch) < len(texts):
                 batch.append(next(calls))
             yield batch
+
+
+# Around a run with hooks, by its name among a side's switches.
+UNCOMPILED = {"torch.compile": Switch("off", "call the model that is not compiled", uncompiled)}
+
+
+def uncompiled_side(side: Side) -> Side:
+    """The side whose code runs as it is written, for hooks; itself where that is so."""
+    runs_as_written = side.switches.items() >= UNCOMPILED.items() or not is_compiled(side.model)
+    return side if runs_as_written else replace(side, switches={**side.switches, **UNCOMPILED})
 
 
 def sides(

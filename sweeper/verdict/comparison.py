@@ -15,6 +15,7 @@ from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Inputs, Outputs, Side, run, sides, text_lengths
 from sweeper.metrics.pair import measure
+from sweeper.models.names import align, counterparts
 from sweeper.verdict.causes.tensors import asked_undone, put_back
 from sweeper.verdict.compared import Compared
 from sweeper.verdict.discrete_choices import flipped, run_with_selections
@@ -110,7 +111,7 @@ class Comparison(Compared):
 
 def compare_sides(reference: Side, candidate: Side) -> Comparison:
     """`compare_models` for sides that are already laid out, each with its own conditions."""
-    ran = run_both(reference, candidate)
+    ran = run_both(*_by_the_same_names(reference, candidate))
     reference, candidate, base, native = ran.reference, ran.candidate, ran.base, ran.native
     found = provenance(reference.model, candidate.model)
     lengths = text_lengths(reference, candidate)
@@ -130,6 +131,15 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
     verdict = judge(measured)
     first = _first(verdict, native, replay_trace, measured, lengths)
     return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+
+
+def _by_the_same_names(reference: Side, candidate: Side) -> tuple[Side, Side]:
+    """Both sides with the names that their modules are shown by, where those differ."""
+    names = [dict(side.model.named_modules()).keys() for side in (reference, candidate)]
+    if names[0] == names[1]:
+        return reference, candidate
+    found = align(reference.model, candidate.model)
+    return replace(reference, names=found.shown(reference=True)), replace(candidate, names=found.shown(reference=False))
 
 
 def _native_figures(
@@ -185,7 +195,7 @@ def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
 
 
 def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
-    modes = {name: module.training for name, module in reference.named_modules()}
+    modes = {name: module.training for name, module in counterparts(reference, candidate).items()}
     return sum(module.training and not modes.get(name, False) for name, module in candidate.named_modules())
 
 

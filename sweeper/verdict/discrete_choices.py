@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sweeper.comparator.side import Outputs, Side, run
+from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.inputs.layout import Tokens, to_rows
 
 _CHOOSING = {torch.topk: 1, Tensor.topk: 1, torch.argmax: None, Tensor.argmax: None}
@@ -76,8 +76,11 @@ class Selections(TorchFunctionMode):
 def run_with_selections(side: Side, *, seed: int = 0) -> tuple[Outputs, list[Chosen]]:
     """The side's outputs, and what it chose; `seed` as in `run`."""
     selections = Selections()
+    written = uncompiled_side(side)
     with selections.listening(side.model), selections:
-        outputs = run(side, selections.begin, seed=seed)
+        outputs = run(written, selections.begin, seed=seed)
+    if written is not side:
+        outputs = run(side, seed=seed)
     return outputs, selections.chosen
 
 

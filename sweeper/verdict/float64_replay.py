@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sweeper.comparator.side import Call, Side
 from sweeper.models.axis import Switch
+from sweeper.models.configs import config_of, takes
 from sweeper.models.snapshot import fresh
 from sweeper.models.swapping import doubled
 
@@ -119,7 +120,7 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
 
 def _without_cache(model: nn.Module, call: Call) -> Call:
     """Flash attention reads packing from position_ids; eager finds it only without a cache."""
-    return Call({**call.kwargs, "use_cache": False}, call.forward) if hasattr(model, "config") else call
+    return Call({**call.kwargs, "use_cache": False}, call.forward) if takes(model, "use_cache") else call
 
 
 def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -142,8 +143,8 @@ def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContext
 
 
 def attention_implementation(model: nn.Module) -> str | None:
-    """transformers' name of the attention backend; None for other models."""
-    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+    """transformers' name of the attention backend, in whatever the model is wrapped; None for other models."""
+    return getattr(config_of(model), "_attn_implementation", None)
 
 
 def attention(model: nn.Module, implementation: str) -> contextlib.AbstractContextManager[None]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.comparator.observation import Observation, observe
-from sweeper.comparator.side import Call, Outputs, Side, run
+from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
 
@@ -60,7 +60,9 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
         base: its own run without any; taken where it is not given.
         seeds: how many nudged runs.
     """
-    base = observe(side) if base is None else base
+    written = uncompiled_side(side)
+    base = observe(written) if base is None or written is not side else base
+    side = written
     floor = Floor()
     for seed in range(seeds):
         with nudged(side.model, seed):

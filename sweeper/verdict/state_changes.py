@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sweeper.models.names import align
 from sweeper.models.state import StateEntry, pieces, state_of
 
 _ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
@@ -84,20 +85,13 @@ def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
 
 
 def aligned_states(reference: nn.Module, candidate: nn.Module) -> tuple[dict[str, StateEntry], dict[str, StateEntry]]:
-    """Parameters and buffers of both, by the candidate's names where one side is the other's model in a wrapper.
-
-    A wrapper (`module.` of DataParallel, `_orig_mod.` of torch.compile) puts one prefix before every name. Where a
-    single name does not fit that, all stay.
-    """
+    """Parameters and buffers of both, by the candidate's names, whatever wraps either."""
     left, right = state_of(reference), state_of(candidate)
-    if not left or not right:
+    if left.keys() == right.keys():
         return left, right
-    ours, theirs = next(iter(left)), next(iter(right))
-    if ours.endswith(f".{theirs}"):
-        renamed = {name.removeprefix(ours.removesuffix(theirs)): entry for name, entry in left.items()}
-    else:
-        renamed = {theirs.removesuffix(ours) + name: entry for name, entry in left.items()}
-    return (renamed if renamed.keys() == right.keys() else left), right
+    names = align(reference, candidate).state(left, right)
+    own = {name: f"{name} (the reference's)" if name in right else name for name in left}
+    return {names.get(name, own[name]): entry for name, entry in left.items()}, right
 
 
 def _of_main_dtypes(change: Change, found: Provenance) -> bool:

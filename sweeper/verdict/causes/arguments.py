@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sweeper.comparator.side import Call, Side, text_lengths
+from sweeper.models.configs import takes
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 
 Change = Callable[[Side], Side]
@@ -21,7 +21,7 @@ Change = Callable[[Side], Side]
 def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
     """Yields changes from the narrowest to the widest: the whole call of the reference comes last."""
     found = []
-    if _takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):
+    if takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):
         name = "use_cache: the cache hides from transformers that the row is packed, so that no mask parts its texts"
         fix = "pass use_cache=False"
         found.append(Counterfactual(name, fix, "inputs", _on_candidate(_with(use_cache=False))))
@@ -31,7 +31,7 @@ def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
     if not arguments and _aligned(pair):
         return found
     found += [_argument(name) for name in arguments]
-    if "position_ids" not in arguments and _takes(pair.candidate.model, "position_ids") and not _same_positions(pair):
+    if "position_ids" not in arguments and takes(pair.candidate.model, "position_ids") and not _same_positions(pair):
         found.append(
             Counterfactual(
                 "position_ids: the two sides count positions differently",
@@ -61,12 +61,6 @@ def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
         )
     )
     return found
-
-
-def _takes(model: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(type(model).forward).parameters or (
-        hasattr(model, "config") and hasattr(model.config, "use_cache") and argument in ("use_cache", "position_ids")
-    )
 
 
 def _packed_with_cache(call: Call) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sweeper.models.configs import config_of
+from sweeper.models.names import counterparts
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.first_divergence import FirstDivergence
 
@@ -32,7 +34,8 @@ class _Setting:
 
 def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Counterfactual]:
     """Attributes (each name on each class together), the config, hooks, classes, then the module where it starts."""
-    reference, candidate = dict(pair.reference.model.named_modules()), dict(pair.candidate.model.named_modules())
+    reference = counterparts(pair.reference.model, pair.candidate.model)
+    candidate = dict(pair.candidate.model.named_modules())
     shared = [name for name in candidate if name in reference]
     settings: dict[str, list[_Setting]] = {}
     for name in shared:
@@ -146,7 +149,7 @@ def _assign(owner: Any, attribute: str, value: Any) -> None:
 
 def _config(pair: Pair) -> Iterator[tuple[str, _Setting]]:
     """Entries of a transformers config that differ. Some are read in the forward; the others show in the state."""
-    left, right = (getattr(side.model, "config", None) for side in pair)
+    left, right = (config_of(side.model) for side in pair)
     if left is None or right is None or left is right:
         return
     for name in sorted(vars(left).keys() | vars(right).keys()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.comparator.side import Call, Side
+from sweeper.models.names import counterparts
 from sweeper.models.swapping import doubled, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation
@@ -22,7 +23,8 @@ from sweeper.verdict.state_changes import aligned_states
 
 def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
     """`.eval()`, where the candidate is in training mode and the reference is not."""
-    modes = {name: module.training for name, module in pair.reference.model.named_modules()}
+    reference = counterparts(pair.reference.model, pair.candidate.model)
+    modes = {name: module.training for name, module in reference.items()}
     modules = [
         module for name, module in pair.candidate.model.named_modules() if module.training and not modes.get(name)
     ]
