@@ -41,6 +41,7 @@ class Side:
         switches: the global settings under which the model runs, by name; the same names on both sides.
         pooling: also give the embedding of each text, made so from the last hidden states; None: the outputs alone.
         parts: what is taken of the outputs; None: all.
+        seed: of the random state that every run begins with; runs of one seed draw the same.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Side:
     switches: Mapping[str, Switch] = field(default_factory=dict)
     pooling: Pooling | None = None
     parts: tuple[Part, ...] | None = None
+    seed: int = 0
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""
@@ -95,18 +97,17 @@ def text_lengths(*sides: Side) -> list[int]:
 
 
 @torch.no_grad()
-def run(side: Side, begin: Callable[[Tokens], object] | None = None, *, seed: int = 0) -> ModelOutputs:
+def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> ModelOutputs:
     """The model's outputs over the rows of all calls, leaf by leaf; `POOLING` [S, D] last.
 
     The model runs under the side's conditions; model, arguments and random state are left as found.
 
     Args:
         begin: told each call before it is made.
-        seed: of the random state that the run draws from; runs of one seed draw the same.
     """
     outputs = ModelOutputs(side.parts)
     given = fresh(call.kwargs for call in side.calls)
-    with left_as_found(side.model, seed=seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
+    with left_as_found(side.model, seed=side.seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
         for call, kwargs in zip(side.calls, given, strict=True):
             if begin is not None:
                 begin(call.forward)
