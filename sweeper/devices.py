@@ -1,15 +1,18 @@
-"""What concerns a device as a whole: its free memory, waiting for it, and integers sent there without waiting."""
+"""What concerns a device as a whole: its free memory and the lack of it, waiting, integers sent without waiting."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# what torch says where it raises a plain RuntimeError: the host's allocator, and libraries that want a workspace
+_NO_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory")
 _BLOCK = 2**17  # numbers, 1 MiB: pinning memory takes longer than most copies
 
 
@@ -44,6 +47,23 @@ def to_device(numbers: Sequence[int] | np.ndarray, device: torch.device | str) -
     if torch.device(device).type != "cuda":
         return torch.from_numpy(array)
     return _staging.put(array).to(device, non_blocking=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or on the host: that is never a fact about a model."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def suppressed(*errors: type[Exception]) -> Iterator[None]:
+    """`contextlib.suppress`, which lets running out of memory pass."""
+    try:
+        yield
+    except errors as error:
+        if out_of_memory(error):
+            raise
 
 
 def free_bytes(device: str) -> int:

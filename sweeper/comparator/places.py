@@ -28,7 +28,7 @@ class Places:
 
     def locate(self, row: int | None, rows: int) -> tuple[int | None, int | None]:
         """Text and position of one row of so many: rows are tokens, or whole texts (pooled), or neither is known."""
-        if row is None:
+        if row is None or row >= rows:  # an input may have other rows than the output
             return None, None
         if rows == self._ran[-1]:
             return self.of(row)[:2]

@@ -43,6 +43,7 @@ class Side:
         pooling: also give the embedding of each text, made so from the last hidden states; None: the outputs alone.
         parts: what is taken of the outputs; None: all.
         names: what its modules are called where outputs are compared, if not as in the model; none: not looked at.
+        seed: of the random state that every run begins with; runs of one seed draw the same.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Side:
     pooling: Pooling | None = None
     parts: tuple[Part, ...] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""
@@ -108,18 +110,17 @@ def text_lengths(*sides: Side) -> list[int]:
 
 
 @torch.no_grad()
-def run(side: Side, begin: Callable[[Tokens], object] | None = None, *, seed: int = 0) -> ModelOutputs:
+def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> ModelOutputs:
     """The model's outputs over the rows of all calls, leaf by leaf; `POOLING` [S, D] last.
 
     The model runs under the side's conditions; model, arguments and random state are left as found.
 
     Args:
         begin: told each call before it is made.
-        seed: of the random state that the run draws from; runs of one seed draw the same.
     """
     outputs = ModelOutputs(side.parts)
     given = fresh(call.kwargs for call in side.calls)
-    with left_as_found(side.model, seed=seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
+    with left_as_found(side.model, seed=side.seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
         for call, kwargs in zip(side.calls, given, strict=True):
             if begin is not None:
                 begin(call.forward)

@@ -19,7 +19,10 @@ def config_of(model: nn.Module) -> Any:
 
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether a model can be called with an argument: it names it, or passes all it gets to a transformers model."""
-    parameters = inspect.signature(type(model).forward).parameters
+    try:
+        parameters = inspect.signature(type(model).forward).parameters
+    except (AttributeError, TypeError, ValueError):  # a traced module has a graph in place of code
+        return False
     if argument in parameters:
         return True
     passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

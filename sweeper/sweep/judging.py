@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sweeper.comparator.comparer import Figures
+from sweeper.devices import out_of_memory
 from sweeper.records.cell import EvidenceRecord, TextFigures, VerdictRecord
 from sweeper.verdict.rules import Kind
 
@@ -29,6 +30,13 @@ def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[i
     few = (0, *(figures.text for figures in others[:1]))
     batch = tuple(range(min(batch_size, len(texts))))
     return [few] if set(few) == set(batch) else [few, batch]
+
+
+def shortest(texts: Sequence[TextFigures], among: Sequence[int]) -> tuple[int, ...]:
+    """The one text that takes the least memory to judge on, of those that differ where some do."""
+    chosen = [text for text in texts if text.text in among]
+    differing = [text for text in chosen if _moved(text) > 0] or chosen
+    return (min(differing, key=lambda text: text.tokens).text,)
 
 
 def _moved(figures: TextFigures) -> float:
@@ -74,11 +82,14 @@ def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecor
     )
 
 
-def unjudged_record(error: Exception, texts: Sequence[int]) -> VerdictRecord:
+def unjudged_record(error: Exception, texts: Sequence[int], cell_id: str) -> VerdictRecord:
     """The verdict where judging itself failed: the figures stand, the cell is not lost."""
+    again = f"python -m sweeper explain SWEEP {cell_id}"
+    if out_of_memory(error):
+        again = f"{again} on a machine with more memory, or the cell again with fewer or shorter texts (inputs=...)"
     return VerdictRecord(
         kind=Kind.INCONCLUSIVE,
         reason=f"could not be judged: {type(error).__name__}: {error}".splitlines()[0],
-        decides="python -m sweeper explain on a machine with more memory",
+        decides=again,
         texts=tuple(texts),
     )

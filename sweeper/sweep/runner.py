@@ -22,7 +22,7 @@ from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
 from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
-from sweeper.devices import free_bytes
+from sweeper.devices import free_bytes, out_of_memory
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.texts import batches
 from sweeper.models.backends import implementation
@@ -178,21 +178,27 @@ class Runner:
             return None
         if judging.nothing_differs(figures):
             return judging.identical_record(figures)
-        texts: tuple[int, ...] = ()
-        while True:
+        telling = judging.telling_texts(figures.texts, planned.cell.inputs.batch_size)
+        # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
+        for sets in (telling, telling, [judging.shortest(figures.texts, telling[0])]):
             try:
-                for texts in judging.telling_texts(figures.texts, planned.cell.inputs.batch_size):
-                    comparison = self.comparison(planned, texts)
-                    if comparison.verdict.kind is not Kind.IDENTICAL:
-                        break
-                return judging.verdict_record(comparison, texts)
+                return self._judge_on(planned, sets)
             except Exception as error:  # the figures are measured: they are worth keeping without a verdict
                 traceback.clear_frames(error.__traceback__)
-                unjudged = judging.unjudged_record(error, texts)
-                memory_may_do = self._reference is not None and isinstance(error, torch.OutOfMemoryError)
-            self._forget(planned)  # what is kept of the reference may have taken the memory: once more without it
-            if not memory_may_do:
-                return unjudged
+                unjudged = judging.unjudged_record(error, sets[-1], planned.cell_id)
+                short_of_memory = out_of_memory(error)
+            self._forget(planned)
+            if not short_of_memory:
+                break
+        return unjudged
+
+    def _judge_on(self, planned: PlannedCell, sets: Sequence[tuple[int, ...]]) -> VerdictRecord:
+        """The verdict on the first of the sets of texts on which the two sides differ."""
+        for texts in sets:
+            comparison = self.comparison(planned, texts)
+            if comparison.verdict.kind is not Kind.IDENTICAL:
+                break
+        return judging.verdict_record(comparison, texts)
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""

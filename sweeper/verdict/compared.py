@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sweeper.comparator.side import Side
 from sweeper.verdict.first_divergence import FirstDivergence, Trace
 from sweeper.verdict.noise_floor import Floor
-from sweeper.verdict.rules import Measured, Verdict
+from sweeper.verdict.repeatability import Random
+from sweeper.verdict.rules import Measured, OwnError, Verdict
 from sweeper.verdict.state_changes import Provenance
 
 
@@ -23,6 +24,9 @@ class Compared:
         provenance: what differs in parameters and buffers.
         measured: the figures behind the verdict.
         floor: the noise floor of the noisier side.
+        own: each module on the reference's arguments, by name; empty where the replay shows the difference anyway.
+        random: the sides that do not give the same output twice.
+        left: what is left once they do; None where both repeat.
     """
 
     reference: Side
@@ -34,3 +38,6 @@ class Compared:
     provenance: Provenance
     measured: Measured
     floor: Floor
+    own: dict[str, OwnError] = field(default_factory=dict)
+    random: tuple[Random, ...] = ()
+    left: Compared | None = None

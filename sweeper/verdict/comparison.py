@@ -9,16 +9,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.observation import Observation, observe
-from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Inputs, Outputs, Side, run, sides, text_lengths
+from sweeper.devices import out_of_memory, suppressed
 from sweeper.metrics.pair import measure
-from sweeper.models.names import align, counterparts
+from sweeper.models.names import align
+from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.tensors import asked_undone, put_back
 from sweeper.verdict.compared import Compared
-from sweeper.verdict.discrete_choices import flipped, run_with_selections
+from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
 from sweeper.verdict.explain import Explanation, explain
 from sweeper.verdict.first_divergence import (
     FirstDivergence,
@@ -28,10 +30,12 @@ from sweeper.verdict.first_divergence import (
     rel_l2,
     trace,
 )
-from sweeper.verdict.first_run import run_both
+from sweeper.verdict.first_run import FirstRun, run_both
 from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
 from sweeper.verdict.noise_floor import Floor, measure_floor, output_floor
-from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind, Measured, Replayed, Verdict, judge
+from sweeper.verdict.own_errors import Natively
+from sweeper.verdict.repeatability import SIDES, Random, random_side, settled, training_modules
+from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind, Measured, OwnError, Replayed, Verdict, judge
 from sweeper.verdict.state_changes import Change, Provenance, provenance
 
 if TYPE_CHECKING:
@@ -75,7 +79,8 @@ class Comparison(Compared):
                 "layer": module.layer,
                 "kind": module.kind,
                 "origin": module.origin,
-                "own_rel_l2": module.own,
+                "own_rel_l2": own.own if (own := self.own.get(module.name)) is not None else module.own,
+                "own_floor_rel_l2": own.floor if own is not None else math.nan,
                 "floor_rel_l2": self.floor.module(module.name),
                 "replay_rel_l2": replays.get(module.name, math.nan),
                 **module.output.model_dump(),
@@ -110,8 +115,52 @@ class Comparison(Compared):
 
 
 def compare_sides(reference: Side, candidate: Side) -> Comparison:
-    """`compare_models` for sides that are already laid out, each with its own conditions."""
-    ran = run_both(*_by_the_same_names(reference, candidate))
+    """`compare_models` for sides that are already laid out, each with its own conditions.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: memory ran out, which says nothing about the models.
+    """
+    reference, candidate = _by_the_same_names(reference, candidate)
+    ran = run_both(reference, candidate)
+    outputs = {"reference": ran.base.outputs, "candidate": ran.native.outputs}
+    sides = zip(SIDES, (ran.reference, ran.candidate), strict=True)
+    found = [random for name, side in sides if (random := random_side(side, name, outputs[name]))]
+    return _random(reference, candidate, ran, found) if found else _steady(ran)
+
+
+def _random(reference: Side, candidate: Side, ran: FirstRun, found: list[Random]) -> Comparison:
+    """What is left once both sides repeat: in eval mode, or where that does not help, all runs draw the same."""
+    with settled(reference, candidate, found):
+        settled_run = run_both(reference, candidate)
+        left = _steady(settled_run)
+        replay = left.measured.replay
+        if left.measured.identical:
+            with suppressed(Exception):  # how exact a replay is can be said, but nothing depends on it
+                replay = _replay(*settled_run.sides, left.provenance, text_lengths(reference, candidate))[0]
+    measured = Measured(
+        identical=False,
+        native=outputs_rel_l2(ran.base.outputs, ran.native.outputs, discrete=False),
+        random=tuple(map(str, found)),
+        replay=replay,
+        left=left.measured,
+        training=_training(reference, candidate),
+    )
+    first = next((random.first for random in found if random.first is not None), None)
+    return replace(
+        left,
+        reference=ran.reference,
+        candidate=ran.candidate,
+        verdict=judge(measured),
+        first_divergence=first,
+        native=ran.native,
+        measured=measured,
+        random=tuple(found),
+        left=left,
+    )
+
+
+def _steady(ran: FirstRun) -> Comparison:
+    """Of sides that give the same output twice."""
     reference, candidate, base, native = ran.reference, ran.candidate, ran.base, ran.native
     found = provenance(reference.model, candidate.model)
     lengths = text_lengths(reference, candidate)
@@ -119,18 +168,24 @@ def compare_sides(reference: Side, candidate: Side) -> Comparison:
         measured = Measured(identical=True, native=0.0, partly=ran.partly, uncompared=ran.uncompared)
         return Comparison(reference, candidate, judge(measured), None, native, None, found, measured, Floor())
     figures, floor = _native_figures(reference, candidate, base, native, found)
-    replay_trace = None
+    replay_trace: Trace | None = None
+    own: dict[str, OwnError] = {}
     try:
         figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
-        above = figures["native"] > FLOOR_MULTIPLE * floor.level
-        if above and figures["replay"].asked <= figures["replay"].bound:
-            figures["kernel"] = _kernel(candidate, native.outputs, truth)
+        if figures["replay"].asked <= figures["replay"].bound and figures["native"] > 0:
+            above = figures["native"] > FLOOR_MULTIPLE * floor.level
+            located, own = _located(reference, candidate, found, above=above)
+            figures |= located
+            if above:
+                figures |= _put_back(reference, candidate, base.outputs, native.outputs, truth)
     except Exception as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
+        if out_of_memory(error):
+            raise
         figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     measured = Measured(**figures, partly=ran.partly, uncompared=ran.uncompared)
     verdict = judge(measured)
     first = _first(verdict, native, replay_trace, measured, lengths)
-    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor)
+    return Comparison(reference, candidate, verdict, first, native, replay_trace, found, measured, floor, own)
 
 
 def _by_the_same_names(reference: Side, candidate: Side) -> tuple[Side, Side]:
@@ -148,9 +203,8 @@ def _native_figures(
     """What is known without a replay: fields of `Measured`."""
     native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs, discrete=False)
     floor = _noisier_floor(reference, candidate, base, native_rel_l2)
-    base_chosen = run_with_selections(reference)[1]
-    again, chosen = run_with_selections(candidate, seed=1)  # what it draws at random is drawn otherwise
-    flips = flipped(base_chosen, chosen)
+    flips = flipped(run_with_selections(reference), run_with_selections(candidate))
+    cast = cast_arguments(reference, candidate, found)
     figures: dict[str, Any] = {
         "identical": False,
         "native": native_rel_l2,
@@ -160,9 +214,8 @@ def _native_figures(
         "floor_samples": len(floor.nudged),
         "rebatched": floor.rebatched,
         "layers": _by_layer(native, floor),
-        "repeatable": _same_bits(native.outputs, again),
-        "training": _left_training(reference.model, candidate.model),
-        "asked": f"{_short(found.reference_dtype)} -> {_short(found.candidate_dtype)}" if found.asked else None,
+        "training": _training(reference, candidate),
+        "asked": _asked(reference, candidate, found, cast) if found.asked or cast else None,
         "rounded": tuple(sorted(found.rounded)),
         "other": tuple(sorted(found.other)),
         "missing": found.missing,
@@ -184,8 +237,14 @@ def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
     return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in reference if name in candidate)
 
 
-def _same_bits(first: Outputs, second: Outputs) -> bool:
-    return all(same_bits(first[name], second[name]) for name in first)
+def _asked(reference: Side, candidate: Side, found: Provenance, cast: list[str]) -> str:
+    """The dtypes asked for; of the arguments where the models have none."""
+    dtypes = [found.reference_dtype, found.candidate_dtype]
+    if None in dtypes and cast:
+        leaves = [tree_leaves(side.calls[0].kwargs[cast[0]]) for side in (reference, candidate)]
+        dtypes = [next(leaf.dtype for leaf in found if isinstance(leaf, Tensor)) for found in leaves]
+    names = " -> ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{names}, with {', '.join(cast)}" if cast else names
 
 
 def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
@@ -194,9 +253,10 @@ def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
     return tuple(module.output.rel_l2 / floor.module(module.name) for module in layers)
 
 
-def _left_training(reference: nn.Module, candidate: nn.Module) -> int:
-    modes = {name: module.training for name, module in counterparts(reference, candidate).items()}
-    return sum(module.training and not modes.get(name, False) for name, module in candidate.named_modules())
+def _training(reference: Side, candidate: Side) -> dict[str, int]:
+    """How many modules are in training mode, by side; sides without any left out."""
+    counts = {name: len(training_modules(side.model)) for name, side in zip(SIDES, (reference, candidate), strict=True)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[int]) -> tuple[Replayed, Trace, Outputs]:
@@ -204,12 +264,13 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
     with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, left):
         base = observe(side)
         noise = output_floor(side, base.outputs)
+    undone = arguments_undone(reference, candidate, found)
     with replayed(candidate) as (side, _):
-        as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked else None
-    asked, asked_trace, right = _replay_candidate(base, candidate, found, [])
+        as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked or undone is not candidate else None
+    asked, asked_trace, right = _replay_candidate(base, undone, found, [])
     policy = None
     if found.rounded:
-        policy = _replay_candidate(base, candidate, found, found.rounded.values())[0]
+        policy = _replay_candidate(base, undone, found, found.rounded.values())[0]
     replay = Replayed(
         precision=str(left if left.lower else right),
         eps=_replay_eps(left, right),
@@ -260,25 +321,58 @@ def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: l
     return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))
 
 
-def _kernel(candidate: Side, outputs: Outputs, truth: Outputs) -> float | None:
-    """Error of the candidate to the high-precision truth over that of eager attention in its own precision."""
-    if attention_implementation(candidate.model) in (None, "eager"):
-        return None
-    with attention(candidate.model, "eager"):
-        eager = outputs_rel_l2(truth, run(candidate))
-    return outputs_rel_l2(truth, outputs) / eager if eager else None
+def _located(
+    reference: Side, candidate: Side, found: Provenance, *, above: bool
+) -> tuple[dict[str, Any], dict[str, OwnError]]:
+    """Which modules do natively what they do not in float64: fields of `Measured`; and each module's own error.
+
+    Args:
+        above: the outputs lie above their floor, so that the floor of operations is asked for.
+    """
+    try:
+        natively = Natively(reference, candidate, found)
+        own = natively.examine()
+        beyond = natively.beyond(own)
+        operations = natively.operations_floor() if above else math.nan
+    except Exception as error:  # a module of a foreign model, called otherwise than its model calls it
+        if out_of_memory(error):
+            raise
+        return {"unexamined": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}, {}
+    return {"beyond": beyond, "examined": len(own), "operations": operations}, own
+
+
+def _put_back(
+    reference: Side, candidate: Side, expected: Outputs, outputs: Outputs, truth: Outputs
+) -> dict[str, float | None]:
+    """What is left natively without what may excuse a difference above the floor: fields of `Measured`.
+
+    `kernel` is the candidate's error to the high-precision truth over that of eager attention in its own precision.
+    """
+    figures: dict[str, float | None] = {}
+    if attention_implementation(candidate.model) not in (None, "eager"):
+        with attention(candidate.model, "eager"):
+            eager = run(candidate)
+        error = outputs_rel_l2(truth, eager, discrete=False)
+        figures["kernel"] = outputs_rel_l2(truth, outputs, discrete=False) / error if error else None
+        figures["native_eager"] = outputs_rel_l2(expected, eager, discrete=False)
+    if chosen := choices_of(reference):
+        same = run_with_choices(candidate, chosen)
+        figures["native_chosen"] = outputs_rel_l2(expected, same, discrete=False) if same is not None else None
+    return figures
 
 
 def _first(
     verdict: Verdict, native: Trace, replay_trace: Trace | None, measured: Measured, lengths: list[int]
 ) -> FirstDivergence | None:
-    """Finds where more than rounding starts, in the replay, which has none; without more, where anything starts."""
+    """By more than rounding where there is more: then the replay, which has none, shows where it starts.
+
+    Where a module does natively what the replay does not show, it is that module.
+    """
+    for module in native.modules if measured.beyond else ():
+        if module.name.partition("#")[0].partition("[")[0] == measured.beyond[0].name:
+            return first_divergence((replace(module, input=None),), lengths)
     if verdict.kind in (Kind.POLICY, Kind.SEMANTIC) and replay_trace is not None and measured.replay is not None:
         found = first_divergence(replay_trace.modules, lengths, measured.replay.bound)
         if found is not None:
             return found
     return first_divergence(native.modules, lengths)
-
-
-def _short(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")

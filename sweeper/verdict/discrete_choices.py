@@ -13,7 +13,90 @@ from torch.overrides import TorchFunctionMode
 from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.inputs.layout import Tokens, to_rows
 
-_CHOOSING = {torch.topk: 1, Tensor.topk: 1, torch.argmax: None, Tensor.argmax: None}
+# where the chosen indices are in the result; None: the result itself
+_CHOOSING: dict[Any, int | None] = {
+    **dict.fromkeys((torch.topk, Tensor.topk, torch.sort, Tensor.sort), 1),
+    **dict.fromkeys((torch.argmax, Tensor.argmax, torch.argmin, Tensor.argmin, torch.argsort, Tensor.argsort), None),
+}
+
+
+def chosen_indices(func: Any, args: Any, result: Any) -> Tensor | None:
+    """The indices that a call chose by comparing floating-point numbers; None where it chose nothing."""
+    if func not in _CHOOSING or not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+        return None
+    place = _CHOOSING[func]
+    if place is None:
+        return result if isinstance(result, Tensor) else None
+    return result[place]
+
+
+class Choices(TorchFunctionMode):
+    """Keeps the indices of every choice, as they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (index := chosen_indices(func, args, result)) is not None:
+            self.chosen.append(index.clone())
+        return result
+
+
+class Imposed(TorchFunctionMode):
+    """Makes every choice as it was made before: the same indices, and what lies there.
+
+    Attributes:
+        fits: whether all choices came in the same order and shapes.
+    """
+
+    def __init__(self, chosen: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._chosen = list(chosen)
+        self.fits = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        index = chosen_indices(func, args, result)
+        if index is None:
+            return result
+        if not self._chosen or self._chosen[0].shape != index.shape:
+            self.fits = False
+            return result
+        imposed = self._chosen.pop(0).to(index.device)
+        if isinstance(result, Tensor):
+            return imposed
+        kwargs = kwargs or {}
+        place = 2 if func in (torch.topk, Tensor.topk) else 1
+        dim = kwargs.get("dim", args[place] if len(args) > place and isinstance(args[place], int) else -1)
+        keeps = imposed.dim() == args[0].dim()
+        values = args[0].gather(dim, imposed) if keeps else args[0].gather(dim, imposed.unsqueeze(dim)).squeeze(dim)
+        return type(result)((values, imposed))
+
+
+def run_with_choices(side: Side, chosen: Sequence[Tensor]) -> Outputs | None:
+    """The side's outputs with other choices than its own; None where they do not line up."""
+    imposed = Imposed(chosen)
+    with imposed:
+        outputs = run(side)
+    return outputs if imposed.fits and not imposed._chosen else None
+
+
+def choices_of(side: Side) -> list[Tensor]:
+    """What a side chooses, choice by choice."""
+    choices = Choices()
+    with choices:
+        run(side)
+    return choices.chosen
+
+
+def same_choices(reference: Sequence[Tensor], candidate: Sequence[Tensor]) -> bool:
+    """Whether nothing was chosen otherwise, as far as the choices line up."""
+    if [one.shape for one in reference] != [other.shape for other in candidate]:
+        return True
+    pairs = zip(reference, candidate, strict=True)
+    return all(torch.equal(one, other.to(one.device)) for one, other in pairs)
 
 
 class Chosen(NamedTuple):
@@ -44,9 +127,8 @@ class Selections(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _CHOOSING and self._tokens is not None:
-            index = _CHOOSING[func]
-            chosen = result if index is None else result[index]
+        chosen = chosen_indices(func, args, result)
+        if chosen is not None and self._tokens is not None:
             aligned = to_rows(chosen.double() if chosen.dim() > 1 else chosen.double()[:, None], self._tokens)
             if aligned is not None:
                 self.chosen.append(Chosen(self._running[-1], aligned.sort(-1)[0]))
@@ -73,15 +155,13 @@ class Selections(TorchFunctionMode):
                 handle.remove()
 
 
-def run_with_selections(side: Side, *, seed: int = 0) -> tuple[Outputs, list[Chosen]]:
-    """The side's outputs, and what it chose; `seed` as in `run`."""
+def run_with_selections(side: Side) -> list[Chosen]:
+    """What the side chose."""
     selections = Selections()
     written = uncompiled_side(side)
     with selections.listening(side.model), selections:
-        outputs = run(written, selections.begin, seed=seed)
-    if written is not side:
-        outputs = run(side, seed=seed)
-    return outputs, selections.chosen
+        run(written, selections.begin)
+    return selections.chosen
 
 
 def flipped(reference: Sequence[Chosen], candidate: Sequence[Chosen]) -> Flips | None:

@@ -29,6 +29,10 @@ class FirstRun:
     uncompared: dict[str, str]
 
     @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.reference, self.candidate
+
+    @property
     def same(self) -> bool:
         """Whether everything that was compared has the same bits: outputs and modules."""
         left, right = self.base.outputs, self.native.outputs

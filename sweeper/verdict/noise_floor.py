@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
+from sweeper.devices import suppressed
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 
 
@@ -73,7 +74,7 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
                 floor.modules.setdefault(name, []).append(
                     rel_l2(torch.cat(base.modules[name].outputs), torch.cat(module.outputs))
                 )
-    with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
+    with suppressed(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs, discrete=False)
     return floor

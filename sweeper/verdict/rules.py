@@ -6,7 +6,7 @@ Knows no model: everything was measured before.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 # How far above the replay's own noise a replayed difference may lie and still count as collapsed.
@@ -15,6 +15,8 @@ COLLAPSE_MULTIPLE = 64.0
 FLOOR_MULTIPLE = 4.0
 # flash-attention's tests allow its kernels twice the error of the same-precision reference implementation.
 KERNEL_MULTIPLE = 2.0
+# How many of its own floors a module may lie from the reference's on the same arguments and still count as rounding.
+OWN_MULTIPLE = 4.0
 FLOAT64_EPS = 2.0**-52
 
 
@@ -87,6 +89,44 @@ class Replayed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnError:
+    """One module of the candidate on the arguments that the reference's had.
+
+    Attributes:
+        name: of the module; empty for the model itself.
+        own: rel_l2 of its output from the reference's.
+        floor: how far rounding in it moves its output; NaN where `own` is too small to ask.
+        replayed: `own` in the float64 replay; NaN where it was not needed.
+        kernel: error of its attention kernel over that of eager attention; None: no kernel, or eager differs as well.
+        dtype: of its output.
+    """
+
+    name: str
+    own: float
+    floor: float = math.nan
+    replayed: float = math.nan
+    kernel: float | None = None
+    dtype: str
+
+    @property
+    def floors(self) -> float:
+        """How many of its floors it lies up; NaN where they are too few to be counted."""
+        return self.own / self.floor if self.floor != 0 else math.inf if self.own > 0 else 0.0
+
+    def worse_than(self, other: OwnError) -> bool:
+        """Of two calls of one module."""
+        mine, theirs = (0.0 if math.isnan(one.floor) else one.floors for one in (self, other))
+        return (mine, self.own) > (theirs, other.own)
+
+    def __str__(self) -> str:
+        where = self.name if self.name else "the model itself"
+        if self.kernel is not None:
+            times = f"{self.kernel:.2g} times as far off as eager attention"
+            return f"the attention kernel in {where} is {times} on the same input"
+        return f"{where} lies {self.floors:.3g} of its own floors up on the reference's input ({self.dtype})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Everything that a verdict rests on.
 
@@ -98,7 +138,8 @@ class Measured:
         floor, floor_spread, floor_samples: the noise floor of the noisier side.
         rebatched: rel_l2 of the same side in other batch shapes, by what was done.
         layers: the same ratio, native over floor, of each layer's output: rounding grows as the floor does.
-        repeatable: the candidate gives the same bits twice. training: its modules left in training mode.
+        random: what does not give the same output twice, a clause a side. left: the figures once it does.
+        training: how many modules are in training mode, by side.
         replay: None where the replay failed; `replay_error` says why.
         asked: the dtypes asked for, e.g. `float32 -> bfloat16`; None where they are the same.
         rounded, other: names of tensors rounded without being asked, and of those that hold other values.
@@ -106,6 +147,11 @@ class Measured:
         flips: share of tokens with another choice of experts; None where nothing is chosen.
         flipping: names of the modules that chose otherwise.
         kernel: error of a kernel to the replay over that of eager in the same precision; None where it was not needed.
+        native_eager: `native` with the candidate's attention eager; None where it was not needed.
+        native_chosen: `native` with the reference's discrete choices; None where it was not needed or cannot be had.
+        operations: the floor of the outputs under nudges of every operation; NaN where it was not needed.
+        beyond: modules whose own error is no rounding, though the replay collapses.
+        examined: how many modules were run on the reference's arguments; `unexamined` says why none was.
     """
 
     identical: bool
@@ -116,8 +162,9 @@ class Measured:
     floor_samples: int = 0
     rebatched: dict[str, float] = field(default_factory=dict)
     layers: tuple[float, ...] = ()
-    repeatable: bool = True
-    training: int = 0
+    random: tuple[str, ...] = ()
+    left: Measured | None = None
+    training: dict[str, int] = field(default_factory=dict)
     replay: Replayed | None = None
     replay_error: str | None = None
     asked: str | None = None
@@ -129,6 +176,22 @@ class Measured:
     kernel: float | None = None
     partly: dict[str, str] = field(default_factory=dict)
     uncompared: dict[str, str] = field(default_factory=dict)
+    native_eager: float | None = None
+    native_chosen: float | None = None
+    operations: float = math.nan
+    beyond: tuple[OwnError, ...] = ()
+    examined: int = 0
+    unexamined: str | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Both sides give the same output twice."""
+        return not self.random
+
+    @property
+    def by_replay(self) -> bool:
+        """The replay shows a difference, so that what closes it there is the cause."""
+        return self.replay is not None and not self.replay.asked <= self.replay.bound
 
 
 def judge(measured: Measured) -> Verdict:
@@ -141,6 +204,8 @@ Decision = tuple[Kind, str, str | None]
 
 
 def _decide(measured: Measured) -> Decision:
+    if measured.random:
+        return Kind.SEMANTIC, _random_reason(measured), None
     if measured.identical and measured.uncompared:
         names = _some(tuple(measured.uncompared))
         return Kind.INCONCLUSIVE, f"all else has the same bits, but {names} cannot be compared", "outputs of one kind"
@@ -166,20 +231,43 @@ def _decide(measured: Measured) -> Decision:
 
 
 def _collapsed(measured: Measured) -> Decision:
+    """An exemption needs a location: flipped choices and kernels excuse what putting them back takes away."""
     if measured.nonfinite:
         return Kind.SEMANTIC, f"{measured.nonfinite} values leave the range of the candidate's dtype (NaN or Inf)", None
-    if measured.flips:
+    if measured.beyond:
+        return (
+            Kind.SEMANTIC,
+            f"{measured.beyond[0]}, and in float64 it agrees: that is no rounding",
+            None,
+        )
+    bound = FLOOR_MULTIPLE * measured.floor
+    if measured.flips and (measured.native <= bound or _within(measured.native_chosen, bound, unknown=True)):
         chosen = f"rounding flips what {measured.flips:.1%} of the tokens choose in {_some(measured.flipping)}"
         return Kind.ROUNDING, f"the same function; {chosen}", None
-    if measured.native <= FLOOR_MULTIPLE * measured.floor:
+    if measured.native <= bound:
         return Kind.ROUNDING, "the same function, rounded differently", None
-    if measured.kernel is not None and measured.kernel <= KERNEL_MULTIPLE:
+    if _within(measured.kernel, KERNEL_MULTIPLE) and _within(measured.native_eager, bound):
         return Kind.ROUNDING, "the same function; the kernel is as exact as eager in the same precision", None
+    if measured.native <= FLOOR_MULTIPLE * measured.operations:
+        return Kind.ROUNDING, "the same function; its operations round as much between modules, or in products", None
+    floors = f"{measured.native / measured.floor:.1f}x above" if measured.floor > 0 else "above"
     return (
         Kind.INCONCLUSIVE,
-        f"collapses in the replay, but lies {measured.native / measured.floor:.1f}x above the native noise floor",
+        f"collapses in the replay, but lies {floors} the native noise floor, and no module stands out",
         "explain(), if a flag did it; else both sides eager, in float32, without flags: a wrong kernel would show",
     )
+
+
+def _within(value: float | None, bound: float, *, unknown: bool = False) -> bool:
+    return unknown if value is None else value <= bound
+
+
+def _random_reason(measured: Measured) -> str:
+    clauses = "; ".join(measured.random)
+    if measured.left is None:
+        return clauses
+    kind, reason, _ = _decide(measured.left)
+    return f"{clauses}; once it repeats, what is left is {kind} ({reason})"
 
 
 def _semantic_reason(measured: Measured) -> str:
@@ -187,15 +275,19 @@ def _semantic_reason(measured: Measured) -> str:
         return f"other values in {_some(measured.other)}"
     if measured.missing:
         return f"state that only one side has: {_some(measured.missing)}"
-    if not measured.repeatable:
-        return "the candidate does not give the same output twice"
     return "another function of equal state: the difference stays in float64"
 
 
 def _evidence(measured: Measured) -> list[Evidence]:
-    found = [Evidence("native rel_l2", measured.native, "difference of the outputs as they ran; decides nothing alone")]
+    native = "difference of the outputs as they ran; decides nothing alone"
+    found = [Evidence("repeatable", "no", clause) for clause in measured.random]
+    found.append(Evidence("native rel_l2", measured.native, native))
     for title, outputs in (("compared in part", measured.partly), ("not compared", measured.uncompared)):
         found += [Evidence(title, name, reason) for name, reason in outputs.items()]
+    for side, count in measured.training.items():
+        found.append(Evidence("training mode", float(count), f"modules of the {side}"))
+    if measured.left is not None:
+        return found + [replace(one, name=f"once it repeats: {one.name}") for one in _evidence(measured.left)]
     if measured.nonfinite:
         found.append(Evidence("non-finite", float(measured.nonfinite), "NaN or Inf on one side only"))
     if measured.floor_samples:
@@ -220,18 +312,32 @@ def _evidence(measured: Measured) -> list[Evidence]:
     for name, names in state.items():
         if names:
             found.append(Evidence(name, float(len(names)), _some(names)))
-    if not measured.repeatable:
-        found.append(Evidence("repeatable", "no", "two runs of the candidate differ"))
-    if measured.training:
-        found.append(
-            Evidence("training mode", float(measured.training), "modules of the candidate that the reference's are not")
-        )
     if measured.flips is not None:
         where = f", in {_some(measured.flipping)}" if measured.flipping else ""
         meaning = f"share of tokens for which top-k or argmax chose otherwise{where}"
         found.append(Evidence("flipped choices", measured.flips, meaning))
+    return found + _located_evidence(measured)
+
+
+def _located_evidence(measured: Measured) -> list[Evidence]:
+    """What was put back, or run alone, because the outputs do not tell where a native difference comes from."""
+    found = []
+    if measured.native_chosen is not None:
+        meaning = "the candidate with the reference's choices"
+        found.append(Evidence("native rel_l2, choices put back", measured.native_chosen, meaning))
     if measured.kernel is not None:
         found.append(Evidence("kernel error over eager's", measured.kernel, f"up to {KERNEL_MULTIPLE:.0f} is rounding"))
+    if measured.native_eager is not None:
+        found.append(Evidence("native rel_l2, eager", measured.native_eager, "the candidate with eager attention"))
+    if not math.isnan(measured.operations):
+        meaning = "every operation nudged by up to one ULP, products by what the flags in force cost"
+        found.append(Evidence("noise floor of operations", measured.operations, meaning))
+    if measured.examined:
+        far = "; ".join(map(str, measured.beyond[:3])) if measured.beyond else "none stands out"
+        meaning = f"modules run on the reference's arguments, rounding stays below {OWN_MULTIPLE:.0f} own floors: {far}"
+        found.append(Evidence("examined", float(measured.examined), meaning))
+    if measured.unexamined:
+        found.append(Evidence("examined", 0.0, f"no module could be run alone: {measured.unexamined}"))
     return found
 
 

@@ -136,6 +136,25 @@ def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
     assert alive == [False] * 3
 
 
+def test_judging_tries_the_shortest_text_alone_before_it_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def comparison(_self: Runner, _planned: Any, texts: Any) -> Any:
+        tried.append(tuple(texts))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
+
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    found = verdict(tmp_path, "dtype=bfloat16")
+    assert [len(texts) for texts in tried] == [2, 2, 1]
+    assert set(tried[2]) < set(tried[0])
+    assert found.kind == "inconclusive"
+    assert found.decides is not None
+    assert found.decides.startswith("python -m sweeper explain SWEEP ")
+    assert "fewer or shorter texts" in found.decides
+
+
 FLOAT32 = "reference={load_strategy:dtype_at_load,dtype:float32}"
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from sweeper.verdict.rules import FLOAT64_EPS, Kind, Measured, Replayed, judge
+from sweeper.verdict.rules import FLOAT64_EPS, Kind, Measured, OwnError, Replayed, judge
 
 COLLAPSED = Replayed(
     precision="float64", eps=FLOAT64_EPS, as_loaded=1e-15, asked=1e-15, policy=None, noise=1e-15, texts=(1e-15, 1e-15)
@@ -34,9 +35,51 @@ def test_beyond_the_floor_is_inconclusive_unless_something_explains_it() -> None
     beyond = replace(ROUNDED, native=1.0)
     assert judge(beyond).kind is Kind.INCONCLUSIVE
     assert judge(beyond).decides
-    assert judge(replace(beyond, flips=0.1, flipping=("gate",))).kind is Kind.ROUNDING
-    assert judge(replace(beyond, kernel=1.5)).kind is Kind.ROUNDING
-    assert judge(replace(beyond, kernel=2.5)).kind is Kind.INCONCLUSIVE
+    assert judge(replace(beyond, operations=0.5)).kind is Kind.ROUNDING
+    assert judge(replace(beyond, operations=0.2)).kind is Kind.INCONCLUSIVE
+
+
+def test_a_kernel_excuses_what_eager_attention_takes_away() -> None:
+    beyond = replace(ROUNDED, native=1.0, kernel=1.5)
+    assert judge(replace(beyond, native_eager=0.01)).kind is Kind.ROUNDING
+    assert judge(replace(beyond, native_eager=1.0)).kind is Kind.INCONCLUSIVE
+    assert judge(beyond).kind is Kind.INCONCLUSIVE
+    assert judge(replace(beyond, kernel=2.5, native_eager=0.01)).kind is Kind.INCONCLUSIVE
+
+
+def test_flipped_choices_excuse_what_the_reference_s_choices_take_away() -> None:
+    beyond = replace(ROUNDED, native=1.0, flips=0.1, flipping=("gate",))
+    assert judge(replace(beyond, native_chosen=0.01)).kind is Kind.ROUNDING
+    assert judge(replace(beyond, native_chosen=1.0)).kind is Kind.INCONCLUSIVE
+    assert "flips" in judge(beyond).reason  # in another layout the choices cannot be put back
+
+
+OWN = OwnError(name="norm", own=0.25, floor=0.01, replayed=0.0, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("excuse", [{}, {"kernel": 1.0, "native_eager": 0.0}, {"flips": 0.1, "flipping": ("gate",)}])
+def test_a_module_far_above_its_own_floor_is_no_rounding_whatever_the_outputs_say(excuse: dict[str, Any]) -> None:
+    verdict = judge(replace(ROUNDED, native=1e-3, beyond=(OWN,), examined=7, **excuse))
+    assert verdict.kind is Kind.SEMANTIC
+    assert verdict.reason.startswith("norm lies 25 of its own floors up on the reference's input (bfloat16)")
+    assert "examined = 7" in "\n".join(map(str, verdict.evidence))
+
+
+def test_own_floors_are_counted_where_they_were_measured() -> None:
+    assert OWN.floors == 25
+    assert math.isnan(replace(OWN, floor=math.nan).floors)
+    assert replace(OWN, floor=0.0).floors == math.inf
+    assert replace(OWN, floor=0.0, own=0.0).floors == 0
+    assert OWN.worse_than(replace(OWN, own=0.2))
+    assert OWN.worse_than(replace(OWN, floor=math.nan, own=1.0))
+
+
+def test_who_is_random_comes_before_all_else() -> None:
+    left = Measured(identical=True, native=0.0)
+    verdict = judge(replace(ROUNDED, random=("the reference is random: drop",), left=left))
+    assert verdict.kind is Kind.SEMANTIC
+    assert verdict.reason.startswith("the reference is random: drop; once it repeats, what is left is identical")
+    assert any(evidence.name.startswith("once it repeats: ") for evidence in verdict.evidence)
 
 
 def test_overflow_is_no_rounding() -> None:

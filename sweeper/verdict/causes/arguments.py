@@ -1,4 +1,7 @@
-"""Arguments of the call put back: the cache, positions, the mask, single arguments, the whole layout."""
+"""Arguments of the call put back: the cache, positions, the mask, single arguments, the whole layout.
+
+A dtype that was asked for covers the floating-point arguments that were cast with the model, as it covers the state.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,90 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sweeper.comparator.side import Call, Side, text_lengths
+from sweeper.inputs.layout import to_rows
 from sweeper.models.configs import takes
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
+from sweeper.verdict.state_changes import Provenance
 
 Change = Callable[[Side], Side]
 
 
-def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """Yields changes from the narrowest to the widest: the whole call of the reference comes last."""
+def cast_arguments(reference: Side, candidate: Side, found: Provenance) -> list[str]:
+    """Names of the candidate's arguments that are the reference's in the dtype that was asked for."""
+    undone = arguments_undone(reference, candidate, found)
+    names: dict[str, None] = {}
+    for before, after in zip(candidate.calls, undone.calls, strict=True):
+        names |= dict.fromkeys(name for name, value in after.kwargs.items() if value is not before.kwargs[name])
+    differing = _differing_arguments(Pair(reference, undone))
+    return [name for name in names if name not in differing]  # a list of which some were cast is another argument
+
+
+def arguments_undone(reference: Side, candidate: Side, found: Provenance) -> Side:
+    """The candidate with the reference's values for those arguments that were cast with the model.
+
+    Each is found by its name; inside a list or a dictionary, by its place. In another layout the real tokens get them.
+    """
+    if len(reference.calls) != len(candidate.calls) or not _may_cast(found):
+        return candidate
+    calls: list[Call] = []
+    for left, right in zip(reference.calls, candidate.calls, strict=True):
+        kwargs = {
+            name: _undone(left.kwargs[name], value, left, right, found.coarser) if name in left.kwargs else value
+            for name, value in right.kwargs.items()
+        }
+        same = all(value is right.kwargs[name] for name, value in kwargs.items())
+        calls.append(right if same else Call(kwargs, right.forward))
+    same = all(one is other for one, other in zip(calls, candidate.calls, strict=True))
+    return candidate if same else replace(candidate, calls=tuple(calls))
+
+
+def _may_cast(found: Provenance) -> bool:
+    """Whether the models' dtypes differ; a model without parameters has the dtype of what it is given."""
+    return found.coarser is not None or found.reference_dtype is None or found.candidate_dtype is None
+
+
+def _undone(reference: Any, candidate: Any, left: Call, right: Call, coarser: torch.dtype | None) -> Any:
+    ours, layout = tree_flatten(reference)
+    theirs, spec = tree_flatten(candidate)
+    if layout != spec:
+        return candidate
+    undone = [_undone_tensor(one, other, left, right, coarser) for one, other in zip(ours, theirs, strict=True)]
+    same = all(one is other for one, other in zip(undone, theirs, strict=True))
+    return candidate if same else tree_unflatten(undone, spec)
+
+
+def _undone_tensor(reference: Any, candidate: Any, left: Call, right: Call, coarser: torch.dtype | None) -> Any:
+    if not _floats(reference, candidate) or reference.dtype == candidate.dtype:
+        return candidate
+    if reference.shape == candidate.shape:
+        return reference.to(candidate.device) if _is_cast(reference, candidate, coarser) else candidate
+    left_NF, right_NF = to_rows(reference, left.forward), to_rows(candidate, right.forward)
+    tokens = right.forward.shape
+    if left_NF is None or right_NF is None or left_NF.shape != right_NF.shape or candidate.shape[:2] != tokens:
+        return candidate
+    if not _is_cast(left_NF, right_NF, coarser):
+        return candidate
+    placed = candidate.to(reference.dtype).flatten(0, 1)
+    real = left_NF.to(candidate.device).reshape(-1, *placed.shape[1:])
+    return placed.index_copy(0, right.forward.flat_N, real).reshape(candidate.shape)
+
+
+def _is_cast(reference: Tensor, candidate: Tensor, coarser: torch.dtype | None) -> bool:
+    """Whether one side holds the other's values rounded to its own dtype, no coarser than what was asked for."""
+    either = max(reference.dtype, candidate.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    if coarser is not None and torch.finfo(either).eps > torch.finfo(coarser).eps:
+        return False
+    candidate = candidate.to(reference.device)
+    pairs = ((reference.to(candidate.dtype), candidate), (candidate.to(reference.dtype), reference))
+    return any(bool(((one == other) | (one.isnan() & other.isnan())).all()) for one, other in pairs)
+
+
+def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfactual]:
+    """From the narrowest to the widest: the call as the reference's comes last."""
+    covered = cast_arguments(*pair, provenance)
     found = []
     if takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):
         name = "use_cache: the cache hides from transformers that the row is packed, so that no mask parts its texts"
@@ -27,7 +104,7 @@ def call_counterfactuals(pair: Pair) -> list[Counterfactual]:
         found.append(Counterfactual(name, fix, "inputs", _on_candidate(_with(use_cache=False))))
     if pair.reference.calls is pair.candidate.calls:
         return found
-    arguments = _differing_arguments(pair)
+    arguments = [name for name in _differing_arguments(pair) if name not in covered]
     if not arguments and _aligned(pair):
         return found
     found += [_argument(name) for name in arguments]
@@ -113,9 +190,18 @@ def _differing_arguments(pair: Pair) -> list[str]:
 
 
 def _equal(left: Any, right: Any) -> bool:
+    """The same values and dtypes, in lists and dictionaries too. Objects that know no equality differ unless one."""
+    ours, layout = tree_flatten(left)
+    theirs, spec = tree_flatten(right)
+    return layout == spec and all(_same(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def _same(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left.shape == right.shape and torch.equal(left, right)
-    return left is right or (not isinstance(left, Tensor) and not isinstance(right, Tensor) and left == right)
+        return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right.to(left.device))
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return False
+    return left is right or bool(left == right)
 
 
 def _argument(name: str) -> Counterfactual:
@@ -124,12 +210,28 @@ def _argument(name: str) -> Counterfactual:
         calls = []
         for left, right in zip(pair.reference.calls, pair.candidate.calls, strict=True):
             kwargs = {key: value for key, value in right.kwargs.items() if key != name}
-            calls.append(Call({**kwargs, **({name: left.kwargs[name]} if name in left.kwargs else {})}, right.forward))
+            if name in left.kwargs:
+                kwargs[name] = _like(left.kwargs[name], right.kwargs.get(name))
+            calls.append(Call(kwargs, right.forward))
         yield Pair(pair.reference, replace(pair.candidate, calls=tuple(calls)))
 
     return Counterfactual(
         f"argument {name}: other than the reference's", f"pass {name} as the reference does", "inputs", apply
     )
+
+
+def _like(reference: Any, candidate: Any) -> Any:
+    """The reference's value in the dtypes that the candidate was called with."""
+    ours, layout = tree_flatten(reference)
+    theirs, spec = tree_flatten(candidate)
+    if layout != spec:
+        return reference
+    cast = [one.to(other) if _floats(one, other) else one for one, other in zip(ours, theirs, strict=True)]
+    return tree_unflatten(cast, layout)
+
+
+def _floats(*values: Any) -> bool:
+    return all(isinstance(value, Tensor) and value.is_floating_point() for value in values)
 
 
 def _same_positions(pair: Pair) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sweeper.models.configs import config_of
 from sweeper.models.names import counterparts
@@ -20,6 +21,7 @@ _ABSENT = object()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 # what a config says of how the model was stored or loaded: no part of the function, or looked at elsewhere
+_LONGEST = 60  # characters of a value that a sentence shows
 _CONFIG_IGNORED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"}
 
 
@@ -37,8 +39,9 @@ def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Coun
     reference = counterparts(pair.reference.model, pair.candidate.model)
     candidate = dict(pair.candidate.model.named_modules())
     shared = [name for name in candidate if name in reference]
+    readable = [name for name in shared if not (_is_graph(reference[name]) or _is_graph(candidate[name]))]
     settings: dict[str, list[_Setting]] = {}
-    for name in shared:
+    for name in readable:
         for title, setting in _differing_attributes(reference[name], candidate[name]):
             settings.setdefault(f"{title} of {name if name else 'the model'}", []).append(setting)
     merged = _merged(settings)
@@ -46,7 +49,7 @@ def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Coun
     found += [_setting_counterfactual(title, [setting]) for title, setting in _config(pair)]
     found += [_replacement(title, names, reference) for title, names in _classes(shared, reference, candidate).items()]
     found += [_missing(name, reference[name]) for name in _topmost(reference.keys() - candidate.keys())]
-    if type(pair.reference.model) is not type(pair.candidate.model):
+    if type(pair.reference.model) is not type(pair.candidate.model) and "" in readable:
         found.append(_model_class(type(pair.reference.model), type(pair.candidate.model)))
     if first is not None:
         path = first.module.partition("#")[0].partition("[")[0]
@@ -59,44 +62,95 @@ def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Coun
     return found
 
 
+def opaque_modules(pair: Pair) -> list[str]:
+    """Modules whose code cannot be looked into, the topmost of each, with the reason."""
+    found = []
+    for name, side in zip(("reference", "candidate"), pair, strict=True):
+        graphs = [path for path, module in side.model.named_modules() if _is_graph(module)]
+        for path in [""] if "" in graphs else _topmost(graphs):
+            kind = type(side.model.get_submodule(path)).__name__
+            where = path if path else "the model"
+            found.append(f"{where} of the {name} ({kind}: traced or scripted, its code is a graph)")
+    return found
+
+
+def _is_graph(module: nn.Module) -> bool:
+    return isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))
+
+
 def _differing_attributes(reference: nn.Module, candidate: nn.Module) -> Iterator[tuple[str, _Setting]]:
     if type(reference) is not type(candidate):
         return  # `_classes` puts the whole module back
+    kind = type(candidate).__name__
+    for name in _HOOKS:
+        before, after = vars(reference).get(name, {}), vars(candidate).get(name, {})
+        if [_code(hook) for hook in before.values()] != [_code(hook) for hook in after.values()]:
+            yield f"{name.removeprefix('_').replace('_', ' ')} on {kind}", _Setting(candidate, name, before)
+    yield from _differing_entries(reference, candidate, kind, deeper=True)
+
+
+def _differing_entries(reference: Any, candidate: Any, kind: str, *, deeper: bool) -> Iterator[tuple[str, _Setting]]:
+    """Public attributes that hold other plain values, tensors or functions; also those of a helper object."""
     left, right = vars(reference), vars(candidate)
     for name in sorted(left.keys() | right.keys()):
+        if name.startswith("_") or name in ("training", "config"):
+            continue
         before, after = left.get(name, _ABSENT), right.get(name, _ABSENT)
-        if name in _HOOKS:
-            if [_code(hook) for hook in before.values()] != [_code(hook) for hook in after.values()]:
-                yield (
-                    f"{name.removeprefix('_').replace('_', ' ')} on {type(candidate).__name__}",
-                    _Setting(candidate, name, before),
-                )
-        elif not name.startswith("_") and name != "training" and _differ(before, after):
-            title = f"{type(candidate).__name__}.{name}: {_show(before)} -> {_show(after)}"
-            yield title, _Setting(candidate, name, before)
+        if _differ(before, after):
+            yield f"{kind}.{name}: {_show(before)} -> {_show(after)}", _Setting(candidate, name, before)
+        elif deeper and type(before) is type(after) and _is_helper(before):
+            yield from _differing_entries(before, after, f"{kind}.{name}", deeper=False)
+
+
+def _is_helper(value: Any) -> bool:
+    known = (nn.Module, Tensor, type, *_PLAIN)
+    return hasattr(value, "__dict__") and not isinstance(value, known) and not callable(value)
 
 
 def _differ(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return before.shape != after.shape or not torch.equal(before, after.to(before))
     if all(value is _ABSENT or (callable(value) and not isinstance(value, nn.Module)) for value in (before, after)):
         return _code(before) != _code(after)
-    plain = all(value is _ABSENT or isinstance(value, _PLAIN) or _is_plain_tuple(value) for value in (before, after))
-    return plain and before != after
+    return all(value is _ABSENT or _is_plain(value) for value in (before, after)) and before != after
 
 
-def _is_plain_tuple(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(isinstance(item, _PLAIN) for item in value)
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, _PLAIN) or (isinstance(value, (tuple, list)) and all(map(_is_plain, value)))
 
 
 def _code(function: Any) -> Any:
-    """What makes two callables the same: the code of a function or method, whatever it is bound to."""
+    """What makes two callables the same: the code of a function or method, its defaults and the plain values that it
+    closes over, whatever it is bound to."""
+    if isinstance(function, functools.partial):
+        given = [*function.args, *function.keywords.values()]
+        return _code(function.func), list(function.keywords), [value for value in given if _is_plain(value)]
     function = getattr(function, "__func__", function)
-    return getattr(function, "__code__", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return function
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    defaults = [value for value in getattr(function, "__defaults__", None) or () if _is_plain(value)]
+    return code, [value for value in cells if _is_plain(value)], defaults
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _show(value: Any) -> str:
     if value is _ABSENT:
         return "the class's own"
-    return getattr(value, "__qualname__", None) or repr(value)
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}" if value.numel() > 1 else repr(value.item())
+    shown = getattr(value, "__qualname__", None) or repr(value)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def _merged(settings: dict[str, list[_Setting]]) -> dict[str, list[_Setting]]:
@@ -148,16 +202,24 @@ def _assign(owner: Any, attribute: str, value: Any) -> None:
 
 
 def _config(pair: Pair) -> Iterator[tuple[str, _Setting]]:
-    """Entries of a transformers config that differ. Some are read in the forward; the others show in the state."""
+    """Entries of a model's config that differ. Some are read in the forward; the others show in the state."""
     left, right = (config_of(side.model) for side in pair)
-    if left is None or right is None or left is right:
+    if left is right or not (hasattr(left, "__dict__") and hasattr(right, "__dict__")):
         return
     for name in sorted(vars(left).keys() | vars(right).keys()):
         before, after = vars(left).get(name, _ABSENT), vars(right).get(name, _ABSENT)
         if name in _CONFIG_IGNORED or name.startswith("_"):
             continue
-        if before is not after and before != after:
+        if _differ(before, after) or (not _is_plain(before) and _unequal(before, after)):
             yield f"config.{name}: {_show(before)} -> {_show(after)}", _Setting(right, name, before)
+
+
+def _unequal(before: Any, after: Any) -> bool:
+    """Whether two objects say that they differ; those that cannot say count as equal."""
+    try:
+        return before is not after and bool(before != after)
+    except (RuntimeError, ValueError, TypeError):
+        return False
 
 
 def differing_config(pair: Pair) -> list[str]:

@@ -14,38 +14,35 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.comparator.side import Call, Side
-from sweeper.models.names import counterparts
 from sweeper.models.swapping import doubled, swapped
+from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation
-from sweeper.verdict.state_changes import aligned_states
+from sweeper.verdict.repeatability import SIDES, evaluating, training_modules
+from sweeper.verdict.state_changes import Provenance, aligned_states
 
 
 def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """`.eval()`, where the candidate is in training mode and the reference is not."""
-    reference = counterparts(pair.reference.model, pair.candidate.model)
-    modes = {name: module.training for name, module in reference.items()}
-    modules = [
-        module for name, module in pair.candidate.model.named_modules() if module.training and not modes.get(name)
-    ]
-    if not modules:
-        return []
-    name = f"training mode: {len(modules)} modules of the candidate were left in it (dropout, running statistics)"
-    return [Counterfactual(name, "call candidate.eval()", "training", _evaluating(modules))]
+    """`.eval()` of a side that is in training mode; of both at once where both are, alone where they are alike."""
+    modes = [{name: module.training for name, module in side.model.named_modules()} for side in pair]
+    left = [name for name, own in zip(SIDES, modes, strict=True) if any(own.values())]
+    if len(left) < 2:
+        return [_in_eval(left)] if left else []
+    return [_in_eval(SIDES)] if modes[0] == modes[1] else [_in_eval(left[:1]), _in_eval(left[1:]), _in_eval(SIDES)]
 
 
-def _evaluating(modules: list[nn.Module]) -> Callable[[Pair], AbstractContextManager[Pair]]:
+def _in_eval(names: Sequence[str]) -> Counterfactual:
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
-        try:
-            for module in modules:
-                module.training = False
-            yield pair
-        finally:
-            for module in modules:
-                module.training = True
+        sides = dict(zip(SIDES, pair, strict=True))
+        with evaluating([module for name in names for module in training_modules(sides[name].model)]):
+            # a new object where the reference's outputs are not what they were
+            yield Pair(replace(pair.reference), pair.candidate) if "reference" in names else pair
 
-    return apply
+    whose = " and ".join(names)
+    title = f"training mode: modules of the {whose} were left in it (dropout, running statistics)"
+    fix = " and ".join(f"{name}.eval()" for name in names)
+    return Counterfactual(title, f"call {fix}", "training", apply)
 
 
 def attention_counterfactuals(pair: Pair) -> list[Counterfactual]:
@@ -98,8 +95,8 @@ def pooling_counterfactuals(pair: Pair) -> list[Counterfactual]:
     return [Counterfactual(f"pooling: {left} -> {right}", f"checkpoint.pooling={left}", "pooling", apply)]
 
 
-def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """The reference's dtype, with its values, for all state that a file holds."""
+def dtype_counterfactuals(pair: Pair, found: Provenance) -> list[Counterfactual]:
+    """The reference's dtype, with its values, for all state that a file holds and the arguments cast with it."""
     left, right = aligned_states(pair.reference.model, pair.candidate.model)
     names = [
         name
@@ -107,13 +104,14 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
         if name in right and entry.stored and entry.tensor.dtype != right[name].tensor.dtype
     ]
     if not names:
-        return []
+        return _argument_dtype(pair, found)
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
         values = ((name, functools.partial(_on_device_of, left[name].tensor)) for name in names)
         with swapped(pair.candidate.model, values):
-            yield Pair(pair.reference, _cast_inputs(pair.candidate, left[names[0]].tensor.dtype))
+            undone = arguments_undone(*pair, found)
+            yield Pair(pair.reference, _cast_inputs(undone, left[names[0]].tensor.dtype))
 
     before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
     some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -122,6 +120,20 @@ def dtype_counterfactuals(pair: Pair) -> list[Counterfactual]:
             Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)
         ]
     return [Counterfactual(f"dtype of {some}: {before} -> {after}", f"load {some} with dtype={before}", "dtype", apply)]
+
+
+def _argument_dtype(pair: Pair, found: Provenance) -> list[Counterfactual]:
+    """Where no state was cast: the arguments that were."""
+    names = cast_arguments(*pair, found)
+    if not names:
+        return []
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        yield Pair(pair.reference, arguments_undone(*pair, found))
+
+    title = f"dtype of the argument{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return [Counterfactual(title, "pass them in the reference's dtype", "dtype", apply)]
 
 
 def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
@@ -161,6 +173,28 @@ def _upcast(kind: str) -> Callable[[Pair], AbstractContextManager[Pair]]:
     return apply
 
 
+def precise_counterfactuals(names: Sequence[str]) -> list[Counterfactual]:
+    """Single modules of the candidate that are given their input in float64 and compute in it."""
+    return [
+        Counterfactual(
+            f"{name} follows the dtype of what it is given, and computes in it what has to be exact",
+            f"compute {name} in float32",
+            "code",
+            _precise(name),
+        )
+        for name in names
+    ]
+
+
+def _precise(name: str) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        with _in_float64(pair.candidate.model.get_submodule(name)):
+            yield pair
+
+    return apply
+
+
 @contextlib.contextmanager
 def _in_float64(module: nn.Module) -> Iterator[None]:
     """The module computes in float64; its result has the dtype that it had."""
@@ -171,6 +205,11 @@ def _in_float64(module: nn.Module) -> Iterator[None]:
             (leaf.dtype for leaf in [*args, *kwargs.values()] if isinstance(leaf, Tensor) and leaf.is_floating_point()),
             next((parameter.dtype for parameter in module.parameters()), torch.get_default_dtype()),
         )
+
+        def double(leaf: Any) -> Any:
+            return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        args, kwargs = tree_map(double, (args, kwargs))  # code may follow the dtype of what it is given
         with doubled(module), Lift(Precision()):
             output = own(*args, **kwargs)
 

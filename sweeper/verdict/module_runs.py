@@ -1,0 +1,202 @@
+"""Single modules run on arguments that another run's had: what is kept of a run, and how a module is given it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from sweeper.comparator.side import Side, run
+from sweeper.inputs.layout import Tokens
+from sweeper.models.snapshot import left_as_found
+from sweeper.verdict.discrete_choices import Choices
+
+Key = tuple[int, str, int]  # the call of the model, the module's name (empty: the model itself), and which call of it
+
+
+class Given(NamedTuple):
+    """Arguments for one call of a module, its own to write to; and those tensors among them that are floating-point."""
+
+    args: Any
+    kwargs: Any
+    floats: list[Tensor]
+
+
+@dataclass
+class Kept:
+    """One call of a module of the reference: its arguments, its output, and what was chosen in it."""
+
+    args: Any
+    kwargs: Any
+    output: list[Tensor | None] = field(default_factory=list)
+    choices: list[Tensor] = field(default_factory=list)
+
+
+class Watch:
+    """Hooks around every call of every module of a run, the model's own included."""
+
+    def __init__(self, before: Callable[[Key, nn.Module, Any, Any], None], after: Callable[[Key, Any], None]) -> None:
+        self._before, self._after = before, after
+        self._call = -1
+        self._counts: Counter[str] = Counter()
+        self._running: list[Key] = []
+        self.paused = False
+
+    def begin(self, _tokens: Tokens) -> None:
+        self._call += 1
+        self._counts.clear()
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module, names: set[str] | None = None) -> Iterator[None]:
+        """Hooks all modules, or those of these names."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule) or (names is not None and name not in names):
+                    continue
+                # the arguments before the module's own hooks change them, the output after they did
+                enter, leave = self._enter(name), self._leave(name)
+                handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, with_kwargs=False))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Runs of single modules in between are not watched."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self.paused:
+                key = (self._call, name, self._counts[name])
+                self._counts[name] += 1
+                self._running.append(key)
+                self._before(key, module, args, kwargs)
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if not self.paused and self._running and self._running[-1][1] == name:
+                self._after(self._running.pop(), output)
+
+        return hook
+
+
+def capture(side: Side, names: set[str] | None = None) -> dict[Key, Kept]:
+    """Runs a side and keeps, copied, what its modules are given and give.
+
+    Args:
+        names: of the modules; None: all.
+    """
+    kept: dict[Key, Kept] = {}
+    copies = _Copies()
+    choices = Choices()
+    starts: dict[Key, int] = {}
+
+    def before(key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        kept[key] = Kept(copies.of(args), copies.of(kwargs))
+        starts[key] = len(choices.chosen)
+
+    def after(key: Key, output: Any) -> None:
+        kept[key].output = floats(output)
+        kept[key].choices = choices.chosen[starts[key] :]
+
+    watch = Watch(before, after)
+    with watch.on(side.model, names), choices:
+        run(side, watch.begin)
+    return kept
+
+
+class _Copies:
+    """Copies of arguments. One tensor that many modules are given is copied once, as long as nobody wrote to it."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def of(self, value: Any) -> Any:
+        return tree_map(self._of_leaf, value)
+
+    def _of_leaf(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return copied(leaf)
+        key = id(leaf), 0 if leaf.is_inference() else leaf._version
+        if key not in self._copies:
+            self._copies[key] = leaf, leaf.clone()  # with the original, whose id stays its own
+        return self._copies[key][1]
+
+
+def copied(leaf: Any) -> Any:
+    """A copy of anything that a module is given, so that what it writes there (a cache) is the run's own."""
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    if isinstance(leaf, nn.Module):
+        return leaf
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # whatever cannot be copied is passed on
+        return leaf
+
+
+def outputs_of(
+    module: nn.Module, given: Given, around: AbstractContextManager[Any] | None = None
+) -> list[Tensor | None]:
+    """What a module gives by itself; what it leaves behind is undone, so that what runs on knows nothing of it.
+
+    Args:
+        around: a context for the module's run alone.
+    """
+    with left_as_found(module), around if around is not None else contextlib.nullcontext():
+        return floats(module(*given.args, **given.kwargs))
+
+
+def floats(output: Any) -> list[Tensor | None]:
+    """Copies of the floating-point tensors of an output, each in its place; None where something else lies."""
+    return [leaf.clone() if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
+
+
+def _plain(output: Any) -> Any:
+    """A transformers output is a dictionary that torch may not know as one."""
+    return dict(output) if isinstance(output, Mapping) else output
+
+
+def merged(kept: Kept, args: Any, kwargs: Any, *, same_backend: bool) -> Given | None:
+    """The reference's arguments in the candidate's dtypes.
+
+    Another attention backend is given another mask: then all but pairs of floating-point tensors stays the
+    candidate's. None where the two were called in different ways, or where another backend has another layout as well.
+    """
+    ours, layout = tree_flatten((kept.args, kept.kwargs))
+    theirs, spec = tree_flatten((args, kwargs))
+    if layout != spec:
+        return None
+    leaves = []
+    for one, other in zip(ours, theirs, strict=True):
+        numbers = _is_float(one) and _is_float(other)
+        if numbers and not same_backend and one.shape != other.shape:
+            return None
+        if numbers:
+            leaves.append(one.to(other.device, other.dtype, copy=True))
+        else:
+            leaves.append(copied(one if same_backend else other))
+    new_args, new_kwargs = tree_unflatten(leaves, spec)
+    return Given(new_args, new_kwargs, [leaf for leaf in leaves if _is_float(leaf)])
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -1,0 +1,141 @@
+"""Monte Carlo arithmetic with single operations of torch: what rounding inside one module can cost.
+
+Every result of an operation that rounds is multiplied by 1 + eps u, u uniform in [-1, 1], eps that of its own dtype.
+Only what is computed from floating-point inputs, parameters and stored buffers: that is what a dtype covers. What
+code makes of integers and of tables that it computes for itself (positions, frequencies) is not nudged, so that a
+module which rounds those has no floor to hide behind. Products are nudged everywhere by what flags cost (TF32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Results that are exact: moved, chosen, negated.
+_EXACT = frozenset(
+    (
+        *("abs", "alias_copy", "cat", "clone", "constant_pad_nd", "copy_", "detach", "embedding", "empty_like"),
+        *("fill_", "flip", "full_like", "gather", "index", "index_put", "index_put_", "index_select", "lift_fresh"),
+        *("masked_fill", "masked_fill_", "max", "maximum", "min", "minimum", "neg", "new_empty", "new_full"),
+        *("new_zeros", "ones_like", "relu", "relu_", "repeat", "roll", "scatter", "scatter_", "select_scatter"),
+        *("slice_scatter", "sort", "stack", "topk", "tril", "triu", "where", "zero_", "zeros_like"),
+    )
+)
+_PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution", "mv", "addmv", "dot", "linear"))
+# The coarsest products that a flag gives: bfloat16 factors in float32 ("medium"); partial sums in 16 bits.
+_COARSEST_PRODUCT = 2.0**-7
+_COMPUTED = "_computed_from_floats"
+
+
+class OperationNoise(TorchDispatchMode):
+    """Nudges operations for as long as it is entered; the same seed nudges the same.
+
+    Args:
+        seed: of the nudges.
+        inputs: tensors that count as floating-point inputs.
+        model: its parameters and persistent buffers count as computed, too.
+        state_eps: by how much parameters and stored buffers are nudged; 0 where both sides hold the same ones.
+        products_only: nudge nothing but products, by as much as they are less exact than their dtype (TF32 and others).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        inputs: Iterable[Tensor],
+        model: nn.Module,
+        *,
+        state_eps: float = 0.0,
+        products_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._inputs = {id(tensor): tensor for tensor in inputs}
+        self._state = {id(tensor): tensor for tensor in stored_state(model) if tensor.is_floating_point()}
+        self._nudged_state: dict[int, Tensor] = {}
+        self._state_eps = state_eps
+        self._products_only = products_only
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        counts = any(map(self._counts, given))
+        name, mutable = func._schema.name.partition("::")[2], func._schema.is_mutable
+        if counts and self._state_eps and not mutable:
+            args, kwargs = tree_map(self._with_nudged_state, (args, kwargs))
+        result = func(*args, **kwargs)
+        if not counts and name not in _PRODUCTS:
+            return result
+        memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
+
+        def noisy(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
+                return leaf
+            if name not in _EXACT and leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
+                noise = leaf if self._products_only or not counts else self._multiplied(leaf, _eps(leaf))
+                if name in _PRODUCTS:  # a flag costs as much in tables that code computes for itself
+                    noise = noise + self._product_error(leaf, func, args, kwargs)
+                leaf = leaf.copy_(noise) if mutable else noise
+            if counts:
+                setattr(leaf, _COMPUTED, True)
+            return leaf
+
+        return tree_map(noisy, result)
+
+    def _counts(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._inputs or id(tensor) in self._state or hasattr(tensor, _COMPUTED)
+
+    def _with_nudged_state(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in self._state:
+            return leaf
+        if id(leaf) not in self._nudged_state:
+            self._nudged_state[id(leaf)] = self._multiplied(leaf, self._state_eps)
+        return self._nudged_state[id(leaf)]
+
+    def _multiplied(self, tensor: Tensor, eps: float) -> Tensor:
+        return multiplied(tensor, eps * self._uniform(tensor))
+
+    def _product_error(self, leaf: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """The product's own error under the flags in force, with other signs; no more than any flag costs."""
+
+        def double(value: Any) -> Any:
+            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        exact = func(*tree_map(double, args), **tree_map(double, kwargs))
+        error, size = leaf.double() - exact, exact.norm()
+        share = float(error.norm() / size) if size > 0 else 0.0
+        if not share > _eps(leaf):
+            return torch.zeros_like(leaf)
+        limited = error * min(1.0, _COARSEST_PRODUCT / share)
+        return (limited * self._uniform(limited).sign()).to(leaf.dtype)
+
+    def _uniform(self, tensor: Tensor) -> Tensor:
+        if tensor.device not in self._generators:
+            self._generators[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        drawn = torch.rand(tensor.shape, generator=self._generators[tensor.device], dtype=dtype, device=tensor.device)
+        return drawn * 2 - 1
+
+
+def multiplied(tensor: Tensor, share: Tensor) -> Tensor:
+    """The tensor with so much more of itself. What stands for infinity, as in masks, stays what it is."""
+    finite = tensor.abs() < torch.finfo(tensor.dtype).max / 2
+    return torch.where(finite, (tensor * (1 + share)).to(tensor.dtype), tensor)
+
+
+def _eps(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps
+
+
+def stored_state(model: nn.Module) -> list[Tensor]:
+    """Parameters and persistent buffers: what a dtype that is asked for rounds."""
+    tensors: list[Tensor] = list(model.parameters())
+    for module in model.modules():
+        hidden = module._non_persistent_buffers_set
+        tensors += [buffer for name, buffer in module.named_buffers(recurse=False) if name not in hidden]
+    return tensors

@@ -1,0 +1,277 @@
+"""What every module does by itself: its output on the reference's own arguments, against what rounding in it can cost.
+
+The outputs of a model hide what one module does, and the float64 replay hides code that follows the dtype of what it is
+given. So each module of the candidate, composite ones and the model itself too, is run on the arguments that the
+reference's had, natively. What lies many of its own floors away from the reference's output, and is gone in float64, is
+no rounding, whatever the outputs say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.comparator.side import Call, Side, run
+from sweeper.devices import out_of_memory
+from sweeper.inputs.layout import is_attention_map, to_rows
+from sweeper.verdict.causes.arguments import arguments_undone
+from sweeper.verdict.causes.tensors import asked_undone
+from sweeper.verdict.discrete_choices import Choices, same_choices
+from sweeper.verdict.first_divergence import rel_l2
+from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
+from sweeper.verdict.module_runs import Given, Kept, Key, Watch, capture, merged, outputs_of
+from sweeper.verdict.monte_carlo import OperationNoise, multiplied
+from sweeper.verdict.rules import KERNEL_MULTIPLE, OWN_MULTIPLE, OwnError
+from sweeper.verdict.state_changes import Provenance
+
+_SEEDS = 3
+# A module's floor is at least this share of its output's machine epsilon: what lies below that many needs no nudges.
+_LEAST_FLOOR = 0.25
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How a module's floor is measured.
+
+    Attributes:
+        state_eps, products_only: as in `OperationNoise`. With products only, inputs and outputs are not nudged either.
+    """
+
+    state_eps: float = 0.0
+    products_only: bool = False
+
+    def floor(
+        self, module: nn.Module, arguments: Callable[[], Given | None], output: list[Tensor | None], call: Call
+    ) -> float:
+        """The root mean square of what nudges of inputs, operations and outputs make of the output."""
+        samples = []
+        for seed in range(_SEEDS):
+            given = arguments()
+            assert given is not None, "the module ran on the same arguments before"
+            generator = torch.Generator().manual_seed(seed)
+            if not self.products_only:
+                for tensor in given.floats:
+                    _nudge_(tensor, generator)
+            noise = OperationNoise(
+                seed, given.floats, module, state_eps=self.state_eps, products_only=self.products_only
+            )
+            again = outputs_of(module, given, noise)
+            for result in again:
+                if result is not None and not self.products_only:
+                    _nudge_(result, generator)
+            samples.append(distance(output, again, call) or 0.0)
+        return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
+
+
+def _nudge_(tensor: Tensor, generator: torch.Generator) -> None:
+    drawn = torch.rand(tensor.shape, generator=generator).to(tensor.device)
+    tensor.copy_(multiplied(tensor, torch.finfo(tensor.dtype).eps * (drawn * 2 - 1)))
+
+
+class Examination:
+    """Runs a side once, and each of its modules on the reference's arguments beside it.
+
+    Args:
+        kept: what the reference's modules were given and gave, and gets their calls' rows from `calls`.
+        noise: how floors are measured, of those modules that lie so far off that it matters; None: not at all.
+        same_backend: as in `merged`.
+        all_floors: measure every floor, however small the error.
+
+    Attributes:
+        found: the worst own error of each module over its calls, in order of execution.
+        outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
+    """
+
+    def __init__(
+        self,
+        kept: dict[Key, Kept],
+        calls: tuple[Call, ...],
+        noise: Noise | None,
+        *,
+        same_backend: bool,
+        all_floors: bool = False,
+        keep: bool = False,
+    ) -> None:
+        self._kept, self._calls, self._noise = kept, calls, noise
+        self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
+        self._watch = Watch(self._before, self._after)
+        self._pending: dict[Key, OwnError] = {}
+        self.found: dict[str, OwnError] = {}
+        self.outputs: dict[Key, list[Tensor | None]] = {}
+
+    def run(self, side: Side, names: set[str] | None = None) -> Examination:
+        """Examines the modules of these names; None: all."""
+        with self._watch.on(side.model, names):
+            run(side, self._watch.begin)
+        return self
+
+    def _before(self, key: Key, module: nn.Module, args: Any, kwargs: Any) -> None:
+        kept = self._kept.get(key)
+        if kept is None or not kept.output:
+            return
+        with self._watch.pause():
+            try:
+                found = self._examined(key, kept, module, args, kwargs)
+            except Exception as error:  # a module that does not run by itself is not judged by itself
+                if out_of_memory(error):
+                    raise
+                return
+        if found is not None:
+            self._pending[key] = found
+
+    def _after(self, key: Key, _output: Any) -> None:
+        found = self._pending.pop(key, None)
+        before = self.found.get(key[1])
+        if found is not None and (before is None or found.worse_than(before)):
+            self.found[found.name] = found
+
+    def _examined(self, key: Key, kept: Kept, module: nn.Module, args: Any, kwargs: Any) -> OwnError | None:
+        def arguments() -> Given | None:
+            return merged(kept, args, kwargs, same_backend=self._same_backend)
+
+        call, given = self._calls[key[0]], arguments()
+        if given is None:
+            return None
+        with Choices() as choices:
+            output = outputs_of(module, given)
+        own = distance(kept.output, output, call)
+        if own is None or not same_choices(kept.choices, choices.chosen):
+            return None
+        if self._keep:
+            self.outputs[key] = output
+        dtypes = [leaf.dtype for leaf in [*kept.output, *output] if leaf is not None]
+        dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        found = OwnError(name=key[1], own=own, dtype=str(dtype).removeprefix("torch."))
+        near = own <= OWN_MULTIPLE * _LEAST_FLOOR * torch.finfo(dtype).eps
+        if self._noise is None or (near and not self._all_floors):
+            return found
+        return replace(found, floor=self._noise.floor(module, arguments, output, call))
+
+
+def distance(reference: Sequence[Tensor | None], candidate: Sequence[Tensor | None], call: Call) -> float | None:
+    """The largest rel_l2 of the tensors that two outputs have in the same place, over real tokens where they have some.
+
+    Attention weights beside an output are left out: a kernel gives none, and pads lie in two of their dimensions. None:
+    nothing can be compared.
+    """
+    pairs = [
+        (one, other)
+        for one, other in zip(reference, candidate, strict=False)
+        if one is not None and other is not None and one.shape == other.shape
+    ]
+    pairs = [pair for pair in pairs if not is_attention_map(pair[0], call.forward)] or pairs
+    values = [rel_l2(_rows(one, call), _rows(other.to(one.device), call)) for one, other in pairs]
+    return None if not values or any(map(math.isnan, values)) else max(values)
+
+
+def _rows(tensor: Tensor, call: Call) -> Tensor:
+    found = to_rows(tensor, call.forward)
+    return tensor if found is None else found
+
+
+class Natively:
+    """Finds what a module does natively and not in float64, on the reference's own arguments.
+
+    Args:
+        names: of the modules that are asked for; None: all.
+    """
+
+    def __init__(self, reference: Side, candidate: Side, found: Provenance, names: set[str] | None = None) -> None:
+        self._reference, self._candidate, self._found = reference, candidate, found
+        backends = [attention_implementation(side.model) for side in (reference, candidate)]
+        self._same_backend = backends[0] == backends[1]
+        self._kernels = set(backends) - {None, "eager"}
+        self._kept = capture(reference, names)
+
+    def examine(self, names: set[str] | None = None) -> dict[str, OwnError]:
+        """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
+        same, eps = self._same_conditions(), self._state_eps()
+        noise = Noise(state_eps=eps, products_only=same)
+        first = self._run(self._candidate, noise, names)
+        far = {name for name, one in first.items() if one.floors > OWN_MULTIPLE}
+        if not far:
+            return first
+        floors = self._run(self._reference, Noise(), far, all_floors=True)
+        for name in far & floors.keys():
+            first[name] = replace(first[name], floor=max(first[name].floor, floors[name].floor))
+        return first
+
+    def operations_floor(self) -> float:
+        """The floor of the model itself, of the noisier side; NaN where it runs on no one else's arguments."""
+        noises = (self._reference, Noise()), (self._candidate, Noise(state_eps=self._state_eps()))
+        found = [self._run(side, noise, {""}, all_floors=True) for side, noise in noises]
+        return max((own[""].floor for own in found if "" in own), default=math.nan)
+
+    def beyond(self, examined: dict[str, OwnError]) -> tuple[OwnError, ...]:
+        """Those that lie too many floors up, are gone in float64, and are no kernel as exact as eager attention."""
+        far = {name for name, one in examined.items() if one.floors > OWN_MULTIPLE}
+        if not far:
+            return ()
+        replays = self._replayed(far)
+        natively = [
+            replace(one, replayed=replays[name].own)
+            for name, one in examined.items()
+            if name in far and name in replays and replays[name].own * OWN_MULTIPLE <= one.own
+        ]
+        if not natively or not self._kernels:
+            return tuple(natively)
+        checked = [self._against_eager(one) for one in natively]
+        return tuple(one for one in checked if one.kernel is None or one.kernel > KERNEL_MULTIPLE)
+
+    def _run(
+        self, side: Side, noise: Noise | None, names: set[str] | None, *, all_floors: bool = False
+    ) -> dict[str, OwnError]:
+        same = self._same_backend or side is self._reference
+        examination = Examination(self._kept, self._reference.calls, noise, same_backend=same, all_floors=all_floors)
+        return examination.run(side, names).found
+
+    def _same_conditions(self) -> bool:
+        """Whether the candidate's own rounding explains nothing that the reference's does not."""
+        left, right = ({name: switch.value for name, switch in side.switches.items()} for side in self._sides)
+        casts = arguments_undone(*self._sides, self._found) is not self._candidate
+        return self._same_backend and left == right and self._found.coarser is None and not casts
+
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        return self._reference, self._candidate
+
+    def _state_eps(self) -> float:
+        return torch.finfo(self._found.coarser).eps if self._found.coarser else 0.0
+
+    def _replayed(self, names: set[str]) -> dict[str, OwnError]:
+        found = self._found
+        with asked_undone(self._reference.model, found, reference=True), replayed(self._reference) as (side, _):
+            kept = capture(side, names)
+        undone = arguments_undone(self._reference, self._candidate, found)
+        with asked_undone(undone.model, found, reference=False), replayed(undone) as (side, _):
+            examination = Examination(kept, self._reference.calls, None, same_backend=self._same_backend)
+            return examination.run(side, names).found
+
+    def _against_eager(self, one: OwnError) -> OwnError:
+        """The kernel's error over eager's, where eager attention in the same precision does what the reference does."""
+        candidate, names = self._candidate, {one.name}
+
+        def outputs(side: Side) -> Examination:
+            examination = Examination(self._kept, self._reference.calls, None, same_backend=False, keep=True)
+            return examination.run(side, names)
+
+        kernel = outputs(candidate)
+        with attention(candidate.model, "eager"):
+            eager = outputs(candidate)
+        undone = arguments_undone(self._reference, candidate, self._found)
+        with asked_undone(undone.model, self._found, reference=False), replayed(undone) as (side, _):
+            exact = outputs(side)
+        shared = [key for key in kernel.outputs if key in eager.outputs and key in exact.outputs]
+        close = one.name in eager.found and eager.found[one.name].own <= OWN_MULTIPLE * one.floor
+        if not shared or not close:
+            return one
+        errors = [max(self._error(ran, exact, key) for key in shared) for ran in (kernel, eager)]
+        return replace(one, kernel=errors[0] / errors[1] if errors[1] else math.inf)
+
+    def _error(self, ran: Examination, exact: Examination, key: Key) -> float:
+        return distance(exact.outputs[key], ran.outputs[key], self._reference.calls[key[0]]) or 0.0
