@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import platform
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import transformers
@@ -55,19 +58,37 @@ def machine() -> str:
     return f"{versions}, CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
+def _examined(half: str, pairs: list[Pair], processes: int) -> list[Mark]:
+    """The marks of pairs, in their order."""
+    if processes == 1:
+        return [examine(pair) for pair in pairs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        answers = pool.map(_answer, itertools.repeat(half), [pair.name for pair in pairs])
+        return [Mark(pair=pair, kind=kind, cause=cause) for pair, (kind, cause) in zip(pairs, answers, strict=True)]
+
+
+def _answer(half: str, name: str) -> tuple[str, str]:
+    """The verdict and the cause of one pair, which is found by its name: its builder cannot be sent."""
+    mark = examine(next(pair for pair in HALVES[half] if pair.name == name))
+    return mark.kind, mark.cause
+
+
 def main() -> None:
     """Print the machine, and the table of each half."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("halves", nargs="*", metavar="half", help=f"{' or '.join(HALVES)}; both where none is named")
     parser.add_argument("--counts", action="store_true", help="print the counts alone")
     parser.add_argument("--bad", action="store_true", help="print the rows alone that are not right or not named")
+    parser.add_argument("--processes", type=int, default=1, help="how many pairs are examined at once")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     print(f"{machine()}\n")
     for half in arguments.halves or HALVES:
         pairs = [pair for pair in HALVES[half] if not missing_packages(pair)]
         if left_out := len(HALVES[half]) - len(pairs):
             print(f"{half}: {left_out} pairs are left out, the packages that they need are not installed\n")
-        marks = [examine(pair) for pair in pairs]
+        marks = _examined(half, pairs, arguments.processes)
         if arguments.bad:
             print(*(row(mark.pair, mark) for mark in marks if not _good(mark)), sep="\n")
         print(summary(half, marks) if arguments.counts or arguments.bad else details(half, marks))
