@@ -169,7 +169,7 @@ class Part:
 
     def of(self, value: Tensor, tokens: Tokens | None) -> tuple[Tensor, Tokens | None]:
         """The part, and where its tokens are."""
-        value = value[..., : self.columns]
+        value = value if self.columns is None else value[..., : self.columns]
         if self.last is None:
             return value, tokens
         value = value[:, None] if value.dim() == 2 else value[:, -self.last :]
@@ -245,9 +245,13 @@ class ModelOutputs(Outputs):
             self.caches.end(lasting)
 
     def follows_rows(self, name: str) -> bool:
-        """Whether it has the rows of the batch, or of its tokens: of what is whole nobody knows where they are."""
+        """Whether it has the rows of the batch, or of its tokens, and is not made of several of them: of what is whole
+        nobody knows where they are, and [B, B] compares the rows with each other."""
         described = self.described.get(name)
-        return described is None or (described.layout != "whole" and described.main)
+        if described is None:
+            return True
+        among_rows = described.shape[:1] == described.shape[1:2] and described.layout == "rows"
+        return described.layout != "whole" and described.main and not among_rows
 
     def is_discrete(self, name: str) -> bool:
         """Whether it was no floating-point tensor."""
@@ -387,14 +391,17 @@ def _part(own: str, reference: ModelOutputs, other: str, candidate: ModelOutputs
         if reference[own].shape == candidate[other].shape:
             return Part(own, own), Part(own, other)
         fits = len(left.shape) > 1 and left.shape[2:-1] == right.shape[2:-1] and left.layout != "whole"
-        columns = min(left.shape[-1], right.shape[-1])
-        return (Part(own, own, columns), Part(own, other, columns)) if fits and columns > 1 else None
-    last = [_last_tokens(*pair) for pair in ((left, right), (right, left))]
-    if last[0] is None and last[1] is None:
-        return None
-    columns = min(left.shape[-1], right.shape[-1])
-    number = last[0] or last[1]
-    return Part(own, own, columns, number), Part(own, other, columns, number)
+        columns = _columns(left, right)
+        return (Part(own, own, columns), Part(own, other, columns)) if fits and columns else None
+    number = _last_tokens(left, right) or _last_tokens(right, left)
+    columns = _columns(left, right) if number else 0
+    return (Part(own, own, columns, number), Part(own, other, columns, number)) if columns else None
+
+
+def _columns(left: Described, right: Described) -> int:
+    """How many features both have, where one has some more (a padded vocabulary); 0: they are not the same features."""
+    fewer, more = sorted((left.shape[-1], right.shape[-1]))
+    return fewer if fewer > 1 and 2 * fewer >= more else 0
 
 
 def _last_tokens(all_tokens: Described, last: Described) -> int | None:

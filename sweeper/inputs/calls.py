@@ -39,10 +39,11 @@ class Call:
     @property
     def has_rows(self) -> bool:
         """Whether every tensor has a row for each of several texts, so that rows can be called in another order; not
-        where an argument may hold some (a cache)."""
+        where it lies in a sequence, or in what may hold some (a cache)."""
         B = self.forward.shape[0]
-        tensors = [value for _, value in tensors_in(self.kwargs)]
-        known = all(isinstance(value, (Tensor, *_PLAIN)) for value in _leaves(self.kwargs))
+        values = list(_values(self.kwargs))
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        known = all(isinstance(value, (Tensor, *_PLAIN)) for value in values)
         return B > 1 and known and all(tensor.dim() > 0 and len(tensor) == B for tensor in tensors)
 
     def of_rows(self, rows: Sequence[int]) -> Call:
@@ -54,7 +55,7 @@ class Call:
     @property
     def token_N(self) -> Tensor | None:
         """The real token ids, on the CPU; None where the model is called with something else."""
-        given = dict(tensors_in(self.kwargs))
+        given = _given(self.kwargs)
         decoder = self.forward.encoder is not None
         names = [name for name in _DECODER if name in given] if decoder else _sources(given)
         ids_BT = given[names[0]]
@@ -86,14 +87,25 @@ def is_beside(name: str) -> bool:
     return name.startswith(_BESIDE)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _values(kwargs: Mapping[str, Any]) -> Iterator[Any]:
+    """What the arguments are, those in mappings too."""
+    for value in kwargs.values():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        else:
+            yield value
+
+
+def _given(value: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors by name; a sequence of tensors of one shape is a batch of them."""
     if isinstance(value, Mapping):
-        value = list(value.values())
+        return {name: tensor for key, item in value.items() for name, tensor in _given(item, str(key)).items()}
     if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+        tensors = [tensor for _, tensor in tensors_in(value)]
+        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) == 1:
+            return {name: torch.stack(tensors)}
+        return {name: tensors[0]} if tensors else {}
+    return {name: value} if isinstance(value, Tensor) else {}
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -144,7 +156,7 @@ def call_of(kwargs: dict[str, Any], model: nn.Module, mask_BT: Tensor | None) ->
     Args:
         mask_BT: the mask of what it reads, of one side or the other; None where neither has one.
     """
-    given = dict(tensors_in(kwargs))
+    given = _given(kwargs)
     read = _sources(given)[0]
     tokens = replace(
         _argument_map(given[read], mask_BT, given.get("position_ids")), frames=_frames(model, given[read], mask_BT)
@@ -169,7 +181,7 @@ def shared_masks(
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """The `attention_mask` of each call. A side that was called without one on the same ids reads the same pads: they
     stay pads."""
-    left, right = ([dict(tensors_in(kwargs)) for kwargs in calls] for calls in (reference, candidate))
+    left, right = ([_given(kwargs) for kwargs in calls] for calls in (reference, candidate))
     masks, others = ([_mask(given) for given in calls] for calls in (left, right))
     if len(left) != len(right) or not all(map(_same_read, left, right)):
         return masks, others

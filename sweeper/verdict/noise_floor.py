@@ -120,8 +120,9 @@ def _rebatched(side: Side) -> Iterator[tuple[str, Outputs]]:
     """The rows of each call in reverse order, and one by one; in the order of the original all the same."""
     if not all(call.has_rows for call in side.calls):
         return
-    yield "rows in reverse order", _run_in_groups(side, reverse=True)
-    yield "rows one by one", _run_in_groups(side, reverse=False)
+    for name, reverse in (("rows in reverse order", True), ("rows one by one", False)):
+        if outputs := _run_in_groups(side, reverse=reverse):
+            yield name, outputs
 
 
 def _run_in_groups(side: Side, *, reverse: bool) -> Outputs:

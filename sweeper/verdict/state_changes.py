@@ -114,9 +114,24 @@ def _main_dtype(state: Mapping[str, StateEntry]) -> torch.dtype | None:
 
 def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
     reference, candidate = left.tensor, right.tensor.to(left.tensor.device)
-    if reference.shape == candidate.shape and _same_values(reference, candidate):
+    shared = _shared_rows(reference, candidate)
+    if shared is not None and _same_values(*shared):
         return None
-    return Change(name, left.kind, reference, right.tensor, _rounded_to(reference, candidate))
+    return Change(name, left.kind, reference, right.tensor, None if shared is None else _rounded_to(*shared))
+
+
+def _shared_rows(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What both have: all, or the first rows where one has some more (a padded vocabulary); None: another shape."""
+    if left.shape == right.shape:
+        return left, right
+    if (
+        left.dim() == 0
+        or left.shape[1:] != right.shape[1:]
+        or 2 * min(len(left), len(right)) < max(len(left), len(right))
+    ):
+        return None
+    rows = min(len(left), len(right))
+    return left[:rows], right[:rows]
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
