@@ -82,7 +82,9 @@ def _held(model: Any) -> nn.Module:
 
 
 def _parallel(model: Any) -> nn.Module:
-    return nn.DataParallel(model).eval()
+    parallel = nn.DataParallel(model).eval().cpu()
+    parallel.device_ids = []  # on the CPU, also where there are GPUs
+    return parallel
 
 
 def _compiled(model: Any) -> nn.Module:
@@ -90,7 +92,7 @@ def _compiled(model: Any) -> nn.Module:
 
 
 def _several(model: Any) -> nn.Module:
-    return Holder(nn.DataParallel(Holder(_checkpointed(model)))).eval()
+    return Holder(_parallel(Holder(_checkpointed(model)))).eval()
 
 
 def _checkpointed(model: Any) -> nn.Module:

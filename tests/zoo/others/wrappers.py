@@ -115,7 +115,9 @@ def traced_gpt() -> PairModels:
 def wrapped_gpt() -> PairModels:
     """nn.DataParallel without a GPU: names begin with `module`."""
     model = built(sequential.Gpt)
-    return PairModels(reference=model, candidate=nn.DataParallel(deepcopy(model)).eval(), inputs=tokens())
+    parallel = nn.DataParallel(deepcopy(model)).eval().cpu()
+    parallel.device_ids = []  # on the CPU, also where there are GPUs
+    return PairModels(reference=model, candidate=parallel, inputs=tokens())
 
 
 @harmless("wrapped/convnet_bfloat16", allowed=IDENTICAL)
