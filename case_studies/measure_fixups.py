@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from case_studies.fixup_records import FIXUPS_FILE, FixupRecord, FixupsRecord
+from case_studies.fixups import FIXUPS_FILE, FixupRecord, FixupsRecord
 from sweeper.checkpoints import prepare
 from sweeper.comparator.forwards import read_texts, side_of
 from sweeper.comparator.hooks import tensors_of

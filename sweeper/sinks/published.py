@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sweeper.config import parse
-from sweeper.published.figures_table import print_reproductions
 from sweeper.published.lookup import compare_with_published
+from sweeper.published.page import print_reproductions
 from sweeper.published.publication import Publication
 from sweeper.records.cell import CellRecord
 from sweeper.records.sweep import Sweep

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_ids, short_label, varying_axes
 from sweeper.reports.cell import Section, sections
-from sweeper.reports.cells_table import FIGURE_HEADINGS, cells_table, made_on, output_name, reasons, summary
+from sweeper.reports.cells_table import FIGURES, cells_table, made_on, output_name, reasons, summary
 from sweeper.reports.origin import layer_outputs, module_differs, origins
 from sweeper.reports.page.chart import COLOURS, Curve, chart
 
@@ -157,7 +157,7 @@ def _table(sweep: Sweep) -> dict[str, Any]:
         "table": table,
         "legend": table.legend(output_name(sweep.records)),
         "rows": list(zip(sweep.records, table.rows, strict=True)),
-        "figures": FIGURE_HEADINGS,
+        "figures": FIGURES,
         "Status": Status,
     }
 
