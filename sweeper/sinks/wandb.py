@@ -46,9 +46,8 @@ def make_wandb_sink(settings: WandbSettings) -> WandbSink | None:
     try:
         import wandb  # noqa: F401 (only whether it is there and works)
     except ImportError:
-        raise ConfigError(
-            f"wandb.mode={settings.mode} needs the package wandb: pip install wandb, or wandb.mode=disabled"
-        ) from None
+        needed = "needs the package wandb: pip install wandb, or wandb.mode=disabled"
+        raise ConfigError(f"wandb.mode={settings.mode} {needed}") from None
     if settings.mode == "online":
         _require_login()
     return WandbSink(settings)
@@ -164,6 +163,9 @@ def _private_settings() -> Any:
     """Silent, patient for seconds, and without what W&B would collect: code, git, host, packages, system metrics."""
     import wandb
 
+    patience: dict[str, Any] = {}
+    for part in ("file_stream", "file_transfer", "graphql"):
+        patience |= {f"x_{part}_retry_max": RETRIES, f"x_{part}_retry_wait_max_seconds": RETRY_WAIT_MAX_S}
     return wandb.Settings(
         silent=True,
         console="off",
@@ -178,12 +180,7 @@ def _private_settings() -> Any:
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        x_file_stream_retry_max=RETRIES,
-        x_file_stream_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
-        x_file_transfer_retry_max=RETRIES,
-        x_file_transfer_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
-        x_graphql_retry_max=RETRIES,
-        x_graphql_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
+        **patience,
     )
 
 
@@ -267,9 +264,7 @@ def _cell_row(record: CellRecord) -> dict[str, Any]:
     """Axes, status and headline figures, flat: `output.max_abs`."""
     row: dict[str, Any] = {"cell_id": record.cell_id, "reference_id": record.reference_id, **record.axes}
     for name, value in cell_summary(record).items():
-        row.update(
-            {f"{name}.{key}": figure for key, figure in value.items()} if isinstance(value, dict) else {name: value}
-        )
+        row |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     return row
 
 
