@@ -1,4 +1,4 @@
-"""What report 2's answer proposes to change, as data: `report_2_fixups.yaml`."""
+"""What report 2's answer proposes to change: as data, `report_2_fixups.yaml`, and as measured, `fixups.json`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pydantic import BaseModel, ConfigDict
 
 from sweeper.config import parse
 from sweeper.published.publication import Axes
+from sweeper.records.cell import PairMeasures
 
 REPORT_2_FIXUPS = Path(__file__).parent / "report_2_fixups.yaml"
+FIXUPS_FILE = "fixups.json"
 
 
-class Fixup(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Fixup(_Record):
     """Something that the answer proposes to change, or to look at instead.
 
     Attributes:
@@ -25,8 +31,6 @@ class Fixup(BaseModel):
             `case_studies.measure_fixups`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     id: str
     section: str = ""
     snippet: str = ""
@@ -35,7 +39,7 @@ class Fixup(BaseModel):
     look_at: Literal["output", "embeddings", "eval_mode", "aligned_slices"] = "output"
 
 
-class Fixups(BaseModel):
+class Fixups(_Record):
     """The two cells that the report compares, and what is meant to close their difference.
 
     Attributes:
@@ -43,19 +47,33 @@ class Fixups(BaseModel):
         fixups: what the answer proposes, in the order of the text, then what it does not.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     cell: Axes
     reference: Axes
     fixups: tuple[Fixup, ...]
 
 
-def load_fixups(path: Path = REPORT_2_FIXUPS) -> Fixups:
-    """Reads the file.
-
-    Raises:
-        ConfigError: it holds something else; one line with the place and what is wrong.
-    """
-    data: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    fixups: Fixups = parse(Fixups, data, where=path.stem)
+def load_fixups() -> Fixups:
+    """Reads the file."""
+    data: Any = OmegaConf.to_container(OmegaConf.load(REPORT_2_FIXUPS), resolve=True)
+    fixups: Fixups = parse(Fixups, data, where=REPORT_2_FIXUPS.stem)
     return fixups
+
+
+class FixupRecord(_Record):
+    """One fix-up on one cell: the output against the reference's without it, and with it."""
+
+    fixup: str
+    without: PairMeasures
+    with_it: PairMeasures
+
+
+class FixupsRecord(_Record):
+    """`fixups.json`: one cell of a sweep."""
+
+    cell_id: str
+    fixups: tuple[FixupRecord, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> FixupsRecord | None:
+        """Reads the file; None where nothing was measured."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None

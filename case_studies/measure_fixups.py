@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
-from case_studies.fixup_records import FIXUPS_FILE, FixupRecord, FixupsRecord
+from case_studies.fixups import FIXUPS_FILE, FixupRecord, FixupsRecord
 from sweeper.checkpoints import prepare
 from sweeper.comparator.forwards import read_texts, side_of
 from sweeper.comparator.hooks import tensors_of
-from sweeper.comparator.side import Call, Side
+from sweeper.comparator.side import Side
 from sweeper.config import Cell, parse
 from sweeper.errors import ConfigError, SweeperError
 from sweeper.inputs.layout import to_tokens
@@ -61,9 +60,10 @@ def measure_fixups(record: CellRecord) -> FixupsRecord:
     sides = _sides(record)
     reference, candidate = (_outputs(side) for side in sides)
     aligned = measure(*(_joined(_tokens(side, run)) for side, run in zip(sides, (reference, candidate), strict=True)))
-    with _training(sides[0].model), _training(sides[1].model):
-        in_training = measure(*(_joined(_tokens(side, _outputs(side))) for side in sides))
     unaligned = measure(*_same_places(sides, reference, candidate))
+    for side in sides:
+        side.model.train()
+    in_training = measure(*(_joined(_tokens(side, _outputs(side))) for side in sides))
     return FixupsRecord(
         cell_id=record.cell_id,
         fixups=(
@@ -109,28 +109,15 @@ def _same_places(
     sides: tuple[Side, Side], reference: Sequence[Tensor], candidate: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Each text's first columns of its row in the reference against the text in the candidate: what an eye compares."""
-    rows = [row for call, output in zip(sides[0].calls, reference, strict=True) for row in _rows(call, output)]
+    rows = [row_TF for output_BTF in reference for row_TF in output_BTF]
+    if any(len(call.forward.lengths) != len(output) for call, output in zip(sides[0].calls, reference, strict=True)):
+        raise ConfigError("give a cell whose reference has a row a text (padded or single)")
     texts = _tokens(sides[1], candidate)
     return _joined([row_TF[: len(text_TF)] for row_TF, text_TF in zip(rows, texts, strict=True)]), _joined(texts)
 
 
-def _rows(call: Call, output_BTF: Tensor) -> list[Tensor]:
-    if len(output_BTF) != len(call.forward.lengths):
-        raise ConfigError("give a cell whose reference has a row a text (padded or single)")
-    return list(output_BTF)
-
-
 def _joined(texts: Sequence[Tensor]) -> Tensor:
     return torch.cat([text_TF.flatten(1) for text_TF in texts])
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    model.train()
-    try:
-        yield
-    finally:
-        model.eval()
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def fused(batch: Logits) -> LanguageAccumulator:
 
 
 def plain(batch: Logits) -> LanguageAccumulator:
-    found, language._fused = language._fused, lambda _device: None  # type: ignore[assignment]
+    found, language.fast_module = language.fast_module, lambda *_: None  # type: ignore[assignment]
     try:
         return fused(batch)
     finally:
-        language._fused = found
+        language.fast_module = found
 
 
 def milliseconds(work: Callable[[], object], device: str) -> float:

@@ -112,4 +112,4 @@ def test_cells_of_a_figure() -> None:
     assert one.cell_of(figures["layer_mean_abs"]) == {**shared, "load_strategy": "cast_after_load"}
     assert one.reference_of(figures["layer_mean_abs"]) == {**shared, "load_strategy": "dtype_at_load"}
     assert one.reference_of(figures["logits_dtype_at_load"]) is None
-    assert one.source_of(figures["layer_mean_abs"]).author == "Vishal Bakshi"
+    assert one.sources[figures["layer_mean_abs"].source].author == "Vishal Bakshi"

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from case_studies.fixup_records import FIXUPS_FILE
+from case_studies.fixups import FIXUPS_FILE
 from case_studies.measure_fixups import measure_fixups
 from case_studies.report_2_page import write_report_2
 from sweeper.environment import environment

@@ -83,14 +83,11 @@ def one_line(error: Exception) -> str:
         return f"{key}: a value is missing; type {key}=..."
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
-        return _refused_override(refused.group(1))
+        from sweeper.planning.grid import unknown_key
+
+        key = refused.group(1)
+        return "grid: write it with a plus: +grid=NAME" if key == "grid" else str(unknown_key(key))
     return " ".join(" ".join(str(part) for part in (error, error.__cause__) if part is not None).split())
-
-
-def _refused_override(key: str) -> str:
-    from sweeper.planning.grid import unknown_key
-
-    return "grid: write it with a plus: +grid=NAME" if key == "grid" else str(unknown_key(key))
 
 
 def _other_sweeper(_: Any) -> None:

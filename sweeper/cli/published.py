@@ -6,8 +6,6 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeper.errors import ConfigError
-
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the page and, where there are tables over layers, their picture.
@@ -27,9 +25,5 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     from sweeper.published.page import write_page  # after the arguments: what is wrong with them is said at once
 
-    try:
-        written = write_page(asked.file, asked.sweeps)
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from None
-    print(*written, sep="\n")
+    print(*write_page(asked.file, asked.sweeps), sep="\n")
     return 0

@@ -40,14 +40,14 @@ written: pin a commit where `main` moves. In JSON, not-a-number and infinity are
 
 def schema_markdown() -> str:
     """The page as Markdown: every field of every record, with its type and its meaning from the docstrings."""
-    parts = [INTRODUCTION, "## cell.json\n", _record(CellRecord)]
-    for kind in _records_in(CellRecord):
-        parts += [f"### {kind.__name__}\n", _record(kind)]
-    parts += ["## modules.parquet\n", _modules(), "## sweep.json\n", _record(SweepDescription)]
-    for kind in _records_in(SweepDescription):
-        parts += [f"### {kind.__name__}\n", _record(kind)]
-    parts += ["## reported.json\n", "The publication, as in `conf/reported`, and under `numbers` a list of these.\n"]
-    return "\n".join([*parts, _record(Reproduction)])
+    parts = [INTRODUCTION, "## cell.json\n", *_with_its_records(CellRecord), "## modules.parquet\n", _modules()]
+    parts += ["## sweep.json\n", *_with_its_records(SweepDescription), "## reported.json\n"]
+    parts += ["The publication, as in `conf/reported`, and under `numbers` a list of these.\n", _record(Reproduction)]
+    return "\n".join(parts)
+
+
+def _with_its_records(kind: type[BaseModel]) -> list[str]:
+    return [_record(kind), *(text for one in _records_in(kind) for text in (f"### {one.__name__}\n", _record(one)))]
 
 
 def _records_in(kind: type[BaseModel]) -> list[type[BaseModel]]:

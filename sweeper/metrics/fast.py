@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 
 import torch
 
 
+@functools.cache
 def fast_module(device: str, name: str) -> ModuleType | None:
     """The module of that name in `metrics/cuda` (Triton's kernels), or in `metrics/cpu` (numba's loops).
 

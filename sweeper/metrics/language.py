@@ -5,9 +5,7 @@ Shapes: N tokens, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 from enum import IntEnum
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -77,7 +75,7 @@ class LanguageAccumulator:
             raise ValueError(f"cannot compare {shapes}: give logits of tokens x vocabulary, twice, and a token each")
         if not N:
             return
-        fused = _fused(reference_logits_NV.device.type)
+        fused = fast_module(reference_logits_NV.device.type, "language")
         if fused is not None and {reference_logits_NV.dtype, candidate_logits_NV.dtype} <= set(fused.DTYPES):
             self._add(fused.compare(*parts))
             return
@@ -135,9 +133,3 @@ def _top(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Finds each token's first largest logit, and whether all are finite: several times faster than isfinite."""
     largest_N, top_N = logits_NV.max(1)
     return top_N, largest_N.isfinite() & logits_NV.amin(1).isfinite()
-
-
-@functools.cache
-def _fused(device: str) -> ModuleType | None:
-    """What compares many tokens at once."""
-    return fast_module(device, "language")

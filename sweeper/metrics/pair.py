@@ -5,10 +5,8 @@ Shapes: N tokens, F features, A accumulators, P planes (reference, candidate, di
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -128,7 +126,7 @@ def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
         updates: on one device.
         tables: the launches' addresses, kept from batch to batch. With them, the states are complete after `join_all`.
     """
-    fused = _fused(updates[0].reference_NF.device.type) if updates else None
+    fused = fast_module(updates[0].reference_NF.device.type, "pair") if updates else None
     pairs = []
     for accumulator, reference_NF, candidate_NF in updates:
         accumulator._check(reference_NF, candidate_NF)
@@ -144,12 +142,6 @@ def join_all(tables: Tables) -> None:
     """Adds what `update_all` has measured with these tables to its states, in one launch."""
     if tables.measured:
         importlib.import_module("sweeper.metrics.cuda.pair").join(tables)
-
-
-@functools.cache
-def _fused(device: str) -> ModuleType | None:
-    """What measures a pair in one pass."""
-    return fast_module(device, "pair")
 
 
 def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:
@@ -226,19 +218,14 @@ def _masked_part(reference_NF: Tensor, candidate_NF: Tensor, work: _Workspace) -
     """Measures any chunk: what is not finite on both sides becomes 0 on both, and is counted."""
     finite_NF = reference_NF.isfinite() & candidate_NF.isfinite()
     part = _finite_part(reference_NF.masked_fill(~finite_NF, 0), candidate_NF.masked_fill(~finite_NF, 0), work)
-    nonfinite = _nonfinite_counts(reference_NF, candidate_NF, finite_NF)
-    return part._replace(
-        max_abs_N=part.max_abs_N.masked_fill(~finite_NF.any(1), -1),
-        counts=torch.stack([torch.count_nonzero(finite_NF), part.counts[1], *nonfinite]),
-    )
-
-
-def _nonfinite_counts(reference_NF: Tensor, candidate_NF: Tensor, finite_NF: Tensor) -> list[Tensor]:
-    """The counts from NONFINITE_MISMATCH to CANDIDATE_INF."""
     reference_nan, candidate_nan = reference_NF.isnan(), candidate_NF.isnan()
     same = (reference_NF == candidate_NF) | (reference_nan & candidate_nan)
-    masks = [~(same | finite_NF), reference_nan, candidate_nan, reference_NF.isinf(), candidate_NF.isinf()]
-    return [torch.count_nonzero(mask) for mask in masks]
+    masks = [finite_NF, ~(same | finite_NF), reference_nan, candidate_nan, reference_NF.isinf(), candidate_NF.isinf()]
+    finite, *nonfinite = (torch.count_nonzero(mask) for mask in masks)
+    return part._replace(
+        max_abs_N=part.max_abs_N.masked_fill(~finite_NF.any(1), -1),
+        counts=torch.stack([finite, part.counts[1], *nonfinite]),
+    )
 
 
 def _joined(parts: list[_Part], reference_NF: Tensor, candidate_NF: Tensor) -> State:

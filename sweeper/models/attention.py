@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,14 +52,6 @@ def switches(cell: Cell) -> dict[str, Switch]:
     return {"SDPA kernel": Switch(word, fix, context, rounds=True, begin=fresh)}
 
 
-@contextmanager
-def kernel(attention: Attention) -> Iterator[None]:
-    """Pins the kernel of scaled_dot_product_attention, where the backend names one, as for a process of its own."""
-    forget_compiled(attention)
-    with pinned(attention):
-        yield
-
-
 def forget_compiled(attention: Attention) -> None:
     """Makes torch forget what it compiled for a backend: after eight variants it would silently stop compiling, and a
     cell's result would depend on the cells before it."""
@@ -67,14 +59,9 @@ def forget_compiled(attention: Attention) -> None:
         torch.compiler.reset()
 
 
-@contextmanager
-def pinned(attention: Attention) -> Iterator[None]:
-    """`kernel` for a run that goes on."""
-    if attention not in PINNED:
-        yield
-        return
-    with sdpa_kernel(PINNED[attention]):
-        yield
+def pinned(attention: Attention) -> AbstractContextManager[None]:
+    """Pins the kernel of scaled_dot_product_attention, where the backend names one."""
+    return sdpa_kernel(PINNED[attention]) if attention in PINNED else nullcontext()
 
 
 @contextmanager

@@ -5,9 +5,11 @@ Imports no torch: what puts an axis into effect is imported when it is.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
 
 from sweeper import config
 from sweeper.config import ADDED, Cell, Dtype, Layout, LoadStrategy, Numerics
@@ -23,28 +25,19 @@ in_read = nothing
 # ---- what the axes put around a forward --------------------------------------------------------------------------
 
 
+def _lazy(module: str, function: str) -> Callable[[Cell], Any]:
+    """A function of a module that imports torch."""
+    return lambda cell: getattr(import_module(f"sweeper.models.{module}"), function)(cell)
+
+
 def _autocast(cell: Cell) -> Mapping[str, Switch]:
-    from sweeper.models.autocast import switches
+    """`torch.autocast` for the load strategy of that name, on or off."""
+    if not _casts(cell):  # float32 is what autocast's own weights are
+        return {"autocast": Switch("off", "load_strategy=dtype_at_load dtype=float32", nullcontext, rounds=True)}
+    import torch
 
-    return switches(cell)
-
-
-def _kernel(cell: Cell) -> Mapping[str, Switch]:
-    from sweeper.models.attention import switches
-
-    return switches(cell)
-
-
-def _flags(cell: Cell) -> Mapping[str, Switch]:
-    from sweeper.models.flags import switches
-
-    return switches(cell)
-
-
-def _flags_without_effect(cell: Cell) -> Mapping[str, str]:
-    from sweeper.models.flags import without_effect
-
-    return without_effect(cell.numerics, cell.device)
+    context = partial(torch.autocast, cell.device, getattr(torch, cell.dtype))
+    return {"autocast": Switch(cell.dtype.value, f"load_strategy=autocast dtype={cell.dtype}", context, rounds=True)}
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------
@@ -55,7 +48,7 @@ def _casts(cell: Cell) -> Hashable:
 
 
 def _casts_to(cell: Cell) -> Hashable:
-    return cell.dtype if cell.load_strategy is LoadStrategy.AUTOCAST else None
+    return cell.dtype if _casts(cell) else None
 
 
 # ---- what cannot run ---------------------------------------------------------------------------------------------
@@ -144,7 +137,7 @@ _BUILT_IN = (
         default="sdpa",
         aliases={backend.alias: name.value for name, backend in backends.BACKENDS.items() if backend.alias},
         weights=nothing,  # switched on a loaded model
-        switches=_kernel,
+        switches=_lazy("attention", "switches"),
         unsupported=backends.unsupported,
         needs=backends.needs,
         packages=backends.packages,
@@ -183,8 +176,8 @@ _BUILT_IN = (
         group=True,
         weights=nothing,
         code=nothing,
-        switches=_flags,
-        without_effect=_flags_without_effect,
+        switches=_lazy("flags", "switches"),
+        without_effect=_lazy("flags", "cell_without_effect"),
         unsupported=_splits_k,
     ),
     Axis(

@@ -17,6 +17,7 @@ CUBLAS_WORKSPACE_CONFIG = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_WORKSPACE = ":4096:8"
 
 Setter = Callable[[Any, ExitStack], None]
+"""Sets one flag of `Numerics`; what puts the old state back is on the stack before anything is changed."""
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def numerics(flags: Numerics, device: str) -> Iterator[dict[str, str]]:
     with ExitStack() as undo:
         for flag, value in chosen(flags).items():
             if flag not in useless:
-                set_flag(flag, value, undo)
+                SETTERS[flag](value, undo)
         yield useless
 
 
@@ -43,9 +44,14 @@ def without_effect(flags: Numerics, device: str) -> dict[str, str]:
     return {flag: reason for flag, value in chosen(flags).items() if (reason := no_effect(flag, value, device))}
 
 
+def cell_without_effect(cell: Cell) -> dict[str, str]:
+    """The flags of a cell that mean nothing on its device, and why."""
+    return without_effect(cell.numerics, cell.device)
+
+
 def switches(cell: Cell) -> dict[str, Switch]:
     """Each flag alone. One that means nothing on the cell's device is not set, whatever the cell says."""
-    useless = without_effect(cell.numerics, cell.device)
+    useless = cell_without_effect(cell)
     wanted = {flag: value for flag, value in chosen(cell.numerics).items() if flag not in useless}
     return {f"numerics.{flag}": _switch(flag, wanted.get(flag), cell.device) for flag in SETTERS}
 
@@ -79,11 +85,6 @@ def no_effect(flag: str, value: Any, device: str) -> str | None:
 def has_splitk_switch() -> bool:
     """Whether this torch can forbid split-K: 2.9.0 takes a plain bool for the reduction flags."""
     return hasattr(cuda.matmul, "allow_bf16_reduced_precision_reduction_split_k")
-
-
-def set_flag(flag: str, value: Any, undo: ExitStack) -> None:
-    """Sets one flag of `Numerics`; what puts the old state back is on `undo` before anything is changed."""
-    SETTERS[flag](value, undo)
 
 
 # TF32 has an older API (allow_tf32, float32_matmul_precision) and a newer one (fp32_precision), each with a state of

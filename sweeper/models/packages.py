@@ -44,10 +44,7 @@ _EVERYTHING = tuple(dict.fromkeys([*(name for names in QUANTIZERS.values() for n
 
 def packages(cell: Cell) -> tuple[str, ...]:
     """The distributions that can change what the cell's checkpoint computes."""
-    return _of_checkpoint(cell.checkpoint)
-
-
-def _of_checkpoint(checkpoint: Checkpoint) -> tuple[str, ...]:
+    checkpoint: Checkpoint = cell.checkpoint
     match checkpoint:
         case SeededCheckpoint():
             return _of_architecture(checkpoint.architecture)
@@ -65,17 +62,13 @@ def _of_config(path: Path, _mtime_ns: int) -> tuple[str, ...]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")
-        found = [*_of_architecture(str(config.get("model_type"))), *_of_quantizer(method)]
+        found = list(_of_architecture(str(config.get("model_type"))))
+        if method is not None:
+            found += next((names for key, names in QUANTIZERS.items() if str(method).startswith(key)), _EVERYTHING)
     except (OSError, ValueError, AttributeError):  # what it is, is said when it is loaded
         return _EVERYTHING
     adapters = ADAPTERS if (path.parent / "adapter_config.json").is_file() else ()
     return tuple(dict.fromkeys([*found, *adapters]))
-
-
-def _of_quantizer(method: str | None) -> tuple[str, ...]:
-    if method is None:
-        return ()
-    return next((names for key, names in QUANTIZERS.items() if str(method).startswith(key)), _EVERYTHING)
 
 
 @lru_cache(maxsize=64)

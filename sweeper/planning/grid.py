@@ -79,7 +79,9 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     params = plain_data(OmegaConf.select(master, "hydra.sweeper.params")) or {}
     rules = plain_data(OmegaConf.select(master, "hydra.sweeper.exclude")) or []
     composed = plain_data(without_hydra(master))
-    _check_keys(composed)
+    unknown = [key for key in composed if key not in (*axes.names(), *NOT_AXES)]
+    if unknown:
+        raise unknown_key(unknown[0])
     assignments = _params(loader, params) | {
         override.key_or_group: _values(override) for override in overrides if _is_axis(override.key_or_group)
     }
@@ -88,6 +90,9 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     cells, excluded = _product(values, rules)
     for inputs in {cell.inputs for cell in cells}:
         validate_inputs(inputs)  # a file that is not there costs no model load
+    sources = master.hydra.runtime.config_sources
+    # as seen from here: the command that is shown again has to name them too
+    dirs = [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
     return SweepRequest(
         grid=str(master.hydra.runtime.choices.get("grid") or "single"),
         settings=parse(Settings, {key: composed[key] for key in SETTINGS if key in composed}),
@@ -95,20 +100,8 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         reference=_reference(overrides, composed, groups),
         excluded=excluded,
         reported=composed.get("reported"),
-        config={
-            **composed,
-            "config_dirs": _config_dirs(master),
-            "overrides": list(arguments),
-            "params": params,
-            "exclude": rules,
-        },
+        config=composed | {"config_dirs": dirs, "overrides": list(arguments), "params": params, "exclude": rules},
     )
-
-
-def _config_dirs(master: DictConfig) -> list[str]:
-    """What `--config-dir` named, as seen from here: the command that is shown again has to name it too."""
-    sources = master.hydra.runtime.config_sources
-    return [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
 
 
 def unknown_key(key: str) -> ConfigError:
@@ -136,27 +129,18 @@ def _check_overrides(overrides: Iterable[Override]) -> None:
         if key == "grid":
             first = next(override.sweep_string_iterator())
             raise ConfigError(f"{override.input_line}: one grid at a time: type +grid={first}")
-        if key.partition(".")[0] in NOT_AXES:
-            raise ConfigError(_not_an_axis(key))
-        raise unknown_key(key)
-
-
-def _check_keys(composed: dict[str, Any]) -> None:
-    for key in composed:
-        if key not in (*axes.names(), *NOT_AXES):
-            raise unknown_key(key)
+        raise _not_an_axis(key)
 
 
 def _params(loader: ConfigLoader, params: dict[str, Any]) -> dict[str, list[Any]]:
     """The axes that a grid file varies."""
     for key, value in params.items():
         if isinstance(value, list):
-            text = ",".join(str(element) for element in value)
-            raise ConfigError(
-                f"hydra.sweeper.params.{key}: a list is one value; write it as a comma string: {key}: {text}"
-            )
+            text = ",".join(map(str, value))
+            hint = f"a list is one value; write it as a comma string: {key}: {text}"
+            raise ConfigError(f"hydra.sweeper.params.{key}: {hint}")
         if not _is_axis(key):
-            raise ConfigError(_not_an_axis(key)) if key.partition(".")[0] in NOT_AXES else unknown_key(key)
+            raise _not_an_axis(key)
     parser = OverridesParser.create(config_loader=loader)
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     return {override.key_or_group: _values(override) for override in parsed}
@@ -166,8 +150,11 @@ def _is_axis(key: str) -> bool:
     return key in axes.names() or key.partition(".")[0] in axes.groups()
 
 
-def _not_an_axis(key: str) -> str:
-    return f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {', '.join(axes.names())}"
+def _not_an_axis(key: str) -> ConfigError:
+    if key.partition(".")[0] not in NOT_AXES:
+        return unknown_key(key)
+    allowed = ", ".join(axes.names())
+    return ConfigError(f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {allowed}")
 
 
 def _values(override: Override) -> list[Any]:
@@ -175,9 +162,8 @@ def _values(override: Override) -> list[Any]:
     if not override.is_sweep_override():
         return [override.value()]
     if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"{override.input_line}: an interval has no list of values; write them with commas or range()"
-        )
+        hint = "an interval has no list of values; write them with commas or range()"
+        raise ConfigError(f"{override.input_line}: {hint}")
     parser = OverridesParser.create()
     return [parser.parse_override(f"value={text}").value() for text in override.sweep_string_iterator()]
 
@@ -228,7 +214,10 @@ def _product(
     for combination in itertools.product(*values.values()):
         cell = Cell(**dict(zip(values, combination, strict=True)))
         labels = cell.axes()
-        rule = next((rule for rule, matcher in matchers if _matches(matcher, labels)), None)
+        matching = (
+            rule for rule, wanted in matchers if all(labels[axis] in allowed for axis, allowed in wanted.items())
+        )
+        rule = next(matching, None)
         if rule is None:
             cells.append(cell)
         else:
@@ -238,17 +227,12 @@ def _product(
     return tuple(cells), tuple(excluded)
 
 
-def _matches(matcher: dict[str, tuple[Any, ...]], labels: dict[str, Any]) -> bool:
-    return all(labels[axis] in allowed for axis, allowed in matcher.items())
-
-
 def _matcher(rule: Any) -> dict[str, tuple[Any, ...]]:
     """An exclude rule as axis -> labels; a rule's value is one label or a list of them."""
     where = "hydra.sweeper.exclude"
     if not isinstance(rule, dict) or not rule:
-        raise ConfigError(
-            f"{where}: a rule maps axes to values, e.g. {{dtype: float32, attention: sdpa}} (given: {rule!r})"
-        )
+        example = "{dtype: float32, attention: sdpa}"
+        raise ConfigError(f"{where}: a rule maps axes to values, e.g. {example} (given: {rule!r})")
     matcher = {}
     for axis, given in rule.items():
         _check_axis(axis, where)
@@ -271,15 +255,13 @@ def _reference(overrides: Iterable[Override], composed: dict[str, Any], groups: 
     given = typed[-1] if typed else composed.get("reference")
     given = DEFAULT_REFERENCE if given is None else given
     if not isinstance(given, dict):
-        raise ConfigError(
-            f"reference: maps axes to values, e.g. {{dtype: float32, attention: eager}} (given: {given!r})"
-        )
-    for axis in given:
-        _check_axis(axis, "reference")
+        example = "{dtype: float32, attention: eager}"
+        raise ConfigError(f"reference: maps axes to values, e.g. {example} (given: {given!r})")
     return {axis: _reference_value(axis, value, groups) for axis, value in given.items()}
 
 
 def _reference_value(axis: str, value: Any, groups: Groups) -> Any:
+    _check_axis(axis, "reference")
     if axis not in axes.groups():
         return _validated(axes.axis(axis), value, f"reference.{axis}")
     if isinstance(value, dict | list | BaseModel):

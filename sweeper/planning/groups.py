@@ -78,10 +78,11 @@ def _changed(composed: DictConfig, axis: Axis, before: dict[str, Any], changes: 
 
 def _stated(composed: DictConfig, axis: Axis) -> dict[str, Any]:
     """An option as its file states it, defaults included; if a value is still missing, only what it states."""
+    stated: Any
     try:
-        stated: dict[str, Any] = _model(composed, axis).model_dump(mode="json")
+        stated = _model(composed, axis).model_dump(mode="json")
     except (ConfigError, MissingMandatoryValue):
-        stated = OmegaConf.to_container(composed[axis.name])  # type: ignore[assignment]
+        stated = OmegaConf.to_container(composed[axis.name])
     return stated
 
 

@@ -21,8 +21,8 @@ class Agreement(StrEnum):
     NOT_COMPARABLE = "not comparable"
 
 
-def agreement(number: Number, measured: float | None, *, same_checkpoint: bool) -> Agreement:
-    """Whether a measured number reproduces a published one. The first line that holds decides.
+def agreement(number: Number, measured: float | None, *, same_checkpoint: bool) -> tuple[Agreement, str | None]:
+    """Whether a measured number reproduces a published one, and why not. The first line that holds decides.
 
     1. *Not comparable*: nothing was measured, or an element of an output (`RAW_VALUES`) was, of other weights.
     2. *Not reproduced*: not finite.
@@ -44,34 +44,37 @@ def agreement(number: Number, measured: float | None, *, same_checkpoint: bool) 
         same_checkpoint: whether it was measured on the published checkpoint.
     """
     quantity = number.figure.quantity
-    if measured is None or (quantity in RAW_VALUES and not same_checkpoint):
-        return Agreement.NOT_COMPARABLE
-    found = _closeness(number, measured)
-    if same_checkpoint or quantity in INPUTS or found is Agreement.NOT_REPRODUCED:
-        return found
-    return Agreement.SAME_ORDER
+    if measured is None:
+        return Agreement.NOT_COMPARABLE, None
+    if quantity in RAW_VALUES and not same_checkpoint:
+        return Agreement.NOT_COMPARABLE, "single elements of an output mean nothing with other weights"
+    found, why = _closeness(number, measured)
+    if same_checkpoint or (quantity in INPUTS and found is not Agreement.NOT_REPRODUCED):
+        return found, why
+    return (Agreement.SAME_ORDER, None) if why is None else (found, f"{why}, on another checkpoint")
 
 
-def _closeness(number: Number, measured: float) -> Agreement:
+def _closeness(number: Number, measured: float) -> tuple[Agreement, str | None]:
+    quantity, published = number.figure.quantity, number.value
     if not math.isfinite(measured):
-        return Agreement.NOT_REPRODUCED
+        return Agreement.NOT_REPRODUCED, "not finite"
     if measured == number.identified:
-        return Agreement.BITWISE
+        return Agreement.BITWISE, None
     if number.shows(measured):
-        return Agreement.PRINTED_DIGITS
-    if number.figure.quantity not in INPUTS | TRUTHS and _same_order(number, measured):
-        return Agreement.SAME_ORDER
-    return Agreement.NOT_REPRODUCED
+        return Agreement.PRINTED_DIGITS, None
+    if quantity in INPUTS | TRUTHS:
+        return Agreement.NOT_REPRODUCED, "another value"
+    if 0 in (published, measured):
+        return Agreement.NOT_REPRODUCED, "zero equals only zero"
+    why = f"more than {SAME_ORDER_FACTOR:g} times apart"
+    alike = _same_order(published, measured)
+    if quantity in SHARES:
+        why += ", or so in what is left to 1"
+        alike = alike and _same_order(1 - published, 1 - measured)
+    return (Agreement.SAME_ORDER, None) if alike else (Agreement.NOT_REPRODUCED, why)
 
 
-def _same_order(number: Number, measured: float) -> bool:
-    alike = _within_factor(number.value, measured)
-    if number.figure.quantity in SHARES:
-        return alike and _within_factor(1 - number.value, 1 - measured)
-    return alike
-
-
-def _within_factor(published: float, measured: float) -> bool:
-    if published == 0 or measured == 0:
+def _same_order(published: float, measured: float) -> bool:
+    if 0 in (published, measured):
         return published == measured
     return 1 / SAME_ORDER_FACTOR <= measured / published <= SAME_ORDER_FACTOR

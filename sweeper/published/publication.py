@@ -160,15 +160,9 @@ class Number:
     printed: str
 
     @property
-    def label(self) -> str:
-        """`layer_mean_abs[kind=layer, layer=3]`; the figure's id alone where it is one number."""
-        place = ", ".join(f"{name}={label}" for name, label in self.index.items())
-        return f"{self.figure.id}[{place}]" if place else self.figure.id
-
-    @property
     def value(self) -> float:
         """The printed number; True is 1 and False is 0."""
-        return {"True": 1.0, "False": 0.0}[self.printed] if self.printed in ("True", "False") else float(self.printed)
+        return float({"True": 1, "False": 0}.get(self.printed, self.printed))
 
     @property
     def decimals(self) -> int:
@@ -225,10 +219,6 @@ class Publication(_Frozen):
         if unknown := {figure.source for figure in self.figures} - set(self.sources):
             raise ValueError(f"no such source: {', '.join(sorted(unknown))}; there is {', '.join(self.sources)}")
         return self
-
-    def source_of(self, figure: Figure) -> Source:
-        """Who published the figure, and how it was made."""
-        return self.sources[figure.source]
 
     def cell_of(self, figure: Figure) -> Axes:
         """The axes of the cell that the figure belongs to, as far as the publication tells them."""

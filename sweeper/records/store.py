@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from sweeper.records.cell import CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
+from pydantic import TypeAdapter
+
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
 
 CELL_FILE = "cell.json"
@@ -22,6 +23,8 @@ MODULES_FILE = "modules.parquet"
 SWEEP_FILE = "sweep.json"
 EXPLAIN_FOLDER = "explain"
 PAGE_FILE = "index.html"
+
+_MODULES = TypeAdapter(list[ModuleRecord])
 
 
 class Store:
@@ -35,11 +38,11 @@ class Store:
         """Makes the folder and writes `sweep.json`; half-written cells of a killed run are removed."""
         self.cells_folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.cells_folder.glob(".tmp-*"):
-            if not _is_running(int(leftover.name.split("-")[1])):
+            import psutil  # only where a run was killed
+
+            if not psutil.pid_exists(int(leftover.name.split("-")[1])):
                 shutil.rmtree(leftover, ignore_errors=True)
-        temporary = self.folder / f".{SWEEP_FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / SWEEP_FILE)
+        write_whole(self.folder / SWEEP_FILE, json.dumps(description, indent=2, default=str) + "\n")
 
     def finished(self, cell_id: str, *, judged: bool = False) -> CellRecord | None:
         """The record of a cell that need not run again, or None. A failed cell runs again.
@@ -83,9 +86,7 @@ class Store:
         """Writes `explain/<cell_id>.json`, whole or not at all; a newer one takes the place of an older."""
         path = self.folder / EXPLAIN_FOLDER / f"{explanation.cell_id}.json"
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        _write_durably(temporary, explanation.model_dump_json(indent=2).encode() + b"\n")
-        temporary.replace(path)
+        write_whole(path, explanation.model_dump_json(indent=2) + "\n")
         return path
 
     def records(self) -> list[CellRecord]:
@@ -93,11 +94,21 @@ class Store:
         found = (self.read(path.parent.name) for path in sorted(self.cells_folder.glob(f"*/{CELL_FILE}")))
         return [record for record in found if record is not None]
 
-    def modules(self, cell_id: str) -> pandas.DataFrame:
-        """The rows of `modules.parquet`: a row a module, columns as in `ModuleRecord` and `PairMeasures`."""
-        import pandas
+    def modules(self, cell_id: str) -> list[ModuleRecord]:
+        """Every module of a cell in order of execution; none if the cell did not get that far."""
+        import pyarrow.parquet
 
-        return pandas.read_parquet(self.cells_folder / cell_id / MODULES_FILE)
+        rows = pyarrow.parquet.ParquetFile(self.cells_folder / cell_id / MODULES_FILE).read().to_pylist()
+        for row in rows:
+            row["measures"] = {name: row.pop(name) for name in PairMeasures.model_fields}
+        return _MODULES.validate_python(rows)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears by rename, whole or not at all; it takes the place of an older one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _write_durably(temporary, text.encode())
+    temporary.replace(path)
 
 
 def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
@@ -113,22 +124,13 @@ def modules_schema() -> pyarrow.Schema:
     """The columns of `modules.parquet`, derived from the records, so that the two cannot drift apart."""
     import pyarrow
 
-    arrow: dict[Any, pyarrow.DataType] = {
-        int: pyarrow.int64(),
-        float: pyarrow.float64(),
-        str: pyarrow.string(),
-        bool: pyarrow.bool_(),
-    }
-    fields = {**ModuleRecord.model_fields, **PairMeasures.model_fields}
+    arrow = {int: "int64", float: "double", str: "string", bool: "bool"}
     columns = []
-    for name, field in fields.items():
-        if name == "measures":
-            continue
-        annotation = field.annotation
-        optional = getattr(annotation, "__args__", None)
-        plain = optional[0] if optional else annotation
-        columns.append(pyarrow.field(name, arrow[plain], nullable=bool(optional)))
-    return pyarrow.schema(columns, metadata={"schema_version": str(CellRecord.model_fields["schema_version"].default)})
+    for name, field in {**ModuleRecord.model_fields, **PairMeasures.model_fields}.items():
+        if name != "measures":
+            plain, *optional = get_args(field.annotation) or (field.annotation,)
+            columns.append(pyarrow.field(name, arrow[plain], nullable=bool(optional)))
+    return pyarrow.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
 def _write_modules(path: Path, modules: Sequence[ModuleRecord]) -> None:
@@ -146,9 +148,3 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _is_running(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid)

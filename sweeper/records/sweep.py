@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweeper.errors import ConfigError
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
-from sweeper.records.store import MODULES_FILE, SWEEP_FILE, Store
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord
+from sweeper.records.store import SWEEP_FILE, Store
 
-_MODULES = TypeAdapter(list[ModuleRecord])
-_MEASURES = tuple(PairMeasures.model_fields)
 _ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
 
 
@@ -93,10 +91,7 @@ class Sweep:
 
     def modules(self, cell_id: str) -> list[ModuleRecord]:
         """Every module of a cell in order of execution; none if the cell did not get that far."""
-        import pyarrow.parquet
-
-        path = Store(self.folder).cells_folder / cell_id / MODULES_FILE
-        return _MODULES.validate_python([_nested(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()])
+        return Store(self.folder).modules(cell_id)
 
     def find(self, prefix: str) -> CellRecord:
         """The one finished cell whose id starts with `prefix`.
@@ -108,7 +103,9 @@ class Sweep:
         if len(matching) == 1:
             return matching[0]
         problem = "several cells start so" if matching else "no such cell"
-        listed = "; ".join(f"{record.cell_id}: {_named(record, self.records)}" for record in matching or self.records)
+        varying = varying_axes([record.axes for record in self.records])
+        named = [f"{record.cell_id}: {short_label(record.axes, varying)}" for record in matching or self.records]
+        listed = "; ".join(named)
         raise ConfigError(f"{prefix}: {problem}. Give one of: {listed or 'none is finished'}")
 
 
@@ -132,21 +129,10 @@ def short_ids(cell_ids: Sequence[str], shortest: int = 4) -> dict[str, str]:
     return {cell_id: cell_id[:length] for cell_id in cell_ids}
 
 
-def _named(record: CellRecord, records: Sequence[CellRecord]) -> str:
-    return short_label(record.axes, varying_axes([other.axes for other in records]))
-
-
 def _no_sweep(folder: Path) -> str:
     inside = sorted(str(path.parent) for path in folder.glob(f"*/{SWEEP_FILE}"))
     inside = inside or sorted(str(path.parent) for path in folder.glob(f"*/*/{SWEEP_FILE}"))
     hint = (
-        f"did you mean {' or '.join(inside[:5])}?"
-        if inside
-        else "give outputs/<grid>/<sweep>, which a sweep names last"
+        f"did you mean {' or '.join(inside[:5])}?" if inside else "give outputs/<grid>/<sweep>: a sweep names it last"
     )
     return f"{folder}: no {SWEEP_FILE} in it; {hint}"
-
-
-def _nested(row: dict[str, Any]) -> dict[str, Any]:
-    row["measures"] = {name: row.pop(name) for name in _MEASURES}
-    return row

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sweeper.records.cell import (
     CellRecord,
-    Cost,
     ModuleRecord,
     PairMeasures,
     StateFigures,
@@ -16,7 +15,7 @@ from sweeper.records.cell import (
     TextFigures,
     VerdictRecord,
 )
-from sweeper.reports.cells_table import cosine, fraction, is_reference, number
+from sweeper.reports.cells_table import Table, cosine, fraction, is_reference, number
 from sweeper.reports.origin import EqualLayers, layer_outputs, module_differs, origin, steps
 
 MOST_TEXTS = 20
@@ -25,44 +24,28 @@ MOST_STATE_ENTRIES = 20
 MODULE_FIGURES = ("max |Δ|", "mean |Δ|", "rel. L2", "SQNR dB", "cosine", "equal")
 
 
-@dataclass(frozen=True)
-class Section:
+@dataclass(frozen=True, kw_only=True)
+class Section(Table):
     """One table of a cell's report.
 
     Attributes:
         title: heading.
-        notes: sentences under the heading.
-        headings: of the columns; without any, the section is its notes.
-        rows: cells of text; a row shorter than `headings` has nothing more to say.
-        text_columns: how many of the first columns are words; the others are figures.
+        notes: sentences under the heading; without rows, the section is these.
         preformatted: long text to be shown as it is.
     """
 
     title: str
     notes: tuple[str, ...] = ()
-    headings: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    text_columns: int = 1
     preformatted: str | None = None
-
-    def without(self, headings: Sequence[str]) -> Section:
-        """The section with some columns left out."""
-        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
-        return replace(
-            self,
-            headings=tuple(self.headings[i] for i in kept),
-            rows=tuple(tuple(row[i] for i in kept if i < len(row)) for row in self.rows),
-            text_columns=sum(i < self.text_columns for i in kept),
-        )
 
 
 def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Section]:
     """What is known of a cell, the most telling first. A cell that did not run says why."""
     found = [_choices(record)]
     if record.reason:
-        found.append(Section(record.status.value.capitalize(), (record.reason,)))
+        found.append(Section(title=record.status.value.capitalize(), notes=(record.reason,)))
     if record.traceback:
-        found.append(Section("Traceback", preformatted=record.traceback.rstrip()))
+        found.append(Section(title="Traceback", preformatted=record.traceback.rstrip()))
     if record.output is not None:
         found += [
             *([_verdict(record.verdict, len(record.texts))] if record.verdict else []),
@@ -90,7 +73,7 @@ def _verdict(verdict: VerdictRecord, texts: int) -> Section:
     rows = tuple(
         (e.name, e.value if isinstance(e.value, str) else number(e.value), e.meaning) for e in verdict.evidence
     )
-    return Section("Verdict", tuple(notes), ("evidence", "value", "meaning") if rows else (), rows, text_columns=3)
+    return Section(("evidence", "value", "meaning"), rows, title="Verdict", notes=tuple(notes))
 
 
 def _choices(record: CellRecord) -> Section:
@@ -100,8 +83,8 @@ def _choices(record: CellRecord) -> Section:
     notes = [f"on both sides: {same}"] if same else []
     if is_reference(record):
         notes.append("This cell is its own reference: two runs of it were compared.")
-    headings = ("axis", "this cell", f"reference {record.reference_id}") if rows else ()
-    return Section("Choices", tuple(notes), headings, rows, text_columns=3)
+    headings = ("axis", "this cell", f"reference {record.reference_id}")
+    return Section(headings, rows, title="Choices", notes=tuple(notes))
 
 
 def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
@@ -112,9 +95,10 @@ def _origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> Section:
             rows.append((f"{layers}: {step.modules} modules", "", "", "equal"))
         else:
             figures = module_figures(step.measures) if module_differs(step) else ("equal",)
-            rows.append((step.name, step.module_type, _dtypes(step), *figures))
-    headings = ("module", "type", "dtype", *MODULE_FIGURES) if rows else ()
-    return Section("Where it starts", (origin(record, modules),), headings, tuple(rows), text_columns=3)
+            dtypes = dict.fromkeys((step.reference_dtype, step.candidate_dtype))
+            rows.append((step.name, step.module_type, " → ".join(dtypes), *figures))
+    headings = ("module", "type", "dtype", *MODULE_FIGURES)
+    return Section(headings, tuple(rows), title="Where it starts", notes=(origin(record, modules),))
 
 
 def module_figures(measures: PairMeasures) -> tuple[str, ...]:
@@ -128,12 +112,6 @@ def module_figures(measures: PairMeasures) -> tuple[str, ...]:
         cosine(measures.cosine),
         fraction(measures.equal_fraction) + (f", {bad} not finite" if bad else ""),
     )
-
-
-def _dtypes(module: ModuleRecord) -> str:
-    if module.reference_dtype == module.candidate_dtype:
-        return module.candidate_dtype
-    return f"{module.reference_dtype} → {module.candidate_dtype}"
 
 
 def _state(state: StateFigures) -> Section:
@@ -155,8 +133,7 @@ def _state(state: StateFigures) -> Section:
     )
     more = len(entries) - len(rows)
     notes = (counts, *([f"{more} more differ, by less"] if more else []))
-    headings = ("name", "kind", "dtype", "max |Δ|") if rows else ()
-    return Section("Parameters and buffers", notes, headings, rows, text_columns=3)
+    return Section(("name", "kind", "dtype", "max |Δ|"), rows, title="Parameters and buffers", notes=notes)
 
 
 def _output(record: CellRecord, output: PairMeasures) -> Section:
@@ -174,34 +151,28 @@ def _output(record: CellRecord, output: PairMeasures) -> Section:
     counts = (output.reference_nan, output.candidate_nan, output.reference_inf, output.candidate_inf)
     if any(counts):
         rows.append(("NaN, Inf", "NaN {} → {}, Inf {} → {}".format(*counts)))
-    rows += _language(record)
+    if language := record.language:
+        change = f"{language.log_likelihood_change_mean:.3g} mean, {language.log_likelihood_change_max_abs:.3g} largest"
+        rows += [
+            ("KL a token, nats", f"{number(language.kl_mean)} mean, {number(language.kl_max)} largest"),
+            ("top-1 agreement", fraction(language.top1_agreement)),
+            ("log-likelihood change a token, nats", change),
+        ]
+        left_out = language.nonfinite_tokens
+        rows += [("tokens left out: not finite", str(left_out))] if left_out else []
     name = (record.output_kind or "output").replace("_", " ")
-    return Section(f"Output: {name}", (), ("measure", "value"), tuple(rows), text_columns=2)
-
-
-def _language(record: CellRecord) -> list[tuple[str, str]]:
-    language = record.language
-    if language is None:
-        return []
-    change = f"{language.log_likelihood_change_mean:.3g} mean, {language.log_likelihood_change_max_abs:.3g} largest"
-    rows = [
-        ("KL a token, nats", f"{number(language.kl_mean)} mean, {number(language.kl_max)} largest"),
-        ("top-1 agreement", fraction(language.top1_agreement)),
-        ("log-likelihood change a token, nats", change),
-    ]
-    left_out = language.nonfinite_tokens
-    return rows + ([("tokens left out: not finite", str(left_out))] if left_out else [])
+    return Section(("measure", "value"), tuple(rows), title=f"Output: {name}")
 
 
 def _layers(modules: Sequence[ModuleRecord]) -> Section:
     outputs = layer_outputs(modules)
     if not any(map(module_differs, outputs)):
-        return Section("Layer by layer", (f"All {len(outputs)} layer outputs are equal.",))
+        return Section(title="Layer by layer", notes=(f"All {len(outputs)} layer outputs are equal.",))
     rows = tuple(
         (str(module.layer), *(module_figures(module.measures) if module_differs(module) else ("equal",)))
         for module in outputs
     )
-    return Section("Layer by layer", (), ("layer", *MODULE_FIGURES), rows)
+    return Section(("layer", *MODULE_FIGURES), rows, title="Layer by layer")
 
 
 def _texts(texts: Sequence[TextFigures]) -> Section:
@@ -224,7 +195,7 @@ def _texts(texts: Sequence[TextFigures]) -> Section:
     )
     output = ("output max |Δ|", "output equal", "output cosine")
     headings = ("text", "tokens", *output, "embedding cosine", "embedding max |Δ|", "embedding mean |Δ|")
-    return Section("Texts", tuple(notes), headings, rows)
+    return Section(headings, rows, title="Texts", notes=tuple(notes))
 
 
 def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
@@ -240,21 +211,17 @@ def _conditions(record: CellRecord) -> Section:
     rows += [(f"{flag}: no effect", why) for flag, why in record.without_effect.items()]
     rows += [(f"{name}: not compared", why) for name, why in record.unaligned.items()]
     if record.cost is not None:
-        rows += _cost(record.cost)
-    return Section("Kernels and cost", (), ("what", "value"), tuple(rows), text_columns=2)
-
-
-def _cost(cost: Cost) -> list[tuple[str, str]]:
-    load, memory = cost.load_time_s, cost.peak_memory_gib
-    rows = [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]
-    rows += [] if cost.latency_ms is None else [("forward, median", f"{cost.latency_ms:.1f} ms")]
-    rows += [] if memory is None else [("peak memory", f"{memory:.2f} GiB")]
-    repeats = {None: "was not run", True: "same bits", False: "OTHER BITS: this cell does not repeat"}
-    return [*rows, ("second forward", repeats[cost.repeatable])]
+        load, latency, memory = record.cost.load_time_s, record.cost.latency_ms, record.cost.peak_memory_gib
+        rows += [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]
+        rows += [] if latency is None else [("forward, median", f"{latency:.1f} ms")]
+        rows += [] if memory is None else [("peak memory", f"{memory:.2f} GiB")]
+        repeats = {None: "was not run", True: "same bits", False: "OTHER BITS: this cell does not repeat"}
+        rows += [("second forward", repeats[record.cost.repeatable])]
+    return Section(("what", "value"), tuple(rows), title="Kernels and cost")
 
 
 def _environment(record: CellRecord) -> Section:
     rows = [(name, str(value)) for name, value in record.environment.items() if value is not None]
     rows += [("checkpoint revision", record.checkpoint_revision)] if record.checkpoint_revision else []
     rows += [("started (UTC)", record.started_at), ("attempt", record.attempt)]
-    return Section("Environment", (), ("what", "value"), tuple(rows), text_columns=2)
+    return Section(("what", "value"), tuple(rows), title="Environment")

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Self
 
 from sweeper.records.cell import CellRecord, StateFigures, Status
 from sweeper.records.sweep import short_ids, varying_axes
 
 FIGURE_HEADINGS = ("max |Δ|", "mean |Δ|", "equal", "cosine", "KL", "top-1")
+FIGURES = frozenset(
+    {
+        *(*FIGURE_HEADINGS, "rel. L2", "SQNR dB", "tokens", "output max |Δ|", "output equal", "output cosine"),
+        *("embedding cosine", "embedding max |Δ|", "embedding mean |Δ|", "published", "measured"),
+    }
+)
+"""The headings of columns that hold figures, wherever they stand: they are set to the right."""
 MERGED = "choices"  # the heading of all axes in one column
 CHOICES_WIDTH = 30  # and how narrow it may get: most cells take two lines
+GAP = 2  # spaces between columns in a terminal
 LEGEND = {
     "max |Δ|": "largest |candidate − reference| of the {output}",
     "mean |Δ|": "its mean",
@@ -28,25 +38,48 @@ LEGEND = {
 
 
 @dataclass(frozen=True)
-class CellsTable:
+class Table:
+    """Headings, and rows of text; a row shorter than the headings has nothing more to say."""
+
+    headings: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+    def without(self, headings: Collection[str]) -> Self:
+        """The table with some columns left out."""
+        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
+        rows = tuple(tuple(row[i] for i in kept if i < len(row)) for row in self.rows)
+        return replace(self, headings=tuple(self.headings[i] for i in kept), rows=rows)
+
+    def widths(self, available: int) -> list[int]:
+        """Widths of the columns: the longest word of each, then what is left over, to the first columns first."""
+        columns = list(zip_longest(self.headings, *self.rows, fillvalue=""))
+        widths = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
+        widths = [max(width, len(heading)) for width, heading in zip(widths, self.headings, strict=True)]
+        if MERGED in self.headings:
+            widths[1] = max(widths[1], min(CHOICES_WIDTH, max(map(len, columns[1]))))
+        left_over = available - sum(widths) - GAP * (len(widths) - 1)
+        for i, column in enumerate(columns):
+            more = max(0, min(max(map(len, column)) - widths[i], left_over))
+            widths[i] += more
+            left_over -= more
+        return widths
+
+    def fits(self, available: int) -> bool:
+        """Whether the columns fit without breaking a word."""
+        return sum(self.widths(available)) + GAP * (len(self.headings) - 1) <= available
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellsTable(Table):
     """A row a cell.
 
     Attributes:
         constant: what all cells share, `axis=value, ...`.
         axes: the columns behind the first (the cell's short id) that are axes.
-        headings, rows: all columns, as text.
     """
 
     constant: str
     axes: tuple[str, ...]
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def without(self, headings: Sequence[str]) -> CellsTable:
-        """The table with some columns left out."""
-        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
-        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return CellsTable(self.constant, self.axes, tuple(self.headings[i] for i in kept), rows)
 
     def merged(self) -> CellsTable:
         """The table with all axes in one column, which can be wrapped between them."""
@@ -56,24 +89,7 @@ class CellsTable:
             values = zip(self.axes, row[1 : axes + 1], strict=True)
             label = " ".join(f"{axis}={value}" if value in ("True", "False") else value for axis, value in values)
             rows.append((row[0], label, *row[axes + 1 :]))
-        return CellsTable(self.constant, self.axes, ("cell", MERGED, *self.headings[axes + 1 :]), tuple(rows))
-
-    def widths(self, available: int) -> list[int]:
-        """Widths of the columns: the longest word of each, then what is left over, to the first columns first.
-
-        Their sum is more than `available` where even the words do not fit.
-        """
-        columns = list(zip(self.headings, *self.rows, strict=True))
-        widths = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
-        widths = [max(width, len(heading)) for width, heading in zip(widths, self.headings, strict=True)]
-        if MERGED in self.headings:
-            widths[1] = max(widths[1], min(CHOICES_WIDTH, max(map(len, columns[1]))))
-        left_over = available - sum(widths)
-        for i, column in enumerate(columns):
-            more = max(0, min(max(map(len, column)) - widths[i], left_over))
-            widths[i] += more
-            left_over -= more
-        return widths
+        return replace(self, headings=("cell", MERGED, *self.headings[axes + 1 :]), rows=tuple(rows))
 
     def legend(self, output: str) -> list[tuple[str, str]]:
         """Heading -> what it is, for the columns that are there."""
@@ -93,12 +109,13 @@ def cells_table(records: Sequence[CellRecord]) -> CellsTable:
     ]
     headings = ("cell", *varying, *FIGURE_HEADINGS, "state", "starts at", "verdict", "status")
     empty = [name for i, name in enumerate(headings) if name in LEGEND and not any(row[i] for row in rows)]
-    constant = [_constant_axes(records, varying)]
+    axes = records[0].axes if records else {}
+    constant = [", ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in varying)]
     if {row[headings.index("state")] for row in rows} - {""} == {"same"}:
         empty.append("state")
         constant.append("parameters and buffers equal to the reference's")
-    table = CellsTable("; ".join(filter(None, constant)), tuple(varying), headings, tuple(rows))
-    return table.without(empty)
+    shared = "; ".join(filter(None, constant))
+    return CellsTable(headings, tuple(rows), constant=shared, axes=tuple(varying)).without(empty)
 
 
 def output_name(records: Sequence[CellRecord]) -> str:
@@ -235,8 +252,3 @@ def _short_module(name: str) -> str:
     """`model.layers.3.self_attn.o_proj` -> `layer 3 self_attn.o_proj`, `model.norm` -> `norm`."""
     inside = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", name)
     return f"layer {inside[1]} {inside[2]}" if inside else name.removeprefix("model.")
-
-
-def _constant_axes(records: Sequence[CellRecord], varying: Sequence[str]) -> str:
-    axes = records[0].axes if records else {}
-    return ", ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in varying)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sweeper.records.sweep import Sweep
-from sweeper.reports.cells_table import FIGURE_HEADINGS, cells_table, made_on, output_name, reasons, summary
+from sweeper.reports.cells_table import FIGURES, Table, cells_table, made_on, output_name, reasons, summary
 from sweeper.reports.origin import origins
 
 
@@ -16,12 +14,8 @@ def markdown(sweep: Sweep) -> str:
     lines += [f"- {escaped(line)}" for line in made_on(sweep.records)]
     lines += [f"- all cells: {escaped(table.constant)}", ""]
     lines += [escaped(summary(sweep.records, len(sweep.description.cells))) + ".", ""]
-    align = ["---:" if heading in FIGURE_HEADINGS else "---" for heading in table.headings]
-    lines += [_row(table.headings), f"| {' | '.join(align)} |", *map(_row, table.rows), ""]
-    lines += [
-        "; ".join(f"*{escaped(name)}*: {what}" for name, what in table.legend(output_name(sweep.records))) + ".",
-        "",
-    ]
+    legend = table.legend(output_name(sweep.records))
+    lines += [*table_lines(table), "; ".join(f"*{escaped(name)}*: {what}" for name, what in legend) + ".", ""]
     why = reasons(sweep.records)
     lines += [*(f"- {kind.value}: {escaped(reason)}" for kind, reason in why), *[""] * bool(why)]
     starts = origins(sweep)
@@ -37,5 +31,10 @@ def escaped(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _row(values: Sequence[str]) -> str:
-    return f"| {' | '.join(map(escaped, values))} |"
+def table_lines(table: Table) -> list[str]:
+    """A table and an empty line; nothing without rows."""
+    if not table.rows:
+        return []
+    align = ["---:" if heading in FIGURES else "---" for heading in table.headings]
+    texts = [list(map(escaped, row)) for row in (table.headings, *table.rows)]
+    return [*(f"| {' | '.join(row)} |" for row in (texts[0], align, *texts[1:])), ""]

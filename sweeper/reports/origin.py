@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sweeper.records.cell import CellRecord, ModuleRecord, StateDifference, StateFigures
+from sweeper.records.cell import CellRecord, ModuleRecord, StateFigures
 from sweeper.records.sweep import Sweep, short_label, varying_axes
 from sweeper.reports.cells_table import joined_names
 
@@ -45,16 +45,11 @@ def steps(modules: Sequence[ModuleRecord]) -> list[ModuleRecord | EqualLayers]:
             break
         if module.layer is None or module.layer == layer:
             found.append(module)
+        elif found and isinstance(found[-1], EqualLayers):
+            found[-1] = EqualLayers(found[-1].first, module.layer, found[-1].modules + 1)
         else:
-            _add_to_equal_layers(found, module.layer)
+            found.append(EqualLayers(module.layer, module.layer, 1))
     return found
-
-
-def _add_to_equal_layers(found: list[ModuleRecord | EqualLayers], layer: int) -> None:
-    if found and isinstance(found[-1], EqualLayers):
-        found[-1] = EqualLayers(found[-1].first, layer, found[-1].modules + 1)
-    else:
-        found.append(EqualLayers(layer, layer, 1))
 
 
 def origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> str:
@@ -103,17 +98,11 @@ def _state_sentences(state: StateFigures | None) -> list[str]:
     alike: dict[tuple[str, str], list[str]] = {}
     for entry in state.differing if state else ():
         word = "parameter" if entry.kind == "parameter" else "buffer"
-        alike.setdefault((word, _change(entry)), []).append(entry.name)
-    return [_counted(word, names) + f" {change}" for (word, change), names in alike.items()]
-
-
-def _counted(word: str, names: Sequence[str]) -> str:
-    if len(names) > 3:
-        return f"{len(names)} {word}s"
-    return f"{word}{'s' * (len(names) > 1)} {joined_names(names)}"
-
-
-def _change(entry: StateDifference) -> str:
-    if entry.reference_dtype != entry.candidate_dtype:
-        return f"{entry.reference_dtype} -> {entry.candidate_dtype}"
-    return "of other values"
+        dtypes = entry.reference_dtype, entry.candidate_dtype
+        change = "of other values" if dtypes[0] == dtypes[1] else " -> ".join(dtypes)
+        alike.setdefault((word, change), []).append(entry.name)
+    sentences = []
+    for (word, change), names in alike.items():
+        named = f"{word}{'s' * (len(names) > 1)} {joined_names(names)}"
+        sentences.append(f"{f'{len(names)} {word}s' if len(names) > 3 else named} {change}")
+    return sentences

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sweeper.sinks.page import PageSink
-from sweeper.sinks.published import make_published_sink
+from sweeper.sinks.published import PublishedSink
 from sweeper.sinks.terminal import TerminalSink
 from sweeper.sinks.wandb import make_wandb_sink
 
@@ -18,7 +18,7 @@ SINKS: Mapping[str, Callable[[SweepRequest], Sink | None]] = {
     "page": lambda _: PageSink(),
     "terminal": lambda _: TerminalSink(),
     "wandb": lambda request: make_wandb_sink(request.settings.wandb),
-    "published figures": lambda request: make_published_sink(request.reported),
+    "published figures": lambda request: None if request.reported is None else PublishedSink(request.reported),
 }
 """Name -> what makes it of a request; None where the request does not ask for it. In the order in which they are told:
 the table in the terminal comes before the published figures that are put below it."""

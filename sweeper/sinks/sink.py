@@ -16,10 +16,16 @@ class Sink:
 
     The calls come from one thread, in the order of these methods. Sinks derive everything from the records; none of
     them is the source of truth. A finished cell is on disk before they hear of it.
+
+    Attributes:
+        plan: what was planned, once the sweep has started.
     """
 
+    plan: Plan
+
     def sweep_started(self, plan: Plan) -> None:
-        """Called once, before any cell."""
+        """Called once, before any cell. Keeps the plan."""
+        self.plan = plan
 
     def cell_skipped(self, record: CellRecord) -> None:
         """Called for every cell that an earlier run finished."""

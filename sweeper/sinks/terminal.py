@@ -39,12 +39,11 @@ class TerminalSink(Sink):
         )
         self._task = self._progress.add_task("", total=None)
         self._texts = self._progress.add_task("  texts", total=None, visible=False)
-        self._plan: Plan | None = None
         self._varying: list[str] = []
         self._started = time.monotonic()
 
     def sweep_started(self, plan: Plan) -> None:
-        self._plan = plan
+        super().sweep_started(plan)
         self._varying = varying_axes([planned.cell.axes() for planned in plan.cells])
         self.said(f"{len(plan.cells)} cells -> {plan.folder}")
         self._progress.update(self._task, total=len(plan.cells))
@@ -78,13 +77,11 @@ class TerminalSink(Sink):
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
-        assert self._plan is not None, "sweep_started comes first"
-        print_sweep(Sweep.read(self._plan.folder), self._out)
+        print_sweep(Sweep.read(self.plan.folder), self._out)
 
     def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
-        assert self._plan is not None, "sweep_started comes first"
         self.said(
-            f"Stopped. {len(records)} of {len(self._plan.cells)} cells are finished and kept in {self._plan.folder}; "
+            f"Stopped. {len(records)} of {len(self.plan.cells)} cells are finished and kept in {self.plan.folder}; "
             "the same command goes on from there."
         )

@@ -17,6 +17,7 @@ from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
 from sweeper.records.store import module_rows
+from sweeper.records.sweep import short_label, varying_axes
 from sweeper.reports.cell import furthest
 from sweeper.sinks.sink import Sink
 
@@ -45,9 +46,8 @@ def make_wandb_sink(settings: WandbSettings) -> WandbSink | None:
     try:
         import wandb  # noqa: F401 (only whether it is there and works)
     except ImportError:
-        raise ConfigError(
-            f"wandb.mode={settings.mode} needs the package wandb: pip install wandb, or wandb.mode=disabled"
-        ) from None
+        needed = "needs the package wandb: pip install wandb, or wandb.mode=disabled"
+        raise ConfigError(f"wandb.mode={settings.mode} {needed}") from None
     if settings.mode == "online":
         _require_login()
     return WandbSink(settings)
@@ -74,12 +74,10 @@ class WandbSink(Sink):
         self._settings = settings
         self._mode: Literal["offline", "online", "disabled"] = settings.mode
         self._warned: set[str] = set()
-        self._plan: Plan
-        self._labels: dict[str, str]
 
     def sweep_started(self, plan: Plan) -> None:
-        self._plan = plan
-        self._labels = cell_labels({planned.cell_id: planned.cell.axes() for planned in plan.cells})
+        super().sweep_started(plan)
+        self._varying = varying_axes([planned.cell.axes() for planned in plan.cells])
 
     def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
         if record.status is Status.UNSUPPORTED:
@@ -87,7 +85,7 @@ class WandbSink(Sink):
         arguments = {
             "job_type": "cell",
             "id": f"{record.cell_id}-{record.attempt}",  # an id that syncs twice would append to the first attempt
-            "name": self._labels.get(record.cell_id, record.cell_id),
+            "name": short_label(record.axes, self._varying),
             "config": cell_config(record),
         }
         failed = record.status is Status.FAILED
@@ -104,7 +102,7 @@ class WandbSink(Sink):
         arguments = {
             "job_type": "sweep",
             "id": f"sweep-{uuid.uuid4().hex[:8]}",
-            "name": f"{self._plan.grid} {self._plan.sweep}",
+            "name": f"{self.plan.grid} {self.plan.sweep}",
             "config": {"schema_version": SCHEMA_VERSION, "environment": records[0].environment},
         }
         with self._border("the sweep"), self._run(arguments, failed=False) as run:
@@ -126,14 +124,14 @@ class WandbSink(Sink):
     def _open(self, arguments: dict[str, Any]) -> Any:
         import wandb
 
-        shared = {"grid": self._plan.grid, "sweep": self._plan.sweep}
+        shared = {"grid": self.plan.grid, "sweep": self.plan.sweep}
         arguments = arguments | {
             "config": shared | arguments["config"],
             "project": self._settings.project,
             "entity": self._settings.entity,
-            "group": self._plan.sweep,
-            "tags": [self._plan.grid, *self._settings.tags],
-            "dir": str(self._plan.folder),
+            "group": self.plan.sweep,
+            "tags": [self.plan.grid, *self._settings.tags],
+            "dir": str(self.plan.folder),
             "reinit": "create_new",
             "settings": _private_settings(),
         }
@@ -165,6 +163,9 @@ def _private_settings() -> Any:
     """Silent, patient for seconds, and without what W&B would collect: code, git, host, packages, system metrics."""
     import wandb
 
+    patience: dict[str, Any] = {}
+    for part in ("file_stream", "file_transfer", "graphql"):
+        patience |= {f"x_{part}_retry_max": RETRIES, f"x_{part}_retry_wait_max_seconds": RETRY_WAIT_MAX_S}
     return wandb.Settings(
         silent=True,
         console="off",
@@ -179,12 +180,7 @@ def _private_settings() -> Any:
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        x_file_stream_retry_max=RETRIES,
-        x_file_stream_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
-        x_file_transfer_retry_max=RETRIES,
-        x_file_transfer_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
-        x_graphql_retry_max=RETRIES,
-        x_graphql_retry_wait_max_seconds=RETRY_WAIT_MAX_S,
+        **patience,
     )
 
 
@@ -199,23 +195,6 @@ def _log_curve(run: Any, rows: Sequence[dict[str, Any]], step: str, summary: str
         run.define_metric(f"{prefix}/*", step_metric=step, summary=summary)
     for row in rows:
         run.log(row)
-
-
-def cell_labels(axes: Mapping[str, Mapping[str, str | bool]]) -> dict[str, str]:
-    """cell_id -> the values of the axes that vary between the cells; the cell_id where none does."""
-    values: dict[str, set[str | bool]] = {}
-    for cell_axes in axes.values():
-        for axis, value in cell_axes.items():
-            values.setdefault(axis, set()).add(value)
-    return {
-        cell_id: ", ".join(
-            f"{axis}={value}" if isinstance(value, bool) else value
-            for axis, value in cell_axes.items()
-            if len(values[axis]) > 1
-        )
-        or cell_id
-        for cell_id, cell_axes in axes.items()
-    }
 
 
 def cell_config(record: CellRecord) -> dict[str, Any]:
@@ -285,9 +264,7 @@ def _cell_row(record: CellRecord) -> dict[str, Any]:
     """Axes, status and headline figures, flat: `output.max_abs`."""
     row: dict[str, Any] = {"cell_id": record.cell_id, "reference_id": record.reference_id, **record.axes}
     for name, value in cell_summary(record).items():
-        row.update(
-            {f"{name}.{key}": figure for key, figure in value.items()} if isinstance(value, dict) else {name: value}
-        )
+        row |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     return row
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sweeper.metrics.cpu
-from sweeper.metrics import language, pair
+from sweeper.metrics import pair
+from sweeper.metrics.fast import fast_module
 from sweeper.metrics.pair import PairAccumulator, finish, measure
 from sweeper.records.cell import PairMeasures
 from tests.metrics import oracle
@@ -92,7 +92,7 @@ def assert_same(measured: PairMeasures, expected: dict[str, Any], relative: floa
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where numba cannot be imported."""
-    monkeypatch.setattr(pair, "_fused", lambda device: None)
+    monkeypatch.setattr(pair, "fast_module", lambda *_: None)
 
 
 @settings(deadline=None, max_examples=250)
@@ -110,14 +110,14 @@ def test_plain_torch_equals_the_oracle(plain_torch: None) -> None:
     check()
 
 
-@pytest.mark.parametrize("definition", [pair, language], ids=["pair", "language"])
-def test_does_without_numba(definition: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("definition", ["pair", "language"])
+def test_does_without_numba(definition: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modules are not imported yet, and numba cannot be."""
     for name in ("pair", "kernels", "language", "compiled"):
         monkeypatch.delitem(sys.modules, f"sweeper.metrics.cpu.{name}", raising=False)
         monkeypatch.delattr(sweeper.metrics.cpu, name, raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert definition._fused.__wrapped__("cpu") is None
+    assert fast_module.__wrapped__("cpu", definition) is None
 
 
 @pytest.mark.parametrize("chunk", [1, 7])

@@ -14,7 +14,8 @@ from sweeper.config import Attention
 from sweeper.errors import UnsupportedError
 from sweeper.models.attention import (
     PINNED,
-    kernel,
+    forget_compiled,
+    pinned,
     record_kernels,
     refusal_reasons,
     refusals_as_unsupported,
@@ -56,7 +57,7 @@ def call(model: LlamaForCausalLM, attention: Attention, dtype: torch.dtype = tor
 
 
 def forward(model: LlamaForCausalLM, attention: Attention, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    with kernel(attention), refusals_as_unsupported(attention):
+    with pinned(attention), refusals_as_unsupported(attention):
         return call(model, attention, dtype)
 
 
@@ -93,7 +94,7 @@ def test_several_kernels_are_sorted_and_named_once() -> None:
     query_BHTD = torch.randn(1, 2, 4, 8)
     with record_kernels("cpu") as kernels:
         for attention in (Attention.SDPA_FLASH, Attention.SDPA_MATH, Attention.SDPA_FLASH):
-            with kernel(attention):
+            with pinned(attention):
                 F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD)
     assert kernels == [MATH, FLASH_ON_CPU]
 
@@ -133,7 +134,7 @@ def test_the_profiler_writes_nothing(capfd: pytest.CaptureFixture[str], monkeypa
 
 def test_the_pin_ends_with_the_context() -> None:
     query_BHTD = torch.randn(1, 2, 4, 8)
-    with kernel(Attention.SDPA_MATH):
+    with pinned(Attention.SDPA_MATH):
         pass
     with record_kernels("cpu") as kernels:
         F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD)
@@ -210,7 +211,8 @@ def test_what_other_cells_compiled_does_not_count_for_flex_attention() -> None:
     compiled = torch.compile(flex_attention, backend="eager")
     for length in range(2, 14):
         query_BHTD = torch.randn(1, 2, length, 16)
-        with kernel(Attention.FLEX_ATTENTION), torch._dynamo.config.patch(error_on_recompile=True):
+        forget_compiled(Attention.FLEX_ATTENTION)
+        with torch._dynamo.config.patch(error_on_recompile=True):
             compiled(query_BHTD, query_BHTD, query_BHTD)
 
 
@@ -218,7 +220,7 @@ def test_what_other_cells_compiled_does_not_count_for_flex_attention() -> None:
 @pytest.mark.skipif(not has_cpp_compiler(), reason="needs a C++ compiler")
 def test_flex_attention_runs_compiled_and_agrees_with_eager(model: LlamaForCausalLM) -> None:
     expected = forward(model, Attention.EAGER)
-    with kernel(Attention.FLEX_ATTENTION):
+    with pinned(Attention.FLEX_ATTENTION):
         call(model, Attention.FLEX_ATTENTION)
         with record_kernels("cpu") as kernels:
             logits = call(model, Attention.FLEX_ATTENTION)
@@ -232,7 +234,7 @@ def test_a_refusal_on_a_gpu_gives_torch_s_reason() -> None:
     mask_TT = torch.ones(16, 16, device="cuda", dtype=torch.bool)
     with (
         pytest.raises(UnsupportedError, match=r"sdpa_flash refuses these inputs: .*mask"),
-        kernel(Attention.SDPA_FLASH),
+        pinned(Attention.SDPA_FLASH),
         refusals_as_unsupported(Attention.SDPA_FLASH),
     ):
         F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD, attn_mask=mask_TT)
@@ -241,7 +243,7 @@ def test_a_refusal_on_a_gpu_gives_torch_s_reason() -> None:
 @needs_gpu
 def test_the_gpu_kernel_is_recorded_beside_the_operator() -> None:
     query_BHTD = torch.randn(1, 2, 16, 64, device="cuda", dtype=torch.bfloat16)
-    with kernel(Attention.SDPA_FLASH), record_kernels("cuda") as kernels:
+    with pinned(Attention.SDPA_FLASH), record_kernels("cuda") as kernels:
         F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD)
     assert "aten::_scaled_dot_product_flash_attention" in kernels
     assert any("flash_fwd" in name and "<" not in name for name in kernels)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from sweeper.config import Numerics, parse
-from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, SETTERS, chosen, has_splitk_switch, numerics, set_flag
+from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, SETTERS, chosen, has_splitk_switch, numerics
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "numerics").glob("*.yaml"))
 
@@ -110,7 +110,7 @@ def test_a_flag_is_set_and_restored_whatever_the_caller_did_before(caller: str, 
     CALLERS[caller]()
     before = state()
     with ExitStack() as undo:
-        set_flag(flag, value, undo)
+        SETTERS[flag](value, undo)
         during = state()
     assert state() == before
     assert in_force(during, flag) == value
@@ -135,8 +135,8 @@ def in_force(seen: dict[str, Any], flag: str) -> Any:
 def test_the_older_tf32_api_can_be_read_inside(caller: str, allow: bool) -> None:
     CALLERS[caller]()
     with ExitStack() as undo:
-        set_flag("matmul_tf32", allow, undo)
-        set_flag("cudnn_tf32", allow, undo)
+        SETTERS["matmul_tf32"](allow, undo)
+        SETTERS["cudnn_tf32"](allow, undo)
         assert torch.backends.cuda.matmul.allow_tf32 is allow
         assert torch.backends.cudnn.allow_tf32 is allow
 
@@ -182,9 +182,9 @@ def test_everything_is_restored_when_setting_itself_raises_half_way() -> None:
 
     def fail() -> None:
         with ExitStack() as undo:
-            set_flag("matmul_tf32", True, undo)
-            set_flag("bf16_reduction", "off", undo)
-            set_flag("blas", "cublaslt", undo)
+            SETTERS["matmul_tf32"](True, undo)
+            SETTERS["bf16_reduction"]("off", undo)
+            SETTERS["blas"]("cublaslt", undo)
 
     with pytest.raises(RuntimeError, match="cuBLASLt"):
         fail()
@@ -194,12 +194,12 @@ def test_everything_is_restored_when_setting_itself_raises_half_way() -> None:
 def test_contexts_nest() -> None:
     outside = state()
     with ExitStack() as outer:
-        set_flag("matmul_tf32", True, outer)
-        set_flag("deterministic", True, outer)
+        SETTERS["matmul_tf32"](True, outer)
+        SETTERS["deterministic"](True, outer)
         between = state()
         with ExitStack() as inner:
-            set_flag("matmul_tf32", False, inner)
-            set_flag("deterministic", False, inner)
+            SETTERS["matmul_tf32"](False, inner)
+            SETTERS["deterministic"](False, inner)
             assert state() != between
         assert state() == between
     assert state() == outside

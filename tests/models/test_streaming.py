@@ -18,7 +18,7 @@ from sweeper.comparator.hooks import tensors_of
 from sweeper.config import Cell, Dtype, LoadStrategy, SeededCheckpoint, Settings, parse
 from sweeper.environment import environment
 from sweeper.errors import ConfigError, UnsupportedError
-from sweeper.models.autocast import autocast
+from sweeper.models import axes
 from sweeper.models.loading import load
 from sweeper.models.state import compare_state, state_of
 from sweeper.models.streaming import streamed
@@ -61,7 +61,7 @@ def outputs(model: nn.Module, cell: Any) -> dict[str, list[Tensor]]:
     ]
     ids_BT = torch.randint(1, 256, (2, 7), generator=torch.Generator().manual_seed(3))
     mask_BT = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
-    with torch.inference_mode(), autocast(cell):
+    with torch.inference_mode(), axes.axis("load_strategy").switches_of(cell)["autocast"].context():
         model(input_ids=ids_BT, attention_mask=mask_BT)
     for handle in handles:
         handle.remove()

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from sweeper.config import Attention, Cell, parse
 from sweeper.models import axes
-from sweeper.models.attention import kernel
+from sweeper.models.attention import pinned
 from sweeper.models.backends import BACKENDS, has_cpp_compiler
 from sweeper.planning import unsupported as support
 from sweeper.planning.unsupported import unsupported_reason
@@ -187,7 +187,7 @@ def test_what_is_named_in_place_of_a_backend_runs(attention: Attention, device: 
 @pytest.mark.parametrize("attention", [Attention.SDPA_EFFICIENT, Attention.SDPA_CUDNN])
 def test_torch_has_no_such_kernel_on_the_cpu(attention: Attention) -> None:
     query_BHTD = torch.randn(1, 2, 4, 16)
-    with kernel(attention), pytest.raises(RuntimeError, match="No viable backend"):
+    with pinned(attention), pytest.raises(RuntimeError, match="No viable backend"):
         F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD)
 
 
@@ -208,7 +208,7 @@ def test_autocast_on_the_cpu_casts_to_half_dtypes(dtype: torch.dtype) -> None:
 def test_flex_attention_compiles_on_the_cpu_but_not_for_float64() -> None:
     query_BHTD = torch.randn(1, 2, 16, 16)
     compiled = torch.compile(flex_attention)
-    with torch.inference_mode(), kernel(Attention.FLEX_ATTENTION):
+    with torch.inference_mode(), pinned(Attention.FLEX_ATTENTION):
         expected = F.scaled_dot_product_attention(query_BHTD, query_BHTD, query_BHTD)
         torch.testing.assert_close(compiled(query_BHTD, query_BHTD, query_BHTD), expected)
         with pytest.raises(RuntimeError, match=r"(?i)inductor|lowering"):

@@ -38,4 +38,4 @@ def check_numbers_exist_in_their_dtype(publication: Publication) -> None:
     """Every printed number belongs to some number of the dtype that it is said to be computed in."""
     for figure in publication.figures:
         for number in figure.numbers():
-            assert number.shows(round_to(number.value, figure.computed_in)), number.label
+            assert number.shows(round_to(number.value, figure.computed_in)), (figure.id, number.index)

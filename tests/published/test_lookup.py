@@ -19,9 +19,8 @@ from sweeper.errors import ConfigError
 from sweeper.inputs.layout import pad_id
 from sweeper.planning.plan import make_plan
 from sweeper.published.agreement import Agreement
-from sweeper.published.figures_table import print_reproductions
 from sweeper.published.lookup import REPORTED_FILE, Reproduction, Reproductions, compare_with_published
-from sweeper.published.page import write_page
+from sweeper.published.page import print_reproductions, write_page
 from sweeper.published.publication import Publication
 from sweeper.records.sweep import Sweep
 from tests.composing import request_of

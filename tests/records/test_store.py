@@ -84,10 +84,10 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     assert read.output is not None
     assert read.output.sqnr_db == math.inf
     assert math.isnan(read.output.min_token_cosine)
-    (row,) = store.modules("0123456789ab").to_dict("records")
-    assert row["name"] == MODULE.name
-    assert row["worst_candidate"] == 1.25
-    assert math.isnan(row["min_token_cosine"])
+    (row,) = store.modules("0123456789ab")
+    assert row.name == MODULE.name
+    assert row.measures.worst_candidate == 1.25
+    assert math.isnan(row.measures.min_token_cosine)
 
 
 def test_cell_json_is_strict_json(store: Store) -> None:

@@ -17,7 +17,7 @@ from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status
 from sweeper.sinks.sink import Sink
-from sweeper.sinks.wandb import MOST_TEXTS, cell_labels, cell_summary, curve_rows, make_wandb_sink, text_rows
+from sweeper.sinks.wandb import MOST_TEXTS, cell_summary, curve_rows, make_wandb_sink, text_rows
 from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs
 
@@ -186,12 +186,6 @@ def test_of_many_texts_those_that_are_furthest_off_have_a_row() -> None:
     texts = tuple(text(number, number / 1e4 if number else math.nan) for number in range(10_000))
     rows = text_rows(record(texts=texts[::-1]))
     assert [row["text"] for row in rows] == list(range(MOST_TEXTS))
-
-
-def test_labels_name_the_axes_that_vary() -> None:
-    axes = {"c1": cell(use_cache=True).axes(), "c2": cell(dtype="float16").axes()}
-    assert cell_labels(axes) == {"c1": "bfloat16, use_cache=True", "c2": "float16, use_cache=False"}
-    assert cell_labels({"c1": cell().axes()}) == {"c1": "c1"}
 
 
 def test_disabled_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:

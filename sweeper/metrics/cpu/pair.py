@@ -77,9 +77,9 @@ def _blocks(pair: Pair) -> _Measured:
     count = -(-N * F // step)
     reals_BK, counts_BK = np.empty((count, len(Real))), np.empty((count, len(Count)), np.int64)
     reference_E, candidate_E = as_bits(reference_NF).reshape(-1), as_bits(candidate_NF).reshape(-1)
-    rows = [slice(b * step, (b + 1) * step) for b in range(count)]
     blocks = [
-        (reference_E[rows[b]], candidate_E[rows[b]], forms, F, rtol, reals_BK[b], counts_BK[b]) for b in range(count)
+        (reference_E[start : start + step], candidate_E[start : start + step], forms, F, rtol, *numbers)
+        for start, *numbers in zip(range(0, N * F, step), reals_BK, counts_BK, strict=True)
     ]
     return _Measured(blocks, reals_BK, counts_BK)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import accumulate, groupby
 
 WIDTH, HEIGHT = 1080, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 270, 14, 44
@@ -82,9 +82,8 @@ def _axes(scale: Scale) -> Iterator[str]:
     yield f'<text class="tick" x="{LEFT - 10}" y="{scale.floor + 4}" text-anchor="end">0</text>'
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if scale.layers / step <= 16)
     for layer in range(0, scale.layers, every):
-        yield (
-            f'<text class="tick" x="{scale.x(layer):.1f}" y="{scale.floor + 18}" text-anchor="middle">{layer}</text>'
-        )
+        place = f'x="{scale.x(layer):.1f}" y="{scale.floor + 18}"'
+        yield f'<text class="tick" {place} text-anchor="middle">{layer}</text>'
     yield f'<text class="tick" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">layer</text>'
 
 
@@ -96,20 +95,16 @@ def _curve(curve: Curve, scale: Scale) -> Iterator[str]:
         if finite:
             path = " ".join(f"{scale.x(layer):.1f},{scale.y(value):.1f}" for layer, value in points)
             yield f'<polyline points="{path}"/>'
-        else:
-            yield from (_cross(scale.x(layer)) for layer, _ in points)
-    if curve.style is not None:
-        yield from (_point(curve, layer, value, scale) for layer, value in numbered if math.isfinite(value))
+            continue
+        for layer, _ in points:
+            place = f'x="{scale.x(layer):.1f}" y="{TOP + 4}"'
+            yield f'<text class="cross" {place} text-anchor="middle">×<title>not finite</title></text>'
+    for layer, value in numbered if curve.style is not None else ():
+        if math.isfinite(value):
+            title = escape(f"{curve.label}, layer {layer}: {value:.4g}")
+            place = f'cx="{scale.x(layer):.1f}" cy="{scale.y(value):.1f}"'
+            yield f'<circle {place} r="2.5"><title>{title}</title></circle>'
     yield "</g>"
-
-
-def _point(curve: Curve, layer: int, value: float, scale: Scale) -> str:
-    title = escape(f"{curve.label}, layer {layer}: {value:.4g}")
-    return f'<circle cx="{scale.x(layer):.1f}" cy="{scale.y(value):.1f}" r="2.5"><title>{title}</title></circle>'
-
-
-def _cross(x: float) -> str:
-    return f'<text class="cross" x="{x:.1f}" y="{TOP + 4}" text-anchor="middle">×<title>not finite</title></text>'
 
 
 def _labels(curves: Sequence[Curve], scale: Scale) -> Iterator[str]:
@@ -130,9 +125,7 @@ def _labels(curves: Sequence[Curve], scale: Scale) -> Iterator[str]:
 
 def _spread(ys: Sequence[float], floor: float) -> list[float]:
     """Sorted heights moved apart by at least `LABEL_HEIGHT`, downwards, then upwards from the floor."""
-    moved: list[float] = []
-    for y in ys:
-        moved.append(max(y, moved[-1] + LABEL_HEIGHT) if moved else y)
+    moved = list(accumulate(ys, lambda above, y: max(y, above + LABEL_HEIGHT)))
     limit = floor
     for i in reversed(range(len(moved))):
         moved[i] = min(moved[i], limit)

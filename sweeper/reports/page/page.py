@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_ids, short_label, varying_axes
 from sweeper.reports.cell import Section, sections
-from sweeper.reports.cells_table import FIGURE_HEADINGS, cells_table, made_on, output_name, reasons, summary
+from sweeper.reports.cells_table import FIGURES, cells_table, made_on, output_name, reasons, summary
 from sweeper.reports.origin import layer_outputs, module_differs, origins
 from sweeper.reports.page.chart import COLOURS, Curve, chart
 
@@ -50,25 +50,8 @@ class Layers:
         return max(value if math.isfinite(value) else math.inf for value in self.max_abs)
 
 
-@dataclass(frozen=True)
-class CellContent:
-    """What the page shows of one cell, whatever the others are.
-
-    Attributes:
-        layers: without a label yet; None where there are no layers.
-    """
-
-    sections: list[Section]
-    layers: Layers | None
-
-
-@dataclass(frozen=True)
-class CellView:
-    """What the page shows of one cell below the table."""
-
-    record: CellRecord
-    label: str
-    sections: list[Section]
+CellContent = tuple[list[Section], Layers | None]
+"""What the page shows of one cell, whatever the others are. The layers have no label yet; None: there are none."""
 
 
 def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = MappingProxyType({})) -> str:
@@ -81,22 +64,32 @@ def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = Mapping
     ids = short_ids([record.cell_id for record in sweep.records])
     views, layers = [], []
     for record in sweep.records:
-        shown = contents.get((record.cell_id, record.attempt)) or content(record, sweep.modules(record.cell_id))
+        known = contents.get((record.cell_id, record.attempt))
+        its_sections, its_layers = known or content(record, sweep.modules(record.cell_id))
         label = short_label(record.axes, varying)
-        views.append(CellView(record, label, shown.sections))
-        if shown.layers is not None:
-            layers.append(replace(shown.layers, labels=(f"{ids[record.cell_id]} {label}",)))
-    curves = styled(merged(layers))
+        views.append({"record": record, "label": label, "sections": its_sections})
+        if its_layers is not None:
+            layers.append(replace(its_layers, labels=(f"{ids[record.cell_id]} {label}",)))
+    curves, table = styled(merged(layers)), cells_table(sweep.records)
+    charts = [
+        (name, chart([curve.curve(getattr(curve, figure)) for curve in curves], name))
+        for name, figure in (("mean |Δ|", "mean_abs"), ("max |Δ|", "max_abs"))
+        if curves
+    ]
     return _template().render(
         sweep=sweep,
         summary=summary(sweep.records, len(sweep.description.cells)),
         made_on=[line.partition(": ")[::2] for line in made_on(sweep.records)],
-        **_table(sweep),
+        table=table,
+        legend=table.legend(output_name(sweep.records)),
+        rows=list(zip(sweep.records, table.rows, strict=True)),
+        figures=FIGURES,
+        Status=Status,
         origins=origins(sweep),
         reasons=reasons(sweep.records),
         views=views,
         ids=ids,
-        charts=_charts(curves),
+        charts=charts,
         curves=curves,
         highlighted=HIGHLIGHTED,
         has_grey=any(curve.style is None and curve.worst for curve in curves),
@@ -121,7 +114,7 @@ def styled(curves: Sequence[Layers]) -> list[Layers]:
 
 
 def content(record: CellRecord, modules: Sequence[ModuleRecord]) -> CellContent:
-    return CellContent(sections(record, modules), _layers(modules))
+    return sections(record, modules), _layers(modules)
 
 
 def _layers(modules: Sequence[ModuleRecord]) -> Layers | None:
@@ -134,32 +127,11 @@ def _layers(modules: Sequence[ModuleRecord]) -> Layers | None:
     return Layers((), max_abs, tuple(figure.mean_abs if figure else 0.0 for figure in figures))
 
 
-def _charts(curves: Sequence[Layers]) -> list[tuple[str, str]]:
-    """Heading and SVG of the two charts."""
-    if not curves:
-        return []
-    return [
-        ("mean |Δ|", chart([curve.curve(curve.mean_abs) for curve in curves], "mean |Δ|")),
-        ("max |Δ|", chart([curve.curve(curve.max_abs) for curve in curves], "max |Δ|")),
-    ]
-
-
 def _shortened(labels: Sequence[str]) -> str:
     """`cast_after_load +2`: the first of several, cut to what fits beside the chart."""
     more = f" +{len(labels) - 1}" if len(labels) > 1 else ""
     room = LABEL_LETTERS - len(more)
     return (labels[0] if len(labels[0]) <= room else labels[0][: room - 1] + "…") + more
-
-
-def _table(sweep: Sweep) -> dict[str, Any]:
-    table = cells_table(sweep.records)
-    return {
-        "table": table,
-        "legend": table.legend(output_name(sweep.records)),
-        "rows": list(zip(sweep.records, table.rows, strict=True)),
-        "figures": FIGURE_HEADINGS,
-        "Status": Status,
-    }
 
 
 @functools.cache
