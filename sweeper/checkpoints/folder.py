@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 from sweeper.config import FolderCheckpoint
 from sweeper.errors import CheckpointError
 
-# What from_pretrained reads: the weights, the configs and the tokenizer; no pickles, no code, no other formats.
-FILES = (
+# What from_pretrained reads: the weights, the configs and the tokenizer; no pickles, no code, no other formats. Then
+# what sentence-transformers reads beside it, its parts in folders of their own: 1_Pooling, 2_Normalize, 2_Dense.
+_FILES = (
     "config.json",
     "generation_config.json",
     "*.safetensors",
@@ -26,16 +28,42 @@ FILES = (
     "merges.txt",
     "*.model",
     "chat_template.jinja",
+    "adapter_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
+_FILES_OF_A_PART = ("config.json", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 _CHUNK_BYTES = 1 << 20
 
 
+def wanted(names: Iterable[str], *, weights: bool = True) -> list[str]:
+    """Those of a repository's files that a checkpoint is made of; paths with `/`.
+
+    Args:
+        weights: also those that hold weights.
+    """
+    chosen = []
+    for name in names:
+        part, _, file = name.rpartition("/")
+        if part and not re.fullmatch(r"\d+_\w+", part):
+            continue  # other formats lie in folders
+        if any(fnmatch(file, pattern) for pattern in (_FILES_OF_A_PART if part else _FILES)):
+            chosen.append(name)
+    return [name for name in chosen if weights or not name.endswith(".safetensors")]
+
+
 def prepare(checkpoint: FolderCheckpoint) -> tuple[Path, str]:
     """The folder itself, and `sha256:<hex>` of its weights."""
-    path = Path(checkpoint.path).expanduser().resolve()
+    path = located(checkpoint)
     require_weights(path)
     return path, f"sha256:{weights_sha256(path)}"
+
+
+def located(checkpoint: FolderCheckpoint) -> Path:
+    """Its path, absolute."""
+    return Path(checkpoint.path).expanduser().resolve()
 
 
 def require_weights(path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -31,9 +32,25 @@ def prepare(checkpoint: HubCheckpoint, say: Callable[[str], None]) -> tuple[Path
         ConfigError: no such repository or revision, as far as this user may see.
         CheckpointError: the hub cannot be reached and the model is not in its local cache; or it has no safetensors.
     """
+    path = _snapshot_of(checkpoint, say)
+    folder.require_weights(path)
+    return path, f"commit:{path.name}"  # the hub names a snapshot's folder after its commit
+
+
+def describe(checkpoint: HubCheckpoint) -> Path:
+    """A folder with the snapshot's small files, which say what the model is: no weight is fetched.
+
+    Raises:
+        ConfigError, CheckpointError: see `prepare`.
+    """
+    return _snapshot_of(checkpoint, None)
+
+
+def _snapshot_of(checkpoint: HubCheckpoint, say: Callable[[str], None] | None) -> Path:
+    """The snapshot's folder; without its weights where there is nobody to tell that they are fetched."""
     repo_id, revision = checkpoint.repo_id, checkpoint.revision
     try:
-        path = _fetch(repo_id, revision, say)
+        return _fetch(repo_id, revision, say)
     except RepositoryNotFoundError:  # gated ones too
         raise ConfigError(
             f"checkpoint.repo_id: the hub has no {repo_id} that you may read; check the id, or type: hf auth login"
@@ -47,34 +64,24 @@ def prepare(checkpoint: HubCheckpoint, say: Callable[[str], None]) -> tuple[Path
             f"the Hugging Face hub cannot be reached ({_first_line(error)}) and {repo_id} at {revision} is not in its "
             "local cache; checkpoint=smollm2_135m_instruct needs no hub"
         ) from None
-    folder.require_weights(path)
-    return path, f"commit:{path.name}"  # the hub names a snapshot's folder after its commit
 
 
-def _fetch(repo_id: str, revision: str, say: Callable[[str], None]) -> Path:
+def _fetch(repo_id: str, revision: str, say: Callable[[str], None] | None) -> Path:
     try:
         info = HfApi().model_info(repo_id, revision=revision, timeout=_ANSWER_TIMEOUT_S)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except _UNREACHABLE as error:
-        try:
-            return _snapshot(repo_id, revision, local_files_only=True)
-        except LocalEntryNotFoundError:
+        cached = try_to_load_from_cache(repo_id, "config.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
+        if not isinstance(cached, str):
             raise error from None
-    _require_safetensors(repo_id, [sibling.rfilename for sibling in info.siblings or ()])
-    say(f"fetching {repo_id} at {revision} from the Hugging Face hub, unless it is in the hub's local cache")
-    return _snapshot(repo_id, revision, local_files_only=False)
-
-
-def _snapshot(repo_id: str, revision: str, *, local_files_only: bool) -> Path:
-    path = snapshot_download(
-        repo_id,
-        revision=revision,
-        local_files_only=local_files_only,
-        allow_patterns=list(folder.FILES),
-        ignore_patterns=["*/*"],  # subfolders hold other formats
-    )
-    return Path(path)
+        return Path(cached).parent
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    _require_safetensors(repo_id, names)
+    if say is not None:
+        say(f"fetching {repo_id} at {revision} from the Hugging Face hub, unless it is in the hub's local cache")
+    exact = [glob.escape(name) for name in folder.wanted(names, weights=say is not None)]
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=exact))
 
 
 def _require_safetensors(repo_id: str, names: list[str]) -> None:

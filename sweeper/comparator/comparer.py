@@ -57,6 +57,7 @@ class Comparer:
     Args:
         token_ids: of every text; both sides run these.
         is_logits: the output is logits, so the figures of language are taken too.
+        predicts_own: logits tell the token in their own place (behind a shifted decoder), not the next one.
         steady: see `ModulePairs`.
         launch_bytes: see `ModulePairs`.
 
@@ -69,13 +70,15 @@ class Comparer:
         token_ids: Sequence[Sequence[int]],
         *,
         is_logits: bool,
+        predicts_own: bool = False,
         steady: Container[str] = frozenset(),
         launch_bytes: int = 0,
     ) -> None:
         self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes)
         self._token_ids = token_ids
-        self._texts = TextAccumulator([len(ids) for ids in token_ids])
+        self._texts: TextAccumulator | None = None
         self._is_logits = is_logits
+        self._predicts_own = predicts_own
         self._language: LanguageAccumulator | None = None
         self._order: list[int] = []
 
@@ -89,6 +92,10 @@ class Comparer:
         device = candidate.output_NF.device
         reference_NF = reference.output_NF.to(device)
         embeddings = reference.embedding_SD.to(device), candidate.embedding_SD
+        if self._texts is None:  # a classifier gives a row a text, other models a row a token
+            tokens = sum(len(self._token_ids[text]) for text in texts)
+            a_row_a_text = len(reference_NF) == len(texts) != tokens
+            self._texts = TextAccumulator([1 if a_row_a_text else len(ids) for ids in self._token_ids])
         self._texts.update(texts, (reference_NF, candidate.output_NF), embeddings)
         if self._is_logits:
             self._language = self._language or LanguageAccumulator(device)
@@ -96,12 +103,15 @@ class Comparer:
         self._order += texts
 
     def _next_tokens(self, texts: Sequence[int]) -> list[int]:
-        """The token that follows each token, -1 behind the last one of a text; N of them."""
+        """The token that each row's logits tell, N of them: the one that follows, -1 behind the last one of a text."""
+        if self._predicts_own:
+            return list(itertools.chain.from_iterable(self._token_ids[text] for text in texts))
         following = ([*self._token_ids[text][1:], -1] for text in texts)
         return list(itertools.chain.from_iterable(following))
 
     def finish(self) -> Figures:
         """Takes the figures off the device, in the order of the texts."""
+        assert self._texts is not None, "at least one batch"
         output, texts = self._texts.finish()
         pairs = self.modules.modules
         measures = finished([pair.accumulator for pair in pairs.values()])

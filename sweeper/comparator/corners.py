@@ -27,11 +27,13 @@ class Sampler:
     def __init__(self, batch: Sequence[Call], outputs: Sequence[Tensor], output_NF: Tensor) -> None:
         self._batch = batch
         lengths = [length for call in batch for length in call.forward.lengths]
+        if len(output_NF) == len(lengths):  # a classifier's: a row a text
+            lengths = [1] * len(lengths)
         self._texts = _Corners(output_NF, lengths)
         self._rows = [
             _Corners(output_BTF.flatten(0, 1), [output_BTF.shape[1]] * output_BTF.shape[0])
             for output_BTF, call in zip(outputs, batch, strict=True)
-            if "attention_mask" in call.kwargs
+            if "attention_mask" in call.kwargs and output_BTF.dim() > 2
         ]
 
     def sample(self) -> Sample:
@@ -68,5 +70,5 @@ class _Corners:
 
 
 def _call(call: Call) -> CallRecord:
-    tensors = {name: value.tolist() for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+    tensors = {name: call.kwargs[name].tolist() for name in CallRecord.model_fields if name in call.kwargs}
     return CallRecord(**{name: tuple(" ".join(map(str, row)) for row in rows) for name, rows in tensors.items()})

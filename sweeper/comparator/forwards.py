@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +16,32 @@ from sweeper.comparator.corners import Sampler
 from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call, tensors_of
 from sweeper.comparator.side import Call, Side, hidden_for_pooling, pooled
 from sweeper.config import Cell, Pooling
+from sweeper.errors import UnsupportedError
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
+from sweeper.inputs.arrays import read_arrays
 from sweeper.models.conditions import switches
+from sweeper.models.family import accepts, cannot_read, context, first_position, has_cache, main_input, vocabulary
 from sweeper.records.cell import Sample
 
 
 def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[list[int]]:
-    """Token ids of the cell's texts."""
-    config: Any = model.config
+    """Token ids of the cell's texts; of an image or sound a zero, for it is one row.
+
+    Raises:
+        UnsupportedError: the model reads something else than what is given.
+    """
+    if reason := cannot_read(model, cell.inputs):
+        raise UnsupportedError(reason)
+    if cell.inputs.arrays is not None:
+        return [[0]] * len(read_arrays(Path(cell.inputs.arrays)))
     return inputs.read_token_ids(
-        cell.inputs, local.folder, vocab_size=config.vocab_size, has_tokenizer=local.has_tokenizer
+        cell.inputs,
+        local.folder,
+        vocab_size=vocabulary(model),
+        has_tokenizer=local.has_tokenizer,
+        prompt=cell.checkpoint.prompt or "",
+        context=context(model),
     )
 
 
@@ -36,12 +52,40 @@ def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: S
         token_ids: of all texts.
         batches: the texts of each; `Side.in_batches` gives their calls again.
     """
-    pad_id = layout.pad_id(model.config)
-    choices: Any = {"layout": cell.layout, "positions": cell.positions, "pad_id": pad_id, "device": cell.device}
-    forwards = [forward for texts in batches for forward in layout.lay_out(token_ids, texts, **choices)]
-    options = {"use_cache": cell.use_cache} if cell.checkpoint.causal else {}  # an encoder has no cache to speak of
-    calls = tuple(Call({**forward.inputs, **options}, forward) for forward in forwards)
+    forwards = [forward for texts in batches for forward in _laid_out(cell, model, token_ids, texts)]
+    calls = tuple(Call(_arguments(cell, model, forward), forward) for forward in forwards)
     return Side(model, calls, switches(cell), _pooling(cell, calls))
+
+
+def _laid_out(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> list[layout.Forward]:
+    """The model calls for the texts of one batch."""
+    if cell.inputs.arrays is not None:
+        array_S = read_arrays(Path(cell.inputs.arrays))
+        if array_S.is_floating_point():  # given in the dtype of the weights, as a user of the model does
+            array_S = array_S.to(next(p.dtype for p in model.parameters() if p.is_floating_point()))
+        return layout.lay_out_arrays(array_S, texts, argument=main_input(model), layout=cell.layout, device=cell.device)
+    return layout.lay_out(
+        token_ids,
+        texts,
+        layout=cell.layout,
+        positions=cell.positions,
+        pad_id=layout.pad_id(model.config),
+        device=cell.device,
+        first_position=first_position(model),
+    )
+
+
+def _arguments(cell: Cell, model: nn.Module, forward: layout.Forward) -> dict[str, Any]:
+    """What the model is called with. An encoder has no cache to speak of; a decoder behind one reads the same texts."""
+    given: dict[str, Any] = dict(forward.inputs)
+    if accepts(model, "decoder_input_ids"):
+        start_id = layout.decoder_start_id(model.config)
+        given["decoder_input_ids"] = layout.behind_decoder_start(forward, start_id)
+        if "attention_mask" in given and accepts(model, "decoder_attention_mask"):
+            given["decoder_attention_mask"] = given["attention_mask"]
+    if has_cache(model, causal=bool(cell.checkpoint.causal)):
+        given["use_cache"] = cell.use_cache
+    return given
 
 
 def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
@@ -53,11 +97,20 @@ def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
 
 def steady_outputs(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
     """`steady_in_call` of the cell's own call, on the beginnings of two texts."""
-    beginnings = [ids[:8] for ids in token_ids[:2]]
-    side = side_of(cell, model, beginnings, [range(len(beginnings))])
-    call = side.calls[0]
+    side, call = _small_side(cell, model, token_ids)
     with side.conditions():
         return steady_in_call(model, call.forward, lambda: model(**call.kwargs))
+
+
+def small_call(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> dict[str, Any]:
+    """What the model is called with for the beginnings of two texts."""
+    return _small_side(cell, model, token_ids)[1].kwargs
+
+
+def _small_side(cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> tuple[Side, Call]:
+    beginnings = [ids[:8] for ids in token_ids[:2]]
+    side = side_of(cell, model, beginnings, [range(len(beginnings))])
+    return side, side.calls[0]
 
 
 class HookedSide:
@@ -118,6 +171,12 @@ def run_forwards(model: nn.Module, batch: Sequence[Call], running: Capture | Non
             running.begin(call.forward)
         output = tensors_of(model(**call.kwargs))[0]
         output_NF = layout.to_tokens(output, call.forward)
-        assert output_NF is not None, f"the model's output of shape {tuple(output.shape)} has no token dimension"
+        if output_NF is None and len(output) == len(call.forward.lengths):  # a classifier's: a row a text
+            output_NF = output.flatten(1)
+        if output_NF is None:
+            raise UnsupportedError(
+                f"{type(model).__name__} gives an output of shape {tuple(output.shape)} for texts of "
+                f"{', '.join(map(str, call.forward.lengths))} tokens: nothing says which row is whose"
+            )
         outputs.append(output_NF)
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

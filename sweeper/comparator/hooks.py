@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.comparator.kinds import Kinds
-from sweeper.inputs.layout import Tokens, is_attention_map, to_rows, to_tokens
+from sweeper.inputs.layout import Tokens, is_second_map, to_rows, to_tokens
 from sweeper.models.snapshot import left_as_found
 
 
@@ -80,7 +80,7 @@ class Capture:
         for index, tensor in enumerate(tensors_of(output)):
             if not index:
                 self._hand_over(called, module_type, tensor)
-            elif not is_attention_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
+            elif not is_second_map(tensor, self._begun):  # eager attention returns it, the other backends cannot
                 self._hand_over(_indexed(called, index), module_type, tensor)
 
     def register(self, name: str, module: nn.Module) -> list[Any]:

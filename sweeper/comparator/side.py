@@ -20,12 +20,14 @@ from sweeper.comparator.hooks import kept_outputs
 from sweeper.comparator.outputs import ModelOutputs, Part, leaves
 from sweeper.comparator.outputs import Outputs as Outputs
 from sweeper.config import Pooling
+from sweeper.errors import UnsupportedError
 from sweeper.inputs.calls import Call, call_of, calls_of, check_same_tokens, shared_masks
 from sweeper.inputs.layout import Tokens
 from sweeper.inputs.pooling import embeddings
 from sweeper.models.axis import Switch
 from sweeper.models.compiled import is_compiled, uncompiled
 from sweeper.models.conditions import begun
+from sweeper.models.family import gives_hidden
 from sweeper.models.snapshot import fresh, left_as_found
 
 Inputs = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -134,12 +136,17 @@ def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> ModelOut
 
 def hidden_for_pooling(side: Side) -> AbstractContextManager[list[Tensor]]:
     """Keeps what pooling reads, the last hidden states of each call; nothing where the side has none."""
-    base: Any = side.model.base_model if side.pooling is not None else None
-    return contextlib.nullcontext([]) if base is None else kept_outputs(base)
+    return contextlib.nullcontext([]) if side.pooling is None else kept_outputs(gives_hidden(side.model))
 
 
 def pooled(pooling: Pooling, calls: Sequence[Call], hidden: list[Tensor]) -> Tensor:
-    """The embeddings of the calls' texts, [S, D] float64, by the masks that the model was called with."""
+    """The embeddings of the calls' texts, [S, D] float64, by the masks that the model was called with.
+
+    Raises:
+        UnsupportedError: the model gave no hidden states.
+    """
+    if len(hidden) != len(calls):
+        raise UnsupportedError("the model does not call its base model, whose hidden states give embeddings")
     pieces = [
         embeddings(hidden_BTD, call.forward, call.kwargs.get("attention_mask"), pooling)
         for hidden_BTD, call in zip(hidden, calls, strict=True)

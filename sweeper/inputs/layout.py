@@ -31,6 +31,7 @@ class Tokens:
         encoder: those that an encoder reads, where these are a decoder's; None: there is one kind of tokens.
         beside: the call has arguments of another kind too (pictures beside a text), to which these do not belong.
         frames: the frames that a model makes of these samples of sound, by their number; None: it does not say.
+        whole: T is 1, and its one row is all that the model gives of an image or sound, whose places nobody counted.
     """
 
     shape: tuple[int, int]
@@ -39,6 +40,7 @@ class Tokens:
     encoder: Tokens | None = None
     beside: bool = False
     frames: Callable[[int], Tokens | None] | None = None
+    whole: bool = False
 
     @property
     def one_kind(self) -> bool:
@@ -78,7 +80,7 @@ class Forward(Tokens):
 
     Attributes:
         inputs: keyword arguments of the call, each [B, T] int64 on the device: `input_ids`; `attention_mask` in padded
-            layouts; `position_ids` where they are explicit.
+            layouts; `position_ids` where they are explicit. Or the one that carries images or sounds, [B, ...].
         texts: index of each text of this call into all inputs.
     """
 
@@ -94,6 +96,7 @@ def lay_out(
     positions: Positions,
     pad_id: int,
     device: torch.device | str,
+    first_position: int = 0,
 ) -> list[Forward]:
     """The model calls for one batch: one, or under `single` one a text.
 
@@ -104,9 +107,33 @@ def lay_out(
         positions: whether `position_ids` are passed.
         pad_id: token id of pads; see `pad_id`.
         device: where the model is.
+        first_position: what the model calls the position of a text's first token.
     """
     groups = [(text,) for text in texts] if layout is Layout.SINGLE else [tuple(texts)]
-    return [_lay_out_one(token_ids, group, layout, positions, pad_id, device) for group in groups]
+    return [_lay_out_one(token_ids, group, layout, positions, pad_id, device, first_position) for group in groups]
+
+
+def lay_out_arrays(
+    array_S: Tensor, texts: Sequence[int], *, argument: str, layout: Layout, device: torch.device | str
+) -> list[Forward]:
+    """The model calls for images or sounds: one, or under `single` one each.
+
+    Args:
+        array_S: of all, [S, ...].
+        argument: what the model calls them.
+    """
+    groups = [(text,) for text in texts] if layout is Layout.SINGLE else [tuple(texts)]
+    return [
+        Forward(
+            shape=(len(group), 1),
+            flat_N=torch.arange(len(group), device=device),
+            lengths=(1,) * len(group),
+            whole=True,
+            inputs={argument: array_S[list(group)].to(device)},
+            texts=group,
+        )
+        for group in groups
+    ]
 
 
 def _lay_out_one(
@@ -116,6 +143,7 @@ def _lay_out_one(
     positions: Positions,
     pad_id: int,
     device: torch.device | str,
+    first_position: int,
 ) -> Forward:
     lengths = tuple(len(token_ids[text]) for text in texts)
     position_N = np.concatenate([np.arange(length) for length in lengths])
@@ -132,7 +160,7 @@ def _lay_out_one(
     # Packed texts get no mask: transformers looks for packing only without one, so a mask of ones leaks across texts.
     if positions is Positions.EXPLICIT:
         # 0 on pads is what transformers' own generate() passes for them; attention never reads them.
-        inputs["position_ids"] = spread(position_N, 0)
+        inputs["position_ids"] = spread(position_N + first_position, 0)
     on_device = to_device(np.stack(list(inputs.values())), device).unbind()  # in one transfer
     return Forward(
         shape=shape_BT,
@@ -206,7 +234,29 @@ def is_score(tensor: Tensor, tokens: Tokens) -> bool:
 def is_attention_map(tensor: Tensor, tokens: Tokens) -> bool:
     """Whether this looks like attention weights, [B, H, T, T]: they have no features, and pads in two dimensions."""
     B, T = tokens.shape
-    return tensor.dim() == 4 and tensor.shape[0] == B and tensor.shape[2:] == (T, T)
+    return tensor.dim() == 4 and tensor.shape[0] == B and tensor.shape[2:] == (T, T) and not tokens.whole
+
+
+def is_second_map(tensor: Tensor, tokens: Tokens) -> bool:
+    """`is_attention_map` for what a module gives behind its first tensor; of an image or sound, whatever has four
+    dimensions."""
+    return tensor.dim() == 4 if tokens.whole else is_attention_map(tensor, tokens)
+
+
+def behind_decoder_start(forward: Forward, start_id: int) -> Tensor:
+    """What the decoder of an encoder-decoder reads: each text once more, one token later, [B, T].
+
+    As transformers makes it of labels: a start token, then all tokens but the last. Decoder and encoder then have the
+    same places for the same tokens. Behind an image or a sound the start token alone, [B, 1].
+    """
+    if forward.whole:
+        return torch.full(forward.shape, start_id, device=forward.flat_N.device)
+    ids_BT = forward.inputs["input_ids"]
+    starts = np.cumsum((0, *forward.lengths[:-1]))
+    places = forward.row_N, forward.column_N
+    before_N = ids_BT.roll(1, dims=1)[places]
+    before_N[torch.from_numpy(starts).to(ids_BT.device)] = start_id
+    return ids_BT.index_put(places, before_N)
 
 
 def pad_id(config: Any) -> int:
@@ -214,7 +264,19 @@ def pad_id(config: Any) -> int:
 
     Pads are masked, so the id must only exist in the vocabulary.
     """
-    eos = getattr(config, "eos_token_id", None)
-    first_eos = eos[0] if isinstance(eos, (list, tuple)) and eos else eos
-    candidates = (getattr(config, "pad_token_id", None), first_eos)
-    return next((token for token in candidates if isinstance(token, int) and token >= 0), 0)
+    return _first_token(config, "pad_token_id", "eos_token_id")
+
+
+def decoder_start_id(config: Any) -> int:
+    """The token that an encoder-decoder writes behind: as its config says, else its first token, else its pad token."""
+    return _first_token(config, "decoder_start_token_id", "bos_token_id", "pad_token_id")
+
+
+def _first_token(config: Any, *names: str) -> int:
+    """The first of these that the config states; 0 where it states none."""
+    for name in names:
+        given = getattr(config, name, None)
+        token = given[0] if isinstance(given, (list, tuple)) and given else given
+        if isinstance(token, int) and token >= 0:
+            return token
+    return 0

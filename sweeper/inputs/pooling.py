@@ -21,6 +21,8 @@ def embeddings(hidden_BTD: Tensor, tokens: Tokens, mask_BT: Tensor | None, pooli
     """
     if pooling is Pooling.LAST_TOKEN_BY_COUNT and mask_BT is not None:
         return pool_by_count(hidden_BTD, mask_BT)
+    if tokens.whole:
+        return pool_places(hidden_BTD, pooling)
     hidden_ND = to_tokens(hidden_BTD, tokens)
     assert hidden_ND is not None, f"hidden states of shape {tuple(hidden_BTD.shape)} have no token dimension"
     return pool(hidden_ND, tokens.lengths, pooling)
@@ -45,7 +47,7 @@ def pool(hidden_ND: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
     Args:
         hidden_ND: last hidden states of the tokens of all texts.
         lengths: tokens of each text, each at least 1; they add up to N.
-        pooling: the last token, the mean of all tokens (special tokens included), or the first token (CLS).
+        pooling: the last token, the mean or the maximum of all tokens (special tokens included), or the first (CLS).
             `last_token_by_count` is the last token here: there are no pads to count over.
     """
     texts = hidden_ND.double().split(list(lengths))
@@ -54,5 +56,16 @@ def pool(hidden_ND: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
             return torch.stack([hidden_TD[-1] for hidden_TD in texts])
         case Pooling.MEAN:
             return torch.stack([hidden_TD.mean(dim=0) for hidden_TD in texts])
+        case Pooling.MAX:
+            return torch.stack([hidden_TD.amax(dim=0) for hidden_TD in texts])
         case Pooling.CLS:
             return torch.stack([hidden_TD[0] for hidden_TD in texts])
+        case Pooling.AUTO:
+            raise AssertionError("planning replaces auto by what the checkpoint says")
+
+
+def pool_places(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """One vector an image or sound, [B, D] float64: over the places [B, T, D], or the pixels [B, D, H, W], of each."""
+    hidden_BTD = hidden.flatten(2).mT if hidden.dim() == 4 else hidden.reshape(len(hidden), -1, hidden.shape[-1])
+    B, T, D = hidden_BTD.shape
+    return pool(hidden_BTD.reshape(B * T, D), [T] * B, pooling)

@@ -10,6 +10,7 @@ from sweeper import config
 from sweeper.errors import ConfigError
 
 SUFFIXES = (".txt", ".jsonl")
+ARRAY_SUFFIXES = (".npy", ".safetensors")
 
 # Texts. What a tokenizer says of each token beside its id takes some fifty times the id's memory.
 _TOKENISED_TOGETHER = 256
@@ -19,13 +20,23 @@ def validate_inputs(inputs: config.Inputs) -> None:
     """Checks everything that needs neither tokenizer nor vocabulary, so that a typing error costs no model load.
 
     Raises:
-        ConfigError: the file does not exist, has an unknown suffix, does not parse, or holds no text.
+        ConfigError: a file does not exist, has an unknown suffix, does not parse, or holds no text.
     """
     if inputs.file is not None:
         _read_file(Path(inputs.file), inputs.field)
+    if inputs.arrays is not None:
+        _check_array_file(Path(inputs.arrays))
 
 
-def read_token_ids(inputs: config.Inputs, folder: Path, *, vocab_size: int, has_tokenizer: bool) -> list[list[int]]:
+def read_token_ids(
+    inputs: config.Inputs,
+    folder: Path,
+    *,
+    vocab_size: int,
+    has_tokenizer: bool,
+    prompt: str = "",
+    context: int | None = None,
+) -> list[list[int]]:
     """Token ids of every text, with the special tokens that the tokenizer adds by itself, cut to `inputs.max_tokens`.
 
     Args:
@@ -33,9 +44,12 @@ def read_token_ids(inputs: config.Inputs, folder: Path, *, vocab_size: int, has_
         folder: the checkpoint, with its tokenizer.
         vocab_size: rows of the model's token embedding.
         has_tokenizer: whether `folder` holds a tokenizer.
+        prompt: goes before every text.
+        context: tokens that the model has positions for; None where that knows no end.
 
     Raises:
-        ConfigError: unreadable file, no tokenizer for texts, a text without a token, an id outside the vocabulary.
+        ConfigError: unreadable file, no tokenizer for texts, a text without a token or longer than the context, an id
+            outside the vocabulary.
     """
     if inputs.token_ids is not None:
         token_ids = [list(ids[: inputs.max_tokens]) for ids in inputs.token_ids]
@@ -44,8 +58,14 @@ def read_token_ids(inputs: config.Inputs, folder: Path, *, vocab_size: int, has_
     else:
         texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
         assert texts is not None  # config.Inputs has exactly one source
-        token_ids = _tokenize(list(texts), folder, inputs.max_tokens)
+        token_ids = _tokenize([prompt + text for text in texts], folder, inputs.max_tokens)
     _check_ids(token_ids, vocab_size, inputs.name)
+    longest = max(range(len(token_ids)), key=lambda text: len(token_ids[text]))
+    if context is not None and len(token_ids[longest]) > context:
+        raise ConfigError(
+            f"inputs {inputs.name!r}: text {longest} (from 0) has {len(token_ids[longest])} tokens, and the model's "
+            f"context holds {context}; type inputs.max_tokens={context}"
+        )
     return token_ids
 
 
@@ -70,6 +90,14 @@ def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[li
         some = texts[start : start + _TOKENISED_TOGETHER]
         token_ids += tokenizer(some, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
     return token_ids
+
+
+def _check_array_file(path: Path) -> None:
+    if path.suffix not in ARRAY_SUFFIXES:
+        allowed = ", ".join(ARRAY_SUFFIXES)
+        raise ConfigError(f"inputs.arrays: unknown suffix {path.suffix!r} (given: {path}); allowed: {allowed}")
+    if not path.is_file():
+        raise ConfigError(f"inputs.arrays: no such file: {path} (looked in {path.absolute().parent})")
 
 
 def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:

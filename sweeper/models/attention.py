@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from sweeper.config import Attention, Cell
 from sweeper.errors import UnsupportedError
 from sweeper.models.axis import Switch
-from sweeper.models.backends import BACKENDS
+from sweeper.models.backends import BACKENDS, EAGER
 
 PINNED: dict[Attention, SDPBackend] = {
     attention: getattr(SDPBackend, backend.kernel) for attention, backend in BACKENDS.items() if backend.kernel
@@ -95,7 +95,7 @@ def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
     if not found and any(name.startswith(COMPILED) for name in operators):
         found = {"torch.compile region"}
     if not found and operators & {"aten::matmul", "aten::bmm"} and operators & {"aten::softmax", "aten::_softmax"}:
-        found = {"eager: matmul + softmax"}
+        found = {EAGER}
     return tuple(sorted(found))
 
 

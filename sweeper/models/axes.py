@@ -61,16 +61,10 @@ def _casts_to_half_only(cell: Cell) -> str | None:
 
 
 def _packs_decoders_only(cell: Cell) -> str | None:
-    if cell.layout is not Layout.PACKED or cell.checkpoint.causal:
+    if cell.layout is not Layout.PACKED or cell.checkpoint.causal is not False:
         return None
     name = cell.checkpoint.name
     return f"{name} is an encoder: nothing tells it where a packed text starts; use a padded layout or single"
-
-
-def _caches_decoders_only(cell: Cell) -> str | None:
-    if not cell.use_cache or cell.checkpoint.causal:
-        return None
-    return f"{cell.checkpoint.name} is an encoder and has no key-value cache; use use_cache=false"
 
 
 def _splits_k(cell: Cell) -> str | None:
@@ -166,7 +160,6 @@ _BUILT_IN = (
         default=False,
         weights=nothing,
         conditions=nothing,
-        unsupported=_caches_decoders_only,
     ),
     Axis(
         name="numerics",

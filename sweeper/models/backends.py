@@ -26,6 +26,7 @@ class Backend:
         kernel: the kernel of scaled_dot_product_attention that it pins, as torch's `SDPBackend` names it.
         package: the distribution that it is.
         compiled: it is compiled when it is first called: with triton on a GPU, with a C++ compiler on a CPU.
+        shows: parts of the names under which the profiler sees it at work; none in a model without attention.
         refusal: what it says, as a regular expression, where it does not take what it is given.
         alias: a short name that users type.
     """
@@ -35,26 +36,42 @@ class Backend:
     kernel: str | None = None
     package: str | None = None
     compiled: bool = False
+    shows: tuple[str, ...] = ()
     refusal: str | None = None
     alias: str | None = None
 
 
+EAGER = "eager: matmul + softmax"  # how attention that is written out is reported, where no other was seen
+_FLASH = ("flash_attn", "flash_fwd", "FlashAttn")
+
 BACKENDS: dict[Attention, Backend] = {
-    Attention.EAGER: Backend(),
-    Attention.SDPA: Backend(),
-    Attention.SDPA_MATH: Backend(implementation="sdpa", kernel="MATH"),
-    Attention.SDPA_FLASH: Backend(dtypes={"cpu": ALL, "cuda": HALF}, implementation="sdpa", kernel="FLASH_ATTENTION"),
-    Attention.SDPA_EFFICIENT: Backend(
-        dtypes={"cuda": NOT_FLOAT64}, implementation="sdpa", kernel="EFFICIENT_ATTENTION"
+    Attention.EAGER: Backend(shows=(EAGER,)),
+    Attention.SDPA: Backend(shows=("scaled_dot_product",)),
+    Attention.SDPA_MATH: Backend(implementation="sdpa", kernel="MATH", shows=("attention_math",)),
+    Attention.SDPA_FLASH: Backend(
+        dtypes={"cpu": ALL, "cuda": HALF},
+        implementation="sdpa",
+        kernel="FLASH_ATTENTION",
+        shows=("scaled_dot_product_flash",),
     ),
-    Attention.SDPA_CUDNN: Backend(dtypes={"cuda": HALF}, implementation="sdpa", kernel="CUDNN_ATTENTION"),
+    Attention.SDPA_EFFICIENT: Backend(
+        dtypes={"cuda": NOT_FLOAT64},
+        implementation="sdpa",
+        kernel="EFFICIENT_ATTENTION",
+        shows=("scaled_dot_product_efficient",),
+    ),
+    Attention.SDPA_CUDNN: Backend(
+        dtypes={"cuda": HALF}, implementation="sdpa", kernel="CUDNN_ATTENTION", shows=("scaled_dot_product_cudnn",)
+    ),
     Attention.FLASH_ATTENTION_2: Backend(
-        dtypes={"cuda": HALF}, package="flash-attn", refusal="only support fp16 and bf16", alias="fa2"
+        dtypes={"cuda": HALF}, package="flash-attn", shows=_FLASH, refusal="only support fp16 and bf16", alias="fa2"
     ),
     Attention.FLASH_ATTENTION_3: Backend(
-        dtypes={"cuda": HALF}, package="flash-attn-3", refusal="only support fp16 and bf16", alias="fa3"
+        dtypes={"cuda": HALF}, package="flash-attn-3", shows=_FLASH, refusal="only support fp16 and bf16", alias="fa3"
     ),
-    Attention.FLEX_ATTENTION: Backend(dtypes={"cpu": NOT_FLOAT64, "cuda": ALL}, compiled=True),
+    Attention.FLEX_ATTENTION: Backend(
+        dtypes={"cpu": NOT_FLOAT64, "cuda": ALL}, compiled=True, shows=("flex", "torch.compile region")
+    ),
 }
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sweeper.checkpoints.folder import no_progress_bars
-from sweeper.config import Cell, Dtype, Head
+from sweeper.config import Cell, Dtype
 from sweeper.devices import free_bytes, synchronize
+from sweeper.errors import UnsupportedError
 from sweeper.models.backends import implementation
+from sweeper.models.checks import state_mismatch, switch_attention
+from sweeper.models.pretrained import whole_model
 from sweeper.models.weights import Read, WeightsKey
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -30,6 +32,10 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
     """Loads a model in `eval()` mode with the calls that a user of its load strategy would make.
 
+    Raises:
+        UnsupportedError: transformers refuses the attention implementation, or lacks a package.
+        CheckpointError: the files lack weights that the model needs, or hold some that it has no place for.
+
     Args:
         folder: `config.json` and safetensors weights.
         key: what is read, and the cast behind it.
@@ -40,19 +46,14 @@ def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
 
 
 def _read(folder: Path, read: Read, attention: str) -> nn.Module:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    auto_class = AutoModelForCausalLM if read.checkpoint.head is Head.CAUSAL_LM else AutoModel
-    with no_progress_bars():
-        model: nn.Module = auto_class.from_pretrained(
-            folder,
-            dtype="auto" if read.dtype is None else TORCH_DTYPES[read.dtype],
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **({"device_map": read.device} if read.device_map else {}),
-        )
+    options = {
+        "dtype": "auto" if read.dtype is None else TORCH_DTYPES[read.dtype],
+        "attn_implementation": attention,
+        "use_safetensors": True,
+        "local_files_only": True,
+        **({"device_map": read.device} if read.device_map else {}),
+    }
+    model = whole_model(folder, read.checkpoint, options)
     if read.cast_before_move is not None:
         model = model.to(TORCH_DTYPES[read.cast_before_move])
     return (model if read.device_map else model.to(read.device)).eval()
@@ -82,6 +83,10 @@ class LoadedModel:
         return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()])
 
 
+_Slot = tuple[WeightsKey, str]
+"""What is in memory, and the backend that it alone serves; empty for a model that is switched between backends."""
+
+
 class ModelPool:
     """The models in memory: as many as half of the memory that is not taken otherwise holds, at least two.
 
@@ -90,35 +95,47 @@ class ModelPool:
     """
 
     def __init__(self) -> None:
-        self._models: OrderedDict[WeightsKey, LoadedModel] = OrderedDict()
+        self._models: OrderedDict[_Slot, LoadedModel] = OrderedDict()
 
     def get(self, cell: Cell, folder: Path) -> tuple[LoadedModel, bool]:
-        """The cell's model with the cell's attention backend, and whether its weights had to be read."""
+        """The cell's model with the cell's attention backend, and whether its weights had to be read.
+
+        Raises:
+            UnsupportedError: the backend is not in effect, however the model is loaded; or the parameters are not of
+                the cell's dtype or on its device.
+        """
         key = WeightsKey.of(cell)
         attention = implementation(cell.attention)
-        was_read = False
-        if key not in self._models:
-            start = time.perf_counter()
-            model, was_read = self._load(folder, key, attention)
-            synchronize(cell.device)
-            self._models[key] = LoadedModel(model, key, time.perf_counter() - start)
-        self._models.move_to_end(key)
-        model = self._models[key].model
-        model.set_attn_implementation(attention)  # type: ignore[operator]
-        return self._models[key], was_read
+        was_read, reason = False, None
+        for own in ("", attention):  # one model for all backends, where it can be switched; else one each
+            slot = key, own
+            if is_new := slot not in self._models:
+                start = time.perf_counter()
+                model, was_read = self._load(folder, key, attention, own)
+                synchronize(cell.device)
+                self._models[slot] = LoadedModel(model, key, time.perf_counter() - start)
+            self._models.move_to_end(slot)
+            reason = switch_attention(self._models[slot].model, attention)
+            if reason is None and (mismatch := state_mismatch(self._models[slot].model, cell)):
+                raise UnsupportedError(mismatch)
+            if reason is None:
+                return self._models[slot], was_read
+            if is_new and was_read:  # it was loaded for this backend
+                break
+        raise UnsupportedError(reason)
 
-    def _load(self, folder: Path, key: WeightsKey, attention: str) -> tuple[nn.Module, bool]:
+    def _load(self, folder: Path, key: WeightsKey, attention: str, own: str) -> tuple[nn.Module, bool]:
         """The model, and whether its weights had to be read."""
-        read = WeightsKey(key.read)
+        read = WeightsKey(key.read), own
         wanted = _estimated_bytes(folder, key)
         self._make_room(key.read.device, wanted)
         if key.cast is None:
             return load(folder, key, attention), True
         must_read = read not in self._models
         if must_read:
-            if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read)):
+            if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read[0])):
                 return load(folder, key, attention), True
-            self._models[read] = LoadedModel(load(folder, read, attention), read, 0)
+            self._models[read] = LoadedModel(load(folder, read[0], attention), read[0], 0)
             self._models.move_to_end(read, last=False)  # nobody's model: the first to go
         return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast]), must_read
 
@@ -132,8 +149,9 @@ class ModelPool:
 
     def keep(self, cell: Cell) -> None:
         """Makes the cell's model, if it is here, the last to go."""
-        if (key := WeightsKey.of(cell)) in self._models:
-            self._models.move_to_end(key)
+        for slot in ((WeightsKey.of(cell), own) for own in ("", implementation(cell.attention))):
+            if slot in self._models:
+                self._models.move_to_end(slot)
 
     def clear(self) -> None:
         self._models.clear()

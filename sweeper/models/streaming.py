@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from sweeper.errors import UnsupportedError
+from sweeper.models.checks import switch_attention
 from sweeper.models.loading import TORCH_DTYPES, ModelPool, load
 from sweeper.models.weights import WeightsKey
 
@@ -44,6 +45,10 @@ def streamed(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
     """
     without_values = dataclasses.replace(key.read, device="meta", device_map=True, cast_before_move=None)
     model: Any = load(folder, WeightsKey(without_values), "eager")
+    if switch_attention(model, attention) is None:
+        switch_attention(model, "eager")
+    else:  # it serves the backend only where it was loaded for it
+        model = load(folder, WeightsKey(without_values), attention)
     _give_buffers(model)
     casts = [TORCH_DTYPES[dtype] for dtype in (key.read.cast_before_move, key.cast) if dtype is not None]
     weights = FileWeights(folder, model, casts, key.read.device)
@@ -53,7 +58,8 @@ def streamed(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
     model.requires_grad_(False).eval()
     with torch.inference_mode(), _AbsentWeightsRefused(model):
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=key.read.device))
-    model.set_attn_implementation(attention)
+    if reason := switch_attention(model, attention):
+        raise UnsupportedError(reason)
     return model
 
 
@@ -78,7 +84,7 @@ class _AbsentWeightsRefused(TorchDispatchMode):
 class StreamedPool(ModelPool):
     """Models without parameters in memory: there is room for all of them, and a read is nothing to share."""
 
-    def _load(self, folder: Path, key: WeightsKey, attention: str) -> tuple[nn.Module, bool]:
+    def _load(self, folder: Path, key: WeightsKey, attention: str, own: str) -> tuple[nn.Module, bool]:
         return streamed(folder, key, attention), True
 
 

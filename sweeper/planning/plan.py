@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from sweeper.environment import identity, versions
 from sweeper.models import axes
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest
+from sweeper.planning.settle import Settler
 from sweeper.planning.unsupported import unsupported_reason
 
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
@@ -43,6 +45,7 @@ class Plan:
         environment: of this machine, as it goes into every record; with the versions of the packages that a cell uses.
         cells: in the order in which they run.
         excluded: labels of each excluded combination, and its rule.
+        dropped: axes that mean nothing for a checkpoint, a sentence each.
         reference_count: references that will run.
         weight_reads: how often a checkpoint is read, where the models fit in memory.
     """
@@ -53,6 +56,7 @@ class Plan:
     environment: dict[str, Any]
     cells: tuple[PlannedCell, ...]
     excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    dropped: tuple[str, ...]
     reference_count: int
     weight_reads: int
 
@@ -65,7 +69,8 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
         environment: of this machine; what `environment.identity` takes from it is part of every cell id.
     """
     ids = CellIds(identity(environment))
-    cells = _ordered(_planned_cells(request, ids))
+    settler = Settler(lambda line: print(line, file=sys.stderr))
+    cells = _ordered(_planned_cells(request, settler, ids))
     sweep = request.settings.sweep or _sweep_name(cells)
     runnable = [planned for planned in cells if planned.unsupported is None]
     return Plan(
@@ -75,6 +80,7 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
         environment={**environment, **ids.packages},
         cells=tuple(cells),
         excluded=request.excluded,
+        dropped=tuple(settler.dropped),
         reference_count=len({planned.reference_id for planned in runnable}),
         weight_reads=len({WeightsKey.of(side).read for p in runnable for side in (p.cell, p.reference)}),
     )
@@ -127,8 +133,11 @@ def _files(cell: Cell) -> dict[str, Any]:
         files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
     if isinstance(cell.checkpoint, FolderCheckpoint):
         folder = Path(cell.checkpoint.path).expanduser()
-        found = sorted(path for path in folder.glob("*") if path.suffix in _CHECKPOINT_SUFFIXES)
-        files["checkpoint"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+        paths = [*folder.glob("*"), *folder.glob("[0-9]_*/*")]  # the parts of a sentence-transformers model
+        found = sorted(path for path in paths if path.suffix in _CHECKPOINT_SUFFIXES)
+        files["checkpoint"] = [
+            (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in found
+        ]
     return files
 
 
@@ -138,18 +147,18 @@ def _file_sha256(path: Path, _mtime_ns: int, _size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _planned_cells(request: SweepRequest, ids: CellIds) -> list[PlannedCell]:
+def _planned_cells(request: SweepRequest, settler: Settler, ids: CellIds) -> list[PlannedCell]:
     reasons: dict[str, str | None] = {}
 
     def identified(cell: Cell) -> tuple[str, str | None]:
         key = ids.of(cell)
         if key not in reasons:
-            reasons[key] = unsupported_reason(cell)
+            reasons[key] = unsupported_reason(cell) or settler.unsupported(cell)
         return key, reasons[key]
 
     planned = []
-    for cell in request.cells:
-        reference = cell.model_copy(update=request.reference)
+    for cell in settler.cells(request.cells):
+        reference = settler.cell(cell.model_copy(update=request.reference))
         candidate_id, reason = identified(cell)
         reference_id, reference_reason = identified(reference)
         if reason is None and reference_reason is not None:

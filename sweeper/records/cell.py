@@ -209,12 +209,13 @@ class CallRecord(_Record):
     """What the model was called with, once. Each [B, T]: a text a row, its numbers separated by blanks.
 
     Attributes:
-        input_ids, attention_mask, position_ids: the arguments; None where it was not passed.
+        input_ids, attention_mask, position_ids, decoder_input_ids: the arguments; None where it was not passed.
     """
 
-    input_ids: tuple[str, ...]
+    input_ids: tuple[str, ...] = ()
     attention_mask: tuple[str, ...] | None = None
     position_ids: tuple[str, ...] | None = None
+    decoder_input_ids: tuple[str, ...] | None = None
 
 
 class Sample(_Record):
@@ -316,7 +317,7 @@ class CellRecord(_Record):
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}
     first_divergence: str | None = None
-    output_kind: Literal["logits", "last_hidden_state"] | None = None
+    output_kind: Literal["logits", "last_hidden_state", "output"] | None = None
     output: PairMeasures | None = None
     language: LanguageFigures | None = None
     texts: tuple[TextFigures, ...] = ()

@@ -30,6 +30,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     unsupported = Counter(planned.unsupported for planned in plan.cells if planned.unsupported)
     for reason, count in unsupported.items():
         say(out, f"unsupported, {count} cells: {reason}")
+    for sentence in plan.dropped:
+        say(out, sentence)
     for rule, count in Counter(str(rule) for _, rule in plan.excluded).items():
         say(out, f"excluded, {count} combinations: {rule}")
     say(

@@ -45,6 +45,8 @@ class TerminalSink(Sink):
     def sweep_started(self, plan: Plan) -> None:
         super().sweep_started(plan)
         self._varying = varying_axes([planned.cell.axes() for planned in plan.cells])
+        for sentence in plan.dropped:
+            self.said(sentence)
         self.said(f"{len(plan.cells)} cells -> {plan.folder}")
         self._progress.update(self._task, total=len(plan.cells))
         self._progress.start()

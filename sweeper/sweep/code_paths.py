@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from sweeper.comparator.forwards import run_forwards, steady_outputs
+from sweeper.comparator.forwards import run_forwards, small_call, steady_outputs
 from sweeper.comparator.side import Call
 from sweeper.config import Cell
 from sweeper.models import axes
 from sweeper.models.attention import record_kernels
 from sweeper.models.backends import BACKENDS
+from sweeper.models.checks import without_effect_on
 from sweeper.models.loading import LoadedModel
 from sweeper.models.weights import WeightsKey
 
@@ -23,6 +24,7 @@ class CodePaths:
 
     def __init__(self) -> None:
         self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
+        self._without_effect: dict[tuple[Hashable, ...], dict[str, str]] = {}
         self._kernels: dict[tuple[Hashable, ...], tuple[str, ...]] = {}
         self._dtypes: dict[WeightsKey, tuple[torch.dtype, ...]] = {}
 
@@ -32,6 +34,13 @@ class CodePaths:
         if key not in self._steady:
             self._steady[key] = steady_outputs(cell, model, token_ids)
         return self._steady[key]
+
+    def without_effect(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> dict[str, str]:
+        """See `checks.without_effect_on`; to be called in the cell's conditions."""
+        key = axes.parts("code", cell), axes.parts("conditions", cell)
+        if key not in self._without_effect:
+            self._without_effect[key] = without_effect_on(model, small_call(cell, model, token_ids), cell)
+        return self._without_effect[key]
 
     @contextmanager
     def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:

@@ -21,11 +21,12 @@ from sweeper.comparator.forwards import HookedSide, read_texts, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
-from sweeper.config import Cell, Checkpoint, Head, Inputs, Weights
+from sweeper.config import Attention, Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.devices import free_bytes, out_of_memory
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.texts import batches
 from sweeper.models.backends import implementation
+from sweeper.models.checks import operator_mismatch, switch_attention
 from sweeper.models.conditions import conditions, same_conditions
 from sweeper.models.loading import LoadedModel, ModelPool
 from sweeper.models.state import StateEntry, compare_state, state_of
@@ -142,7 +143,7 @@ class Runner:
             raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
         ran, reference_sample = self._compare(planned, reference, loaded, comparer)
-        bare = self._run_bare(cell, loaded, ran, loaded.load_time_s if was_loaded else None)
+        bare = self._run_bare(cell, loaded, ran, token_ids, loaded.load_time_s if was_loaded else None)
         figures = comparer.finish()
         measured = record.model_copy(
             update={
@@ -150,7 +151,7 @@ class Runner:
                 "checkpoint_revision": local.revision,
                 "unaligned": ran.unaligned,
                 "first_divergence": figures.first_divergence,
-                "output_kind": "logits" if cell.checkpoint.head is Head.CAUSAL_LM else "last_hidden_state",
+                "output_kind": _output_kind(cell),
                 "output": figures.output,
                 "language": figures.language,
                 "texts": figures.texts,
@@ -162,7 +163,12 @@ class Runner:
         return measured, figures
 
     def _run_bare(
-        self, cell: Cell, loaded: LoadedModel, ran: HookedSide, load_time_s: float | None
+        self,
+        cell: Cell,
+        loaded: LoadedModel,
+        ran: HookedSide,
+        token_ids: list[list[int]],
+        load_time_s: float | None,
     ) -> dict[str, object]:
         """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
         model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
@@ -170,7 +176,13 @@ class Runner:
             if repeats != 0 or not self._code_paths.knows_kernels(cell, loaded):
                 warm_up(cell, model, batch)
             kernels = self._code_paths.kernels(cell, loaded, batch)
+            if reason := operator_mismatch(cell.attention, kernels):
+                raise UnsupportedError(reason)
+            tried = self._code_paths.without_effect(cell, model, token_ids)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
+        without_effect |= tried
+        if not kernels and cell.attention is not Attention.EAGER:
+            without_effect["attention"] = "no attention was seen at work"
         return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
@@ -264,8 +276,9 @@ class Runner:
         if WeightsKey.of(reference) != candidate.key:
             return self._pool.get(reference, self._local(reference).folder)[0].model
         model = twin(candidate.model)
-        model.set_attn_implementation(implementation(reference.attention))  # type: ignore[operator]
-        return model
+        if switch_attention(model, implementation(reference.attention)) is None:
+            return model
+        return self._pool.get(reference, self._local(reference).folder)[0].model
 
     def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
         """The token ids of the cell's texts; a sweep's cells mostly read the same ones."""
@@ -277,7 +290,8 @@ class Runner:
     def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
         return Comparer(
             token_ids,
-            is_logits=cell.checkpoint.head is Head.CAUSAL_LM,
+            is_logits=_output_kind(cell) == "logits" and cell.inputs.arrays is None,
+            predicts_own=cell.checkpoint.head in (Head.MASKED_LM, Head.SEQ2SEQ_LM),
             steady=self._code_paths.steady(cell, model, token_ids),
             launch_bytes=launch_bytes(cell.device),
         )
@@ -293,3 +307,10 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
+
+
+def _output_kind(cell: Cell) -> str:
+    head = cell.checkpoint.head
+    if head in (Head.CAUSAL_LM, Head.MASKED_LM, Head.SEQ2SEQ_LM):
+        return "logits"
+    return "last_hidden_state" if head is Head.BASE else "output"

@@ -10,6 +10,7 @@ from tests.checkpoints.conftest import CONF, shipped
 FILES = sorted(CONF.glob("*.yaml"))
 NAMES = {
     *("smollm2_135m_instruct", "smollm2_135m", "qwen3_embedding_0_6b", "qwen3_0_6b_geometry", "minilm"),
+    "llama_8b_geometry",
     *("tiny_llama", "tiny_qwen3", "tiny_bert", "hub", "folder"),
 }
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from sweeper.checkpoints import LocalCheckpoint, prepare
-from sweeper.config import HubCheckpoint
+from sweeper.checkpoints import LocalCheckpoint, prepare, settled
+from sweeper.config import Head, HubCheckpoint, Pooling
 from sweeper.errors import CheckpointError, ConfigError
 
 COMMIT = "c0ffee" + "0" * 34
@@ -25,6 +25,12 @@ REPOSITORIES = {
         "pytorch_model.bin": b"a pickle",
         "modeling_custom.py": b"raise SystemExit",
         "onnx/model.safetensors": b"another format",
+        "modules.json": b"[]",
+        "1_Pooling/config.json": b"{}",
+    },
+    "lab/llama": {
+        "config.json": b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
+        "model.safetensors": b"weights",
     },
     "lab/pickled": {"config.json": b"{}", "pytorch_model.bin": b"a pickle"},
 }
@@ -101,7 +107,7 @@ def fetched(repo_id: str = "lab/model", revision: str = "main") -> LocalCheckpoi
 def test_fetches_weights_config_and_tokenizer_and_records_the_commit(hub: ThreadingHTTPServer) -> None:
     local = fetched()
     names = sorted(str(file.relative_to(local.folder)) for file in local.folder.rglob("*") if not file.is_dir())
-    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert names == ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json", "tokenizer.json"]
     assert (local.folder / "model.safetensors").read_bytes() == b"weights"
     assert local.revision == f"commit:{COMMIT}"
     assert local.has_tokenizer
@@ -157,3 +163,12 @@ def test_what_the_hub_does_not_have_is_a_config_error(
     with pytest.raises(ConfigError, match=message) as error:
         fetched(repo_id, revision)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_model_is_can_be_asked_without_its_weights(hub: ThreadingHTTPServer) -> None:
+    checkpoint = HubCheckpoint(source="hub", name="hub", repo_id="lab/llama", pooling="cls")
+    found, folder = settled(checkpoint, lambda _: None)
+    assert folder is not None
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert (found.head, found.causal, found.pooling) == (Head.CAUSAL_LM, True, Pooling.CLS)
+    assert settled(found, lambda _: None) == (found, folder)

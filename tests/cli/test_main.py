@@ -73,9 +73,10 @@ def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> 
     body = "defaults: [{override /checkpoint: mine}]\nhydra: {sweeper: {params: {dtype: 'float32,float16'}}}\n"
     conf = write_grid(tmp_path, "own", body)
     (conf / "checkpoint").mkdir()
-    (conf / "checkpoint" / "mine.yaml").write_text(
-        "{source: folder, name: mine, path: /nowhere, head: base, pooling: mean}"
-    )
+    (conf / "checkpoint" / "mine.yaml").write_text(f"{{source: folder, name: mine, path: {tmp_path / 'model'}}}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaModel"]}')
     done = sweeper("+grid=own", "--config-dir", str(conf), "device=cpu", "dry_run=true", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "checkpoint=mine" in done.stdout

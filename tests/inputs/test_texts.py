@@ -187,7 +187,10 @@ def _shipped(name: str, **overrides: Any) -> config.Inputs:
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_inputs_validate_under_their_own_name(path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("gravity")
-    inputs = _shipped(path.stem, **({"file": str(tmp_path / "a.txt")} if path.stem == "file" else {}))
+    (tmp_path / "a.npy").touch()
+    needed = {"file": {"file": str(tmp_path / "a.txt")}, "arrays": {"arrays": str(tmp_path / "a.npy")}}
+    needed["token_ids"] = {"token_ids": [[5, 6]]}
+    inputs = _shipped(path.stem, **needed.get(path.stem, {}))
     validate_inputs(inputs)
     assert inputs.name == path.stem
 

@@ -43,6 +43,7 @@ CELL = parse(
             "geometry": {"hidden_size": 64},
             "head": "causal_lm",
             "pooling": "last_token",
+            "causal": True,
         },
         "load_strategy": "dtype_at_load",
         "dtype": "bfloat16",

@@ -61,11 +61,6 @@ def test_what_the_cpu_runs_is_supported(strategy: str, dtype: str, attention: st
             {"checkpoint": ENCODER, "layout": "single"},
             "tiny is an encoder: nothing tells it where a packed text starts",
         ),
-        (
-            {"checkpoint": ENCODER, "use_cache": True},
-            {"checkpoint": ENCODER, "use_cache": False},
-            "tiny is an encoder and has no key-value cache",
-        ),
         ({"load_strategy": "autocast", "dtype": "float32"}, {"load_strategy": "autocast"}, "not to float32"),
         (
             {"load_strategy": "autocast", "dtype": "float64"},

@@ -27,6 +27,7 @@ class SmallPlan:
     cells: tuple[Planned, ...]
     grid: str = "bf16_vs_fp32"
     sweep: str = "sweep1"
+    dropped: tuple[str, ...] = ("positions has no meaning for mine: BartModel takes no position_ids",)
 
 
 def cell(**choices: Any) -> Cell:

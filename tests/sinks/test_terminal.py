@@ -142,6 +142,7 @@ def test_a_run_shows_progress_then_the_stored_table(tmp_path: Path) -> None:
         sink.cell_started(planned_cell)  # type: ignore[arg-type]
         sink.cell_finished(made, [])
     sink.sweep_finished(sweep.records)
+    assert "positions has no meaning for mine" in err.file.getvalue()  # type: ignore[attr-defined]
     assert "[4/4] device_map: ok" in err.file.getvalue()  # type: ignore[attr-defined]
     assert f"results: {tmp_path}" in out.file.getvalue()  # type: ignore[attr-defined]
 

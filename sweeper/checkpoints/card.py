@@ -1,0 +1,150 @@
+"""What a checkpoint's own files say about it: head, causality, pooling, normalisation, prompt. No weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.config import Head, Pooling
+from sweeper.errors import CheckpointError
+
+_POOLINGS = {
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_max_tokens": Pooling.MAX,
+    "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+    "cls": Pooling.CLS,
+    "mean": Pooling.MEAN,
+    "max": Pooling.MAX,
+    "lasttoken": Pooling.LAST_TOKEN,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the files say.
+
+    Attributes:
+        architecture: the class that config.json names; None where it names none.
+        head: which kind of class that is.
+        causal: a decoder.
+        normalize, prompt: of sentence-transformers' files; without them embeddings are normalised.
+    """
+
+    folder: Path
+    architecture: str | None
+    head: Head
+    causal: bool
+    normalize: bool
+    prompt: str
+
+    def pooling(self) -> Pooling:
+        """What sentence-transformers pools with; without its files what is usual for the kind of model.
+
+        Raises:
+            CheckpointError: there is no such pooling here.
+        """
+        return _pooling(self.folder, _modules(self.folder)) or (Pooling.LAST_TOKEN if self.causal else Pooling.MEAN)
+
+
+def read_card(folder: Path) -> Card:
+    """Reads the files of sentence-transformers and transformers in a folder.
+
+    Raises:
+        CheckpointError: config.json or modules.json cannot be read.
+    """
+    config = _json(folder / "config.json")
+    architecture = next(iter(config.get("architectures") or ()), None)
+    head = _head(config, architecture)
+    causal = _causal(config, head)
+    modules = _modules(folder)
+    return Card(
+        folder=folder,
+        architecture=architecture,
+        head=Head.BASE if modules and head is not Head.AS_SAVED else head,
+        causal=causal,
+        normalize=not modules or any(_kind(module) == "Normalize" for module in modules),
+        prompt=_prompt(folder),
+    )
+
+
+def _head(config: dict[str, Any], architecture: str | None) -> Head:
+    """By the tables of transformers' auto classes; by the name where they know it not."""
+    from transformers.models.auto import modeling_auto as auto  # torch: seconds
+
+    if architecture is None:
+        return Head.BASE
+    tables: tuple[tuple[Any, Head], ...] = (
+        (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, Head.CAUSAL_LM),
+        (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, Head.CAUSAL_LM),
+        (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, Head.MASKED_LM),
+        (auto.MODEL_MAPPING_NAMES, Head.BASE),
+    )
+    if config.get("is_encoder_decoder"):
+        writers = (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES)
+        tables = ((writers[0], Head.SEQ2SEQ_LM), (writers[1], Head.SEQ2SEQ_LM), *tables[-1:])
+    model_type = config.get("model_type")
+    for table, head in tables:
+        named = table.get(model_type, ())
+        if architecture in ([named] if isinstance(named, str) else named):
+            return head
+    return Head.AS_SAVED
+
+
+def _causal(config: dict[str, Any], head: Head) -> bool:
+    from transformers.models.auto import modeling_auto as auto
+
+    if head in (Head.CAUSAL_LM, Head.MASKED_LM, Head.SEQ2SEQ_LM) or config.get("is_encoder_decoder"):
+        return head is Head.CAUSAL_LM
+    if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
+        return False
+    writes = config.get("model_type") in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    fills_in = config.get("model_type") in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return writes and (not fills_in or bool(config.get("is_decoder")))
+
+
+def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
+    """What sentence-transformers pools with; None without its files."""
+    if behind := [kind for kind in map(_kind, modules) if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise CheckpointError(
+            f"{folder} has {', '.join(behind)} in modules.json, which is not run here; to compare the embedding before "
+            "it, type checkpoint.pooling=mean (or cls, max, last_token)"
+        )
+    path = next((module["path"] for module in modules if _kind(module) == "Pooling"), None)
+    if path is None:
+        return None
+    settings = _json(folder / path / "config.json")
+    asked = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
+    asked = asked or [str(settings.get("pooling_mode", "mean"))]
+    if len(asked) > 1 or asked[0] not in _POOLINGS:
+        raise CheckpointError(
+            f"{folder / path}: {' and '.join(asked)} is no pooling of sweeper; type checkpoint.pooling=mean (or cls, "
+            "max, last_token)"
+        )
+    return _POOLINGS[asked[0]]
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """The parts of a sentence-transformers model; none where the folder holds another."""
+    path = folder / "modules.json"
+    return _json(path) if path.is_file() else []
+
+
+def _kind(module: dict[str, Any]) -> str:
+    return str(module["type"]).rpartition(".")[2]
+
+
+def _prompt(folder: Path) -> str:
+    """The prompt that sentence-transformers puts before every text when none is asked for."""
+    path = folder / "config_sentence_transformers.json"
+    settings = _json(path) if path.is_file() else {}
+    return (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None

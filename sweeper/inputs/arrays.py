@@ -1,0 +1,33 @@
+"""What the processor of an image or audio model gave, from a file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sweeper.errors import ConfigError
+
+
+def read_arrays(path: Path) -> Tensor:
+    """An image or a sound a row, [S, ...], on the CPU; read once while the file stays as it is.
+
+    Raises:
+        ConfigError: not one array with at least a row and a further dimension.
+    """
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, _changed_ns: int) -> Tensor:
+    tensors = load_file(path) if path.suffix == ".safetensors" else {"": torch.from_numpy(np.load(path))}
+    if len(tensors) != 1:
+        raise ConfigError(f"inputs.arrays: {path} must hold one tensor (given: {', '.join(tensors) or 'none'})")
+    array = next(iter(tensors.values()))
+    if array.dim() < 2 or not len(array):
+        raise ConfigError(f"inputs.arrays: {path} must hold a row an image or sound (given: {tuple(array.shape)})")
+    return array

@@ -1,0 +1,132 @@
+"""Which class of transformers a checkpoint is loaded as, and which arguments its forward has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sweeper.config import Head, Inputs
+from sweeper.errors import UnsupportedError
+
+_HEADS = {
+    Head.CAUSAL_LM: ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
+    Head.MASKED_LM: ("MODEL_FOR_MASKED_LM_MAPPING",),
+    Head.SEQ2SEQ_LM: ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING"),
+    Head.BASE: ("MODEL_MAPPING",),
+}
+
+
+def model_class(folder: Path, head: Head) -> type[Any]:
+    """The class that `from_pretrained` is called on; what the head's auto class of transformers would choose.
+
+    Raises:
+        UnsupportedError: this transformers does not know the architecture, or has no such head for it.
+    """
+    return _model_class(folder, head, (folder / "config.json").stat().st_mtime_ns)
+
+
+@cache
+def _model_class(folder: Path, head: Head, _changed_ns: int) -> type[Any]:
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    config = _config(folder)
+    saved = next(iter(config.architectures or ()), None)
+    if head is Head.AS_SAVED:
+        found = getattr(transformers, saved or "", None)
+        if found is None:
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} has no class {saved}, which {folder} names"
+            )
+        return found
+    classes: list[type[Any]] = []
+    for mapping in _HEADS[head]:
+        named = getattr(modeling_auto, mapping).get(type(config), None)
+        classes += named if isinstance(named, (tuple, list)) else [named] if named is not None else []
+    if not classes:
+        raise UnsupportedError(
+            f"transformers has no {head} of {config.model_type}; the folder was saved as {saved}: "
+            "type checkpoint.head=auto"
+        )
+    return next((found for found in classes if found.__name__ == saved), classes[0])
+
+
+def _config(folder: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split()).partition(" You can update Transformers")[0]
+        raise UnsupportedError(f"transformers {transformers.__version__} cannot read {folder}: {reason}") from None
+
+
+def accepts(model: nn.Module | type[Any], argument: str) -> bool:
+    """Whether the forward names this argument: what only its `**kwargs` would swallow does nothing."""
+    kind: Any = model if isinstance(model, type) else type(model)
+    return argument in _arguments(kind)
+
+
+@cache
+def _arguments(kind: type[Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind.forward).parameters
+
+
+def main_input(model: nn.Module | type[Any]) -> str:
+    """The argument that carries what is read: `input_ids`, `pixel_values`, `input_features` or `input_values`."""
+    return str(getattr(model, "main_input_name", "input_ids"))
+
+
+def has_cache(model: nn.Module | type[Any], *, causal: bool) -> bool:
+    """Whether a key-value cache (or a recurrent state) means anything: an encoder with the argument makes none."""
+    return accepts(model, "use_cache") and (causal or accepts(model, "decoder_input_ids"))
+
+
+# ---- of a loaded model -------------------------------------------------------------------------------------------
+
+
+def vocabulary(model: Any) -> int:
+    """Rows of the token embedding."""
+    return int(model.get_input_embeddings().num_embeddings)
+
+
+def context(model: Any) -> int | None:
+    """Tokens that the model has positions for; None where that knows no end."""
+    text = model.config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    return most - first_position(model) if isinstance(most, int) and most > 0 else None
+
+
+def first_position(model: nn.Module) -> int:
+    """The position of a text's first token, by the model's own count: RoBERTa and its kin start behind their pad."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(padding, int):
+            return padding + 1
+    return 0
+
+
+def gives_hidden(model: Any) -> nn.Module:
+    """The part whose first output is the last hidden state: below a head, and of an encoder-decoder its encoder."""
+    if accepts(model, "decoder_input_ids"):
+        encoder: nn.Module = model.get_encoder()
+        return encoder
+    base: nn.Module = model.base_model
+    # OPT's head calls the decoder inside of the base model, past the base model itself
+    inside: Any = getattr(base, "decoder", None)
+    return inside if base is not model and hasattr(inside, "config") else base
+
+
+def cannot_read(model: nn.Module | type[Any], inputs: Inputs) -> str | None:
+    """Why the model does not read what is given, and what to type; None where it does."""
+    reads, kind = main_input(model), model.__name__ if isinstance(model, type) else type(model).__name__
+    if (reads == "input_ids") is (inputs.arrays is None):
+        return None
+    if inputs.arrays is not None:
+        return f"{kind} reads {reads}, not arrays; type inputs=sentences"
+    return f"{kind} reads {reads}, not texts; type inputs=arrays inputs.arrays=FILE, of {reads} from its processor"

@@ -1,0 +1,82 @@
+"""Before ids: what checkpoints leave to their files is filled in; axes that mean nothing for a model are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeper.checkpoints import settled
+from sweeper.config import Cell, Checkpoint, Layout, Positions
+
+
+@dataclass
+class Settler:
+    """Settles cells; remembers what it read, and what it dropped.
+
+    Attributes:
+        say: takes a line of progress.
+        dropped: one sentence an axis and checkpoint.
+    """
+
+    say: Callable[[str], None]
+    dropped: dict[str, None] = field(default_factory=dict)
+    _checkpoints: dict[Checkpoint, tuple[Checkpoint, Path | None]] = field(default_factory=dict)
+
+    def cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The cells that are left, each once."""
+        return list(dict.fromkeys(map(self.cell, cells)))
+
+    def cell(self, cell: Cell) -> Cell:
+        """The cell without open questions, axes without meaning at the one value that stands for all."""
+        checkpoint, folder = self._settled(cell.checkpoint)
+        changes: dict[str, Any] = {} if checkpoint == cell.checkpoint else {"checkpoint": checkpoint}
+        for axis, value, reason in _meaningless(cell, checkpoint, _model_class(checkpoint, folder)):
+            if getattr(cell, axis) != value:
+                changes[axis] = value
+                self.dropped[f"{axis} has no meaning for {checkpoint.name}: {reason}"] = None
+        return cell.model_copy(update=changes) if changes else cell
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """Why the class of a settled cell's model cannot run it."""
+        kind = _model_class(*self._settled(cell.checkpoint))
+        if kind is None:
+            return None
+        from sweeper.models.family import accepts, cannot_read
+
+        if cell.layout is Layout.PACKED and not accepts(kind, "position_ids"):
+            return f"{kind.__name__} takes no position_ids: nothing tells it where a packed text starts"
+        return cannot_read(kind, cell.inputs)
+
+    def _settled(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Path | None]:
+        if checkpoint not in self._checkpoints:
+            found = settled(checkpoint, self.say)
+            self._checkpoints[checkpoint] = self._checkpoints[found[0]] = found
+        return self._checkpoints[checkpoint]
+
+
+def _model_class(checkpoint: Checkpoint, folder: Path | None) -> type[Any] | None:
+    """What the checkpoint is loaded as; None where nobody had to look into its files."""
+    if folder is None:
+        return None
+    from sweeper.models.family import model_class  # transformers: seconds
+
+    return model_class(folder, checkpoint.head)
+
+
+def _meaningless(cell: Cell, checkpoint: Checkpoint, kind: type[Any] | None) -> Iterable[tuple[str, Any, str]]:
+    """Axes, the value that stands for all of theirs, and why."""
+    if kind is None:
+        if not checkpoint.causal:
+            yield "use_cache", False, "an encoder has no key-value cache"
+        return
+    from sweeper.models.family import accepts, has_cache, main_input
+
+    name, reads = kind.__name__, main_input(kind)
+    if not has_cache(kind, causal=bool(checkpoint.causal)):
+        yield "use_cache", False, f"{name} has no key-value cache"
+    if not accepts(kind, "position_ids"):
+        yield "positions", Positions.IMPLICIT, f"{name} takes no position_ids"
+    if reads != "input_ids" and cell.layout is not Layout.SINGLE:
+        yield "layout", Layout.PADDED_RIGHT, f"{name} reads {reads}, where nothing is padded or packed"
