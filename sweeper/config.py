@@ -86,7 +86,8 @@ class Pooling(StrEnum):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # built when it first validates something: --help never does
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class _CheckpointBase(_Frozen):
