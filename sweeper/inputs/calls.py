@@ -103,7 +103,7 @@ def _given(value: Any, name: str = "") -> dict[str, Tensor]:
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, Tensor) for item in value) and len({(t.shape, t.dtype) for t in value}) == 1:
             return {name: torch.stack(value)}
-        return {name: tensor for item in value for name, tensor in _given(item, name).items()}
+        return {key: tensor for item in value for key, tensor in _given(item, name).items()}
     return {name: value} if isinstance(value, Tensor) else {}
 
 
