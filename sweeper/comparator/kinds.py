@@ -2,7 +2,8 @@
 decoder's, or a text beside pictures.
 
 A module works on what it was given: on the same tokens as its first tensor, where that is an argument of the call or
-came out of another module. Else it works on those of the part of the model that it lies in, or that is running.
+came out of another module. Else it works on those of the part of the model that it lies in or that is running, or at
+the top on what the module before gave (a head).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Kinds:
         self._tokens: Tokens | None = None
         self._running: list[Tokens | None] = []
         self._known: dict[int, tuple[weakref.ref[Tensor], Tokens]] = {}
+        self._last: Tokens | None = None
 
     def begin(self, tokens: Tokens) -> None:
         self._tokens = tokens
         self._running.clear()
         self._known.clear()
+        self._last = None
 
     @property
     def several(self) -> bool:
@@ -56,7 +59,8 @@ class Kinds:
             for argument, tensor in given:
                 self._remember(tensor, self._of_argument(argument))
         first = self._kind_of(given[0][1]) if given and name else None
-        self._running.append(first or self._of_part(name) or (self._running[-1] if self._running else None))
+        around = self._running[-1] if self._running else None
+        self._running.append(first or self._of_part(name) or around or (self._last if name else None))
 
     def leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """The hook behind it."""
@@ -64,6 +68,7 @@ class Kinds:
             return
         kind = self._running.pop()
         if kind is not None:
+            self._last = kind
             for _, tensor in tensors_in(output):
                 self._remember(tensor, kind)
 

@@ -101,10 +101,9 @@ def _given(value: Any, name: str = "") -> dict[str, Tensor]:
     if isinstance(value, Mapping):
         return {name: tensor for key, item in value.items() for name, tensor in _given(item, str(key)).items()}
     if isinstance(value, (list, tuple)):
-        tensors = [tensor for _, tensor in tensors_in(value)]
-        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) == 1:
-            return {name: torch.stack(tensors)}
-        return {name: tensors[0]} if tensors else {}
+        if value and all(isinstance(item, Tensor) for item in value) and len({(t.shape, t.dtype) for t in value}) == 1:
+            return {name: torch.stack(value)}
+        return {key: tensor for item in value for key, tensor in _given(item, name).items()}
     return {name: value} if isinstance(value, Tensor) else {}
 
 

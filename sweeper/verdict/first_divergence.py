@@ -140,24 +140,26 @@ def rel_l2(reference: Tensor, candidate: Tensor) -> float:
     return found
 
 
-# A fill (-1e9, the smallest number of a dtype) is at least so large, and so many times as large as all that is none.
-_FILL = 1e6
+# A fill (-1e9, the smallest number of a dtype) is so many times as large as all that is none: where it is one number,
+# at least once a row; any other, which could be an outlier among activations.
+_CONSTANT_FILL, _FILL = 1e2, 1e6
 
 
 def without_fill(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors with 0 where they hold the same huge values, which would drown all others in a norm."""
     size = reference.double().abs()
     size = size.masked_fill(~size.isfinite(), 0)
-    if not size.numel() or float(size.amax()) < _FILL:
+    if not size.numel() or float(size.amax()) < _CONSTANT_FILL:
         return reference, candidate
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (reference, candidate))
     close = (candidate.double() - reference.double()).abs() <= 2 * eps * size
     fill = torch.zeros_like(close)
-    while (top := float(size.amax())) >= _FILL:
+    while (top := float(size.amax())) >= _CONSTANT_FILL:
         largest = size > top / 2
         rest = size.masked_fill(largest, 0)
-        drowned = float(rest.amax()) <= top / _FILL and not bool((fill | largest).all())
-        if not drowned or not bool(close[largest].all()):
+        constant = int((size == top).sum()) == int(largest.sum()) >= len(reference)
+        huge = top >= (_CONSTANT_FILL if constant else _FILL) * max(float(rest.amax()), 1)
+        if not huge or bool((fill | largest).all()) or not bool(close[largest].all()):
             break
         fill, size = fill | largest, rest
     return (reference.masked_fill(fill, 0), candidate.masked_fill(fill, 0)) if fill.any() else (reference, candidate)
