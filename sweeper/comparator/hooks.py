@@ -233,12 +233,17 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
     return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)
 
 
+def hookable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module that takes hooks, by name; scripted ones refuse them."""
+    return [pair for pair in model.named_modules() if not isinstance(pair[1], torch.jit.RecursiveScriptModule)]
+
+
 @contextmanager
 def capturing(model: nn.Module, running: Capture) -> Iterator[None]:
     """Hooks every module of `model`."""
     handles: list[Any] = []
     try:
-        for name, module in model.named_modules():
+        for name, module in hookable(model):
             handles += running.register(name, module)
         yield
     finally:
