@@ -233,6 +233,11 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
     return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)
 
 
+def hookable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module that takes hooks, by name; scripted ones refuse them."""
+    return [pair for pair in model.named_modules() if not isinstance(pair[1], torch.jit.RecursiveScriptModule)]
+
+
 @contextmanager
 def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Hooks every module of `model`.
@@ -242,7 +247,7 @@ def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | Non
     """
     handles: list[Any] = []
     try:
-        for name, module in model.named_modules():
+        for name, module in hookable(model):
             handles += running.register((names or {}).get(name, name), module)
         yield
     finally:

@@ -55,9 +55,10 @@ class StateEntry:
 def state_of(model: nn.Module) -> dict[str, StateEntry]:
     """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied."""
     entries = {}
+    modules = dict(model.named_modules(remove_duplicate=False))  # a scripted model looks none up by name
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner, _, leaf = name.rpartition(".")
-        entries[name] = StateEntry("parameter", parameter.detach(), model.get_submodule(owner), leaf)
+        entries[name] = StateEntry("parameter", parameter.detach(), modules[owner], leaf)
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             kind: Kind = "non_persistent_buffer" if name in module._non_persistent_buffers_set else "buffer"

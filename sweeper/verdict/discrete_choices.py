@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.inputs.layout import Tokens, to_rows
 
@@ -146,7 +147,7 @@ class Selections(TorchFunctionMode):
 
         handles = []
         try:
-            for name, module in model.named_modules():
+            for name, module in hookable(model):
                 handles.append(module.register_forward_pre_hook(enter(name)))
                 handles.append(module.register_forward_hook(leave))
             yield

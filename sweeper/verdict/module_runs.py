@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Side, run
 from sweeper.inputs.layout import Tokens
 from sweeper.models.snapshot import left_as_found
@@ -59,8 +59,8 @@ class Watch:
         """Hooks all modules, or those of these names."""
         handles = []
         try:
-            for name, module in model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule) or (names is not None and name not in names):
+            for name, module in hookable(model):
+                if names is not None and name not in names:
                     continue
                 # the arguments before the module's own hooks change them, the output after they did
                 enter, leave = self._enter(name), self._leave(name)

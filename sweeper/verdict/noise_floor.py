@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sweeper.comparator.hooks import hookable
 from sweeper.comparator.observation import Observation, observe
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.devices import suppressed
@@ -107,8 +108,11 @@ def nudged(model: nn.Module, seed: int) -> Iterator[None]:
             return nudge(output)
         return tuple(map(nudge, output)) if type(output) is tuple else None
 
+    # a model that is a graph, or one module, has no others that are called
+    inner = [module for name, module in hookable(model) if name and not isinstance(module, torch.jit.ScriptModule)]
+    modules = inner or [module for name, module in hookable(model) if not name]
     # prepended: whoever listens to a module sees what was made of its result
-    handles = [module.register_forward_hook(hook, prepend=True) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(hook, prepend=True) for module in modules]
     try:
         yield
     finally:

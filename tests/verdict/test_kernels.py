@@ -6,8 +6,11 @@ attention in their place.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,7 +20,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel, Qwen3Config, Qwen3Model
 from transformers.masking_utils import sdpa_mask
 
-from sweeper.verdict.comparison import Comparison, compare_models
+from sweeper.comparator.side import sides
+from sweeper.models.axis import Switch
+from sweeper.verdict.comparison import Comparison, compare_models, compare_sides
 from tests.small_models import llama, padded_left
 
 BF16 = torch.bfloat16
@@ -148,3 +153,60 @@ def test_a_right_kernel_does_not_excuse_a_wrong_norm_beside_it() -> None:
     norm.forward = lambda x: right(norm, x) * (1.25 if x.dtype == BF16 else 1.0)
     cause = check(compare_models(llama(BF16), candidate, padded_left()), "model.layers.1.input_layernorm")
     assert "LlamaRMSNorm.forward" in cause
+
+
+needs_flash = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("flash_attn") is None, reason="needs a GPU and flash-attn"
+)
+
+
+def cuda_llama(backend: str) -> Any:
+    model = llama(BF16).to("cuda")
+    model.set_attn_implementation(backend)
+    return model
+
+
+@needs_flash
+@pytest.mark.parametrize("other", ["eager", "sdpa", "flash_attention_2"])
+def test_flash_attention_with_its_causal_flag_off_is_semantic_and_named(other: str) -> None:
+    candidate = cuda_llama("flash_attention_2")
+    for layer in candidate.model.layers:
+        layer.self_attn.is_causal = False
+    ids = {"input_ids": padded_left()["input_ids"][1:].cuda(), "use_cache": False}
+    cause = check(compare_models(cuda_llama(other), candidate, ids), "model.layers.0.self_attn")
+    assert "LlamaAttention.is_causal: True -> False" in cause or f"attention backend: {other}" in cause
+
+
+@needs_flash
+@pytest.mark.parametrize("other", ["eager", "sdpa"])
+def test_right_flash_attention_stays_rounding(other: str) -> None:
+    inputs = {name: value.cuda() for name, value in padded_left().items()}
+    comparison = compare_models(cuda_llama(other), cuda_llama("flash_attention_2"), inputs)
+    assert comparison.verdict.kind == "rounding", comparison
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@needs_gpu
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_tf32_is_rounding_and_named(backend: str) -> None:
+    inputs = {name: value.cuda() for name, value in padded_left().items()}
+    models = [llama(attention=backend).cuda() for _ in range(2)]
+    reference, candidate = sides(*models, inputs)
+    off = {"matmul": Switch("off", "matmul=off", contextlib.nullcontext)}
+    comparison = compare_sides(
+        replace(reference, switches=off), replace(candidate, switches={"matmul": Switch("tf32", "matmul=tf32", tf32)})
+    )
+    assert comparison.verdict.kind == "rounding", comparison
+    assert comparison.explain().cause.startswith("matmul: off -> tf32")

@@ -27,12 +27,17 @@ def traced(eps: float) -> nn.Module:
     return model
 
 
+def scripted(eps: float) -> nn.Module:
+    model: nn.Module = torch.jit.script(embedding(eps))
+    return model
+
+
 def graph(eps: float) -> nn.Module:
     return torch.fx.symbolic_trace(embedding(eps))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("make", [traced, graph])
+@pytest.mark.parametrize("make", [traced, scripted, graph])
 @pytest.mark.parametrize("side", ["reference", "candidate"])
 def test_a_model_that_is_a_graph_is_named_as_what_was_not_looked_into(make: Any, side: str) -> None:
     models = [make(1e-2), embedding(1e-5)]
@@ -166,3 +171,9 @@ def test_a_tensor_or_a_helper_object_that_is_a_plain_attribute_is_code() -> None
     assert cause.startswith("Scaled.shift: a tensor [4] -> a tensor [4] of the model")
     cause = compare_models(made(0.0, 1.0), made(0.0, 2.0), hidden()).explain().cause
     assert cause.startswith("Scaled.helper.scale: 1.0 -> 2.0 of the model")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [traced, scripted, graph])
+def test_a_graph_of_the_same_function_is_not_raised(make: Any) -> None:
+    assert compare_models(embedding(1e-5), make(1e-5), {"input": IDS}).verdict.kind in ("identical", "rounding")

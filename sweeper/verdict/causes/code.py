@@ -68,7 +68,7 @@ def opaque_modules(pair: Pair) -> list[str]:
     for name, side in zip(("reference", "candidate"), pair, strict=True):
         graphs = [path for path, module in side.model.named_modules() if _is_graph(module)]
         for path in [""] if "" in graphs else _topmost(graphs):
-            kind = type(side.model.get_submodule(path)).__name__
+            kind = type(dict(side.model.named_modules())[path]).__name__
             where = path if path else "the model"
             found.append(f"{where} of the {name} ({kind}: traced or scripted, its code is a graph)")
     return found
