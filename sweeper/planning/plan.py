@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -177,22 +177,14 @@ def _planned_cells(request: SweepRequest, settler: Settler, ids: CellIds) -> lis
 
 def _ordered(cells: list[PlannedCell]) -> list[PlannedCell]:
     """Sorts by checkpoint, reference, what is read and weights, each in the order of first appearance."""
-    weights = [WeightsKey.of(planned.cell) for planned in cells]
-    columns = zip(
-        _ranks(planned.cell.checkpoint for planned in cells),
-        _ranks(planned.reference_id for planned in cells),
-        _ranks(key.read for key in weights),
-        _ranks(weights),
-        strict=True,
-    )
-    ranked = sorted(zip(columns, cells, strict=True), key=lambda pair: pair[0])
-    return [planned for _, planned in ranked]
+    ranks: tuple[dict[Hashable, int], ...] = ({}, {}, {}, {})  # value -> how many others appeared before it
 
+    def places(planned: PlannedCell) -> list[int]:
+        weights = WeightsKey.of(planned.cell)
+        values = (planned.cell.checkpoint, planned.reference_id, weights.read, weights)
+        return [seen.setdefault(value, len(seen)) for seen, value in zip(ranks, values, strict=True)]
 
-def _ranks(values: Iterable[Hashable]) -> list[int]:
-    """Counts, for each value, how many others appeared before it for the first time."""
-    seen: dict[Hashable, int] = {}
-    return [seen.setdefault(value, len(seen)) for value in values]
+    return sorted(cells, key=places)
 
 
 def _sweep_name(cells: Sequence[PlannedCell]) -> str:

@@ -18,7 +18,7 @@ from sweeper.published.lookup import Reproduction, Reproductions, compare_with_p
 from sweeper.published.publication import Figure, Publication, Quantity
 from sweeper.records.cell import ExplanationRecord
 from sweeper.records.store import EXPLAIN_FOLDER
-from sweeper.records.sweep import Sweep, short_label, varying_axes
+from sweeper.records.sweep import Sweep, short_label
 from sweeper.reports.cells_table import Table
 from sweeper.reports.markdown import escaped, markdown, table_lines
 from sweeper.reports.page.chart import Curve, chart
@@ -164,12 +164,11 @@ def _reasons(compared: Reproductions) -> list[str]:
 def _causes(sweeps: Sequence[Sweep]) -> list[str]:
     lines = []
     for sweep in sweeps:
-        varying = varying_axes([record.axes for record in sweep.records])
         for record in sweep.records:
             path = sweep.folder / EXPLAIN_FOLDER / f"{record.cell_id}.json"
             if path.is_file():
                 found = ExplanationRecord.model_validate_json(path.read_text(encoding="utf-8"))
-                label = short_label(record.axes, varying) or record.cell_id
+                label = short_label(record.axes, sweep.varying) or record.cell_id
                 lines.append(f"- {escaped(f'{sweep.folder.as_posix()}, {label}: {found.kind}; {found.cause}')}")
     heading = ["## What closes the difference", "", "By `python -m sweeper explain SWEEP CELL`:", ""]
     return [*heading, *lines, ""] if lines else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ class Sweep:
         overrides = [word for word in config.get("overrides", []) if not word.startswith(_ABOUT_THE_MACHINE)]
         return shlex.join(["python", "-m", "sweeper", *folders, *overrides])
 
+    @cached_property
+    def varying(self) -> list[str]:
+        """The axes that tell its cells apart: `varying_axes`."""
+        return varying_axes([record.axes for record in self.records])
+
     def modules(self, cell_id: str) -> list[ModuleRecord]:
         """Every module of a cell in order of execution; none if the cell did not get that far."""
         return Store(self.folder).modules(cell_id)
@@ -103,8 +109,7 @@ class Sweep:
         if len(matching) == 1:
             return matching[0]
         problem = "several cells start so" if matching else "no such cell"
-        varying = varying_axes([record.axes for record in self.records])
-        named = [f"{record.cell_id}: {short_label(record.axes, varying)}" for record in matching or self.records]
+        named = [f"{record.cell_id}: {short_label(record.axes, self.varying)}" for record in matching or self.records]
         listed = "; ".join(named)
         raise ConfigError(f"{prefix}: {problem}. Give one of: {listed or 'none is finished'}")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sweeper.records.cell import CellRecord, ModuleRecord, StateFigures
-from sweeper.records.sweep import Sweep, short_label, varying_axes
+from sweeper.records.sweep import Sweep, short_label
 from sweeper.reports.cells_table import joined_names
 
 MOST_ORIGINS = 12  # cells; beyond that the lines say less than the table
@@ -69,12 +69,11 @@ def origins(sweep: Sweep) -> list[tuple[str, str]]:
     """
     if len(sweep.records) > MOST_ORIGINS:
         return []
-    varying = varying_axes([record.axes for record in sweep.records])
     starts: dict[str, list[str]] = {}
     for record in sweep.records:
         if record.first_divergence is not None and record.axes["dtype"] == record.reference_axes["dtype"]:
             where = origin(record, sweep.modules(record.cell_id))
-            starts.setdefault(where, []).append(short_label(record.axes, varying))
+            starts.setdefault(where, []).append(short_label(record.axes, sweep.varying))
     return [(", ".join(labels), where) for where, labels in starts.items()]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +34,6 @@ _FORM = {
 }
 
 
-class _Measured(NamedTuple):
-    """A pair, and a state for each of its blocks."""
-
-    blocks: list[tuple[Any, ...]]  # arguments of `kernels.measure`
-    reals_BK: np.ndarray
-    counts_BK: np.ndarray
-
-
 def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
     """Adds each pair's rows to its state, in place; of pairs that share a state, one after the other.
 
@@ -50,15 +42,15 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
     Args:
         tables: of a GPU's launches; not used.
     """
-    measured: dict[tuple[Any, ...], _Measured] = {}
+    measured: dict[tuple[Any, ...], tuple[list[tuple[Any, ...]], np.ndarray, np.ndarray]] = {}
     places = [_place(pair) for pair in pairs]
     for place, pair in zip(places, pairs, strict=True):
         if place not in measured:
             measured[place] = _blocks(pair)
-    run(kernels.measure, [block for one in measured.values() for block in one.blocks])
+    run(kernels.measure, [block for blocks, _, _ in measured.values() for block in blocks])
     for place, pair in zip(places, pairs, strict=True):
-        one = measured[place]
-        kernels.join(one.reals_BK, one.counts_BK, pair.state.reals.numpy(), pair.state.counts.numpy())
+        _, reals_BK, counts_BK = measured[place]
+        kernels.join(reals_BK, counts_BK, pair.state.reals.numpy(), pair.state.counts.numpy())
 
 
 def _place(pair: Pair) -> tuple[Any, ...]:
@@ -69,7 +61,8 @@ def _place(pair: Pair) -> tuple[Any, ...]:
     )
 
 
-def _blocks(pair: Pair) -> _Measured:
+def _blocks(pair: Pair) -> tuple[list[tuple[Any, ...]], np.ndarray, np.ndarray]:
+    """The arguments of `kernels.measure` for each block of a pair, and the states that it fills, a row a block."""
     _, reference_NF, candidate_NF = pair
     N, F = reference_NF.shape
     forms, rtol = _forms(reference_NF.dtype, candidate_NF.dtype)
@@ -81,7 +74,7 @@ def _blocks(pair: Pair) -> _Measured:
         (reference_E[start : start + step], candidate_E[start : start + step], forms, F, rtol, *numbers)
         for start, *numbers in zip(range(0, N * F, step), reals_BK, counts_BK, strict=True)
     ]
-    return _Measured(blocks, reals_BK, counts_BK)
+    return blocks, reals_BK, counts_BK
 
 
 @functools.cache

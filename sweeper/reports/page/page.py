@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
-from sweeper.records.sweep import Sweep, short_ids, short_label, varying_axes
+from sweeper.records.sweep import Sweep, short_ids, short_label
 from sweeper.reports.cell import Section, sections
 from sweeper.reports.cells_table import FIGURES, cells_table, made_on, output_name, reasons, summary
 from sweeper.reports.origin import layer_outputs, module_differs, origins
@@ -60,13 +60,12 @@ def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = Mapping
     Args:
         contents: of cells whose modules need not be read, by cell_id and attempt.
     """
-    varying = varying_axes([record.axes for record in sweep.records])
     ids = short_ids([record.cell_id for record in sweep.records])
     views, layers = [], []
     for record in sweep.records:
         known = contents.get((record.cell_id, record.attempt))
         its_sections, its_layers = known or content(record, sweep.modules(record.cell_id))
-        label = short_label(record.axes, varying)
+        label = short_label(record.axes, sweep.varying)
         views.append({"record": record, "label": label, "sections": its_sections})
         if its_layers is not None:
             layers.append(replace(its_layers, labels=(f"{ids[record.cell_id]} {label}",)))
