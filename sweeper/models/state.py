@@ -14,6 +14,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sweeper.errors import AlignmentError
+from sweeper.models.quantised import Quantised, quantised_state
 from sweeper.records.cell import StateDifference, StateFigures
 
 Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
@@ -29,18 +30,25 @@ class StateEntry:
     """A parameter or buffer.
 
     Attributes:
-        held: the model's own tensor; without values where the model is streamed.
+        held: the model's own tensor, as it is stored; without values where the model is streamed.
         owner, leaf: the module it belongs to, and its name there.
+        quantised: the weight as it is stored; None where it is stored as the numbers that it is.
     """
 
     kind: Kind
     held: Tensor
     owner: nn.Module
     leaf: str
+    quantised: Quantised | None = None
 
     @property
     def tensor(self) -> Tensor:
-        """Shared with the model. Of a streamed one read now, to the host: the device may lack the room."""
+        """Shared with the model. Of a streamed one read now, to the host: the device may lack the room.
+
+        Of a quantised one the numbers that it stands for.
+        """
+        if self.quantised is not None:
+            return self.quantised.values()
         if not self.held.is_meta:
             return self.held
         with align_module_device(self.owner, execution_device=torch.device("cpu")):
@@ -48,12 +56,20 @@ class StateEntry:
 
     @property
     def stored(self) -> bool:
-        """Whether a file holds it, in a floating-point dtype."""
-        return self.kind != "non_persistent_buffer" and self.held.is_floating_point()
+        """Whether a file holds it, in a floating-point dtype, as it is."""
+        return self.kind != "non_persistent_buffer" and self.held.is_floating_point() and self.quantised is None
+
+    @property
+    def dtype(self) -> str:
+        """By name; of a quantised one, what it is stored as."""
+        return str(self.held.dtype).removeprefix("torch.") if self.quantised is None else self.quantised.scheme
 
 
 def state_of(model: nn.Module) -> dict[str, StateEntry]:
-    """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied."""
+    """Every parameter and buffer by qualified name, tied ones under each; shared with the model, not copied.
+
+    A quantised weight is a parameter, even where its module has packed it away.
+    """
     entries = {}
     modules = dict(model.named_modules(remove_duplicate=False))  # a scripted model looks none up by name
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -63,6 +79,9 @@ def state_of(model: nn.Module) -> dict[str, StateEntry]:
         for name, buffer in module.named_buffers(recurse=False):
             kind: Kind = "non_persistent_buffer" if name in module._non_persistent_buffers_set else "buffer"
             entries[f"{prefix}.{name}" if prefix else name] = StateEntry(kind, buffer.detach(), module, name)
+        for weight in quantised_state(module):
+            name = f"{prefix}.{weight.leaf}" if prefix else weight.leaf
+            entries[name] = StateEntry("parameter", weight.stored.detach(), module, weight.leaf, weight)
     return entries
 
 
@@ -134,12 +153,8 @@ def _difference(name: str, reference: StateEntry, candidate: StateEntry, max_abs
     return StateDifference(
         name=name,
         kind=reference.kind,
-        reference_dtype=_dtype_name(reference.held),
-        candidate_dtype=_dtype_name(candidate.held),
+        reference_dtype=reference.dtype,
+        candidate_dtype=candidate.dtype,
         values_equal=max_abs == 0.0,
         max_abs=max_abs,
     )
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

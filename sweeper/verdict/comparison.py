@@ -34,6 +34,7 @@ from sweeper.verdict.first_run import FirstRun, run_both
 from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
 from sweeper.verdict.noise_floor import Floor, measure_floor, output_floor
 from sweeper.verdict.own_errors import Natively
+from sweeper.verdict.quantisation import kernel_share, without_quantisation
 from sweeper.verdict.repeatability import SIDES, Random, random_side, settled, training_modules
 from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind, Measured, OwnError, Replayed, Verdict, judge
 from sweeper.verdict.state_changes import Change, Provenance, provenance
@@ -219,6 +220,8 @@ def _native_figures(
         "rounded": tuple(sorted(found.rounded)),
         "other": tuple(sorted(found.other)),
         "missing": found.missing,
+        "quantised": found.schemes,
+        "quantised_kernel": kernel_share(reference, candidate, base.outputs, native.outputs, found, floor.level),
         "flips": flips.share if flips else None,
         "flipping": flips.modules if flips else (),
     }
@@ -266,7 +269,11 @@ def _replay(reference: Side, candidate: Side, found: Provenance, lengths: list[i
         noise = output_floor(side, base.outputs)
     undone = arguments_undone(reference, candidate, found)
     with replayed(candidate) as (side, _):
-        as_loaded = outputs_rel_l2(base.outputs, run(side)) if found.asked or undone is not candidate else None
+        as_loaded = (
+            outputs_rel_l2(base.outputs, run(side))
+            if found.asked or found.quantised or undone is not candidate
+            else None
+        )
     asked, asked_trace, right = _replay_candidate(base, undone, found, [])
     policy = None
     if found.rounded:
@@ -330,10 +337,11 @@ def _located(
         above: the outputs lie above their floor, so that the floor of operations is asked for.
     """
     try:
-        natively = Natively(reference, candidate, found)
-        own = natively.examine()
-        beyond = natively.beyond(own)
-        operations = natively.operations_floor() if above else math.nan
+        with without_quantisation(reference.model, candidate.model, found):
+            natively = Natively(reference, candidate, found)
+            own = natively.examine()
+            beyond = natively.beyond(own)
+            operations = natively.operations_floor() if above else math.nan
     except Exception as error:  # a module of a foreign model, called otherwise than its model calls it
         if out_of_memory(error):
             raise

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from sweeper.comparator.side import Call, Side
 from sweeper.models.axis import Switch
 from sweeper.models.configs import config_of, takes
+from sweeper.models.quantised import dequantised
 from sweeper.models.snapshot import fresh
 from sweeper.models.swapping import doubled
 
@@ -105,6 +106,7 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
     calls = tuple(Call(kwargs, call.forward) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(dequantised(side.model))
         stack.enter_context(doubled(side.model))
         # the grouped product that transformers runs a mixture of experts with refuses float64
         stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))

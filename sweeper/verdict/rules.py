@@ -17,6 +17,8 @@ FLOOR_MULTIPLE = 4.0
 KERNEL_MULTIPLE = 2.0
 # How many of its own floors a module may lie from the reference's on the same arguments and still count as rounding.
 OWN_MULTIPLE = 4.0
+# Quantised kernels also round activations, about as coarsely as the weights: how much further their error may go.
+QUANTISED_MULTIPLE = 8.0
 FLOAT64_EPS = 2.0**-52
 
 
@@ -146,6 +148,8 @@ class Measured:
         missing: names of state that only one side has.
         flips: share of tokens with another choice of experts; None where nothing is chosen.
         flipping: names of the modules that chose otherwise.
+        quantised: what a side's weights are stored as, e.g. `int8`, where its type declares that.
+        quantised_kernel: how far the quantised side's kernels move the outputs over how far its weights do.
         kernel: error of a kernel to the replay over that of eager in the same precision; None where it was not needed.
         native_eager: `native` with the candidate's attention eager; None where it was not needed.
         native_chosen: `native` with the reference's discrete choices; None where it was not needed or cannot be had.
@@ -173,6 +177,8 @@ class Measured:
     missing: tuple[str, ...] = ()
     flips: float | None = None
     flipping: tuple[str, ...] = ()
+    quantised: str | None = None
+    quantised_kernel: float | None = None
     kernel: float | None = None
     partly: dict[str, str] = field(default_factory=dict)
     uncompared: dict[str, str] = field(default_factory=dict)
@@ -240,6 +246,8 @@ def _collapsed(measured: Measured) -> Decision:
             f"{measured.beyond[0]}, and in float64 it agrees: that is no rounding",
             None,
         )
+    if _within(measured.quantised_kernel, QUANTISED_MULTIPLE):
+        return Kind.ROUNDING, f"the same function of weights in {measured.quantised}, which the type declares", None
     bound = FLOOR_MULTIPLE * measured.floor
     if measured.flips and (measured.native <= bound or _within(measured.native_chosen, bound, unknown=True)):
         chosen = f"rounding flips what {measured.flips:.1%} of the tokens choose in {_some(measured.flipping)}"
@@ -325,6 +333,10 @@ def _located_evidence(measured: Measured) -> list[Evidence]:
     if measured.native_chosen is not None:
         meaning = "the candidate with the reference's choices"
         found.append(Evidence("native rel_l2, choices put back", measured.native_chosen, meaning))
+    if measured.quantised is not None:
+        kernels = f"the kernels move them {measured.quantised_kernel:.2g} times as far as the weights"
+        meaning = f"how far the outputs move; {kernels}, up to {QUANTISED_MULTIPLE:.0f} is rounding"
+        found.append(Evidence(f"asked: {measured.quantised}", measured.native, meaning))
     if measured.kernel is not None:
         found.append(Evidence("kernel error over eager's", measured.kernel, f"up to {KERNEL_MULTIPLE:.0f} is rounding"))
     if measured.native_eager is not None:

@@ -29,7 +29,7 @@ from sweeper.verdict.causes.switches import (
     training_counterfactuals,
     upcast_counterfactuals,
 )
-from sweeper.verdict.causes.tensors import asked_undone, state_counterfactuals
+from sweeper.verdict.causes.tensors import asked_undone, quantised_counterfactuals, state_counterfactuals
 from sweeper.verdict.compared import Compared
 from sweeper.verdict.first_divergence import FirstDivergence, first_divergence, outputs_rel_l2, trace
 from sweeper.verdict.float64_replay import replayed
@@ -145,6 +145,7 @@ class Search:
         sources: list[tuple[str, Callable[[], Iterable[Counterfactual]]]] = [
             ("training mode", lambda: training_counterfactuals(pair)),
             ("pooling", lambda: pooling_counterfactuals(pair)),
+            ("quantisation", lambda: quantised_counterfactuals(found)),
             ("parameters and buffers", lambda: state_counterfactuals(found)),
             ("arguments", lambda: call_counterfactuals(pair, found)),
             ("code", self._code),

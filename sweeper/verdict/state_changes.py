@@ -20,15 +20,30 @@ class Change:
 
     Attributes:
         name, kind: as in `sweeper.models.state`.
-        reference, candidate: the two tensors, shared with the models.
+        reference_entry, candidate_entry: where each side has it.
         rounded_to: the dtype whose rounding explains the difference; None where none does.
+        scheme: what the one that is quantised is stored as, where that explains the difference.
     """
 
     name: str
-    kind: str
-    reference: Tensor
-    candidate: Tensor
+    reference_entry: StateEntry
+    candidate_entry: StateEntry
     rounded_to: torch.dtype | None
+    scheme: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.reference_entry.kind
+
+    @property
+    def reference(self) -> Tensor:
+        """The values; shared with the model where it holds them as they are, else made anew."""
+        return self.reference_entry.tensor
+
+    @property
+    def candidate(self) -> Tensor:
+        """The same of the candidate."""
+        return self.candidate_entry.tensor
 
 
 @dataclass
@@ -38,6 +53,7 @@ class Provenance:
     Attributes:
         asked: persistent state that is the other side's rounded, where the models' own dtypes differ.
         rounded: rounded without being asked: tables that no file holds, or single tensors.
+        quantised: one side's type declares that it stores it in fewer bits, and those explain how far it is off.
         other: holds other values.
         missing: names that only one side has.
         reference_dtype, candidate_dtype: of most of the parameters' elements; None without parameters.
@@ -45,10 +61,16 @@ class Provenance:
 
     asked: dict[str, Change] = field(default_factory=dict)
     rounded: dict[str, Change] = field(default_factory=dict)
+    quantised: dict[str, Change] = field(default_factory=dict)
     other: dict[str, Change] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     reference_dtype: torch.dtype | None = None
     candidate_dtype: torch.dtype | None = None
+
+    @property
+    def schemes(self) -> str | None:
+        """What is quantised is stored as; None where nothing is."""
+        return " and ".join(sorted({str(change.scheme) for change in self.quantised.values()})) or None
 
     @property
     def coarser(self) -> torch.dtype | None:
@@ -75,7 +97,9 @@ def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
         change = _change(name, left[name], right[name])
         if change is None:
             continue
-        if change.rounded_to is None:
+        if change.scheme is not None:
+            found.quantised[name] = change
+        elif change.rounded_to is None:
             found.other[name] = change
         elif asks and change.kind != "non_persistent_buffer" and _of_main_dtypes(change, found):
             found.asked[name] = change
@@ -107,8 +131,8 @@ def _eps(dtype: torch.dtype) -> float:
 def _main_dtype(state: Mapping[str, StateEntry]) -> torch.dtype | None:
     sizes: dict[torch.dtype, int] = {}
     for entry in state.values():
-        if entry.kind == "parameter" and entry.tensor.is_floating_point():
-            sizes[entry.tensor.dtype] = sizes.get(entry.tensor.dtype, 0) + entry.tensor.numel()
+        if entry.kind == "parameter" and entry.held.is_floating_point():
+            sizes[entry.held.dtype] = sizes.get(entry.held.dtype, 0) + entry.held.numel()
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
@@ -117,7 +141,35 @@ def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
     shared = _shared_rows(reference, candidate)
     if shared is not None and _same_values(*shared):
         return None
-    return Change(name, left.kind, reference, right.tensor, None if shared is None else _rounded_to(*shared))
+    scheme = _explaining_scheme(left, right, reference, candidate)
+    return Change(name, left, right, None if shared is None else _rounded_to(*shared), scheme)
+
+
+def _explaining_scheme(left: StateEntry, right: StateEntry, reference: Tensor, candidate: Tensor) -> str | None:
+    """What one side alone is quantised to, if its other numbers are the nearest, or the next, that can be stored so."""
+    stored = left.quantised or right.quantised
+    if stored is None or (left.quantised and right.quantised) or reference.shape != candidate.shape:
+        return None
+    step = stored.step()
+    eps = 2 * max(_eps(reference.dtype), _eps(candidate.dtype), stored.eps)
+    rows = max(1, 2**20 // max(1, reference[0].numel())) if reference.dim() else 1  # that are in float64 at once
+    for start in range(0, len(reference) if reference.dim() else 0, rows):
+        part = slice(start, start + rows)
+        own_step = None if step is None else step[part] if step.dim() and len(step) > 1 else step
+        if not _within_a_step(reference[part].double(), candidate[part].double(), own_step, eps):
+            return None
+    return stored.scheme
+
+
+def _within_a_step(left: Tensor, right: Tensor, step: Tensor | None, eps: float) -> bool:
+    """Half a step is what rounding leaves, a whole one what clipping the largest number does.
+
+    The numbers themselves are rounded, to `eps`. A step that is not told is guessed by rows: what rounding leaves is at
+    most 1.7 times its own root mean square.
+    """
+    off = (left - right).abs()
+    allowed = 4 * off.square().mean(-1, keepdim=True).sqrt() if step is None else step.to(off.device)
+    return bool((off <= allowed + eps * left.abs()).all())
 
 
 def _shared_rows(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -101,7 +101,7 @@ def dtype_counterfactuals(pair: Pair, found: Provenance) -> list[Counterfactual]
     names = [
         name
         for name, entry in left.items()
-        if name in right and entry.stored and entry.tensor.dtype != right[name].tensor.dtype
+        if name in right and entry.stored and right[name].stored and entry.held.dtype != right[name].held.dtype
     ]
     if not names:
         return _argument_dtype(pair, found)

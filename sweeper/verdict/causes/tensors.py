@@ -12,30 +12,61 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from sweeper.models.quantised import dequantised
 from sweeper.models.state import pieces, state_of
-from sweeper.models.swapping import swapped
+from sweeper.models.swapping import Swap, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.state_changes import Change, Provenance
 
 
-def put_back(model: nn.Module, changes: Iterable[Change]) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def put_back(model: nn.Module, changes: Iterable[Change]) -> Iterator[None]:
     """Gives the named state the reference's values; afterwards the model has its own tensors again.
 
-    A rounded tensor gets the reference's dtype too; any other keeps the candidate's dtype, so that it still runs.
+    A rounded tensor gets the reference's dtype too; any other keeps the candidate's dtype, so that it still runs. What
+    is quantised is not while that lasts.
     """
-    return swapped(model, ((change.name, functools.partial(_value, change)) for change in changes))
+    changes = tuple(changes)
+    with (
+        dequantised(model, {change.name for change in changes}),
+        swapped(model, ((change.name, functools.partial(_value, change)) for change in changes)),
+    ):
+        yield
 
 
 @contextlib.contextmanager
 def asked_undone(model: nn.Module, found: Provenance, *, reference: bool) -> Iterator[None]:
     """Without the rounding that the dtype asked for: around a replay, so that what is left was not asked for.
 
-    The candidate gets the reference's values. State that has no counterpart by name (fused projections, a wrapper) is
-    rounded to the coarser of the two dtypes on both sides instead.
+    The candidate gets the reference's values; of what it has quantised, the reference gets the candidate's. State that
+    has no counterpart by name (fused projections) is rounded to the coarser of the two dtypes on both sides instead.
     """
-    changes = () if reference else found.asked.values()
-    with put_back(model, changes), _rounded(model, found.missing if found.coarser else (), found.coarser):
+    put = (
+        quantised_alike(found)
+        if reference
+        else put_back(model, [*found.asked.values(), *of_quantised_reference(found)])
+    )
+    with put, _rounded(model, found.missing if found.coarser else (), found.coarser):
         yield
+
+
+def of_quantised_reference(found: Provenance) -> list[Change]:
+    """What the reference alone has quantised."""
+    return [change for change in found.quantised.values() if change.reference_entry.quantised is not None]
+
+
+@contextlib.contextmanager
+def quantised_alike(found: Provenance) -> Iterator[None]:
+    """Gives the reference the numbers that the candidate's quantised weights stand for."""
+    swap = Swap()
+    try:
+        for change in found.quantised.values():
+            entry = change.reference_entry
+            if entry.quantised is None:
+                swap.give(getattr(entry.owner, entry.leaf), functools.partial(_other_value, change))
+        yield
+    finally:
+        swap.put_back()
 
 
 def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> AbstractContextManager[None]:
@@ -48,6 +79,33 @@ def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) 
 def _value(change: Change, held: Tensor) -> Tensor:
     value = change.reference.to(held.device)
     return value if change.rounded_to is not None else value.to(change.candidate.dtype)
+
+
+def _other_value(change: Change, held: Tensor) -> Tensor:
+    return change.candidate.to(held)
+
+
+def quantised_counterfactuals(found: Provenance) -> list[Counterfactual]:
+    """The reference's weights for all that one side has quantised."""
+    changes = tuple(found.quantised.values())
+    if not changes:
+        return []
+    in_reference = changes[0].reference_entry.quantised is not None
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        reference = pair.reference
+        with contextlib.ExitStack() as stack:
+            if in_reference:
+                stack.enter_context(dequantised(reference.model))
+                reference = replace(reference)  # it runs again
+            stack.enter_context(put_back(pair.candidate.model, changes))
+            yield Pair(reference, pair.candidate)
+
+    some = changes[0].name if len(changes) == 1 else f"{changes[0].name} and {len(changes) - 1} more"
+    side = "reference" if in_reference else "candidate"
+    name = f"the weights were quantised to {found.schemes}: {some}, in the {side}"
+    return [Counterfactual(name, f"load the {side} without quantisation", "state", apply)]
 
 
 def state_counterfactuals(found: Provenance) -> list[Counterfactual]:
