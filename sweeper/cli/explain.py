@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, UnsupportedError
 from sweeper.records.cell import CellRecord, ExplanationRecord, TriedRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
@@ -36,11 +36,20 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
     Raises:
         ConfigError: no such sweep or cell, or a cell that has nothing to explain.
+        UnsupportedError: memory ran out; no other error is turned into it.
     """
     record = Sweep.read(folder).find(prefix)
     if record.output is None:
         raise ConfigError(f"{record.cell_id}: {record.status.value}, nothing was compared ({record.reason})")
-    explanation = _explain(record)
+    try:
+        explanation = _explain(record)
+    except Exception as error:
+        from sweeper.devices import out_of_memory  # torch: where memory ran out, it has long been imported
+
+        if not out_of_memory(error):
+            raise
+        less = "explain it on a machine with more memory, or run it again with fewer or shorter texts (inputs=...)"
+        raise UnsupportedError(f"{record.cell_id}: memory ran out, which says nothing about it; {less}") from error
     Store(folder).write_explanation(explanation)
     _print(record, explanation)
     return explanation

@@ -9,6 +9,7 @@ import torch
 
 from sweeper.cli.explain import explain_cell
 from sweeper.environment import environment
+from sweeper.errors import UnsupportedError
 from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import TextFigures, VerdictRecord
@@ -268,3 +269,20 @@ def test_explain_names_the_pooling_of_a_cell_that_differs_in_nothing_else(
     assert explained.cause.startswith("pooling: last_token -> last_token_by_count; introduced at (pooling)")
     assert (explained.put_back, explained.closed_bitwise) == ("checkpoint.pooling=last_token", True)
     assert "SEMANTIC" in capsys.readouterr().out
+
+
+def test_explain_says_in_a_line_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", f"output_dir={tmp_path}", "sweep=s")
+    assert app.run(request_of(*tiny, "dtype=bfloat16", "verdict=false", "reference={checkpoint:tiny_llama}")) == 0
+    folder = tmp_path / "single" / "s"
+    (record,) = Store(folder).records()
+
+    def comparison(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    with pytest.raises(UnsupportedError, match=r"memory ran out, which says nothing about it; .*\(inputs=\.\.\.\)"):
+        explain_cell(folder, record.cell_id)
+    monkeypatch.setattr(Runner, "comparison", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        explain_cell(folder, record.cell_id)
