@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from sweeper.errors import ConfigError, did_you_mean
 
@@ -287,6 +287,9 @@ class WandbSettings(_Frozen):
 
 Weights = Literal["resident", "streamed"]
 
+FAIL_ON = ("failed", "semantic", "policy", "inconclusive", "unsupported")
+"""How a cell may end that can make the exit code 1, worst first."""
+
 
 class Settings(_Frozen):
     """What belongs to the sweep and not to a cell.
@@ -301,6 +304,8 @@ class Settings(_Frozen):
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
         launcher: who runs the cells: a name in `launchers/registry.py`.
+        fail_on: how a cell must have ended for the exit code to be 1: exactly these of `FAIL_ON`, worst first; `none`
+            for no cell. A sweep in which nothing could be compared is 1 all the same.
         wandb: see `WandbSettings`.
     """
 
@@ -311,12 +316,36 @@ class Settings(_Frozen):
     latency_repeats: int | None = Field(default=None, ge=0)
     weights: Weights = "resident"
     launcher: str = "inline"
+    fail_on: tuple[str, ...] = ("failed",)
     wandb: WandbSettings = WandbSettings()
+
+    @field_validator("fail_on", mode="before")
+    @classmethod
+    def _known_ends(cls, given: Any) -> tuple[str, ...]:
+        words = given.split(",") if isinstance(given, str) else list(given or ["none"])
+        words = [str(word).strip() for word in words]
+        if words == ["none"]:
+            return ()
+        for word in words:
+            if word == "none":
+                raise ValueError("none stands alone: fail_on=none")
+            if word not in FAIL_ON:
+                raise ValueError(f"{word}: no cell ends so{did_you_mean(word, [*FAIL_ON, 'none'])}")
+        return tuple(word for word in FAIL_ON if word in words)
 
     @model_validator(mode="after")
     def _judges_whole_models(self) -> Settings:
         if self.verdict and self.weights == "streamed":
             raise ValueError("weights=streamed cannot be judged, which needs whole models; add verdict=false")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_what_it_guards(self) -> Settings:
+        verdicts = [word for word in self.fail_on if word not in ("failed", "unsupported")]
+        if verdicts and not self.verdict:
+            raise ValueError(
+                f"fail_on={','.join(verdicts)} needs verdicts: leave out verdict=false, or use fail_on=failed"
+            )
         return self
 
 

@@ -64,7 +64,9 @@ def arrange(arguments: Sequence[str]) -> list[str]:
 
 def _added(override: str) -> str:
     """An override as Hydra takes it where the composed config lacks the key."""
-    key = override.partition("=")[0]
+    key, _, value = override.partition("=")
+    if key == "fail_on" and not value.startswith("["):
+        return f"{key}=[{value}]"  # several of them are one setting, no grid
     root, dot, _ = key.partition(".")
     if root in axes.groups():
         return f"++{override}" if dot else f"+{override}" if root in ADDED else override

@@ -240,6 +240,31 @@ class EvidenceRecord(_Record):
     meaning: str
 
 
+class CauseRecord(_Record):
+    """What a difference that is policy or semantic comes from, as far as a few forwards in the sweep tell.
+
+    Attributes:
+        what: what differs; None: nothing that was tried closes the difference, and `explain` looks further.
+        put_back: what to type to put it back.
+        closed_bitwise: with it put back, the outputs have the same bits.
+        replay_before, replay_after: rel_l2 in the float64 replay without and with it put back; None: not run.
+        tried: names of what was put back.
+        forwards: runs of a side that it took.
+        cell_id: the cell in which it was run: the first of those with the same finding.
+        error: why it could not be looked for.
+    """
+
+    what: str | None = None
+    put_back: str | None = None
+    closed_bitwise: bool = False
+    replay_before: float | None = None
+    replay_after: float | None = None
+    tried: tuple[str, ...] = ()
+    forwards: int = 0
+    cell_id: str
+    error: str | None = None
+
+
 class VerdictRecord(_Record):
     """What the difference means; `docs/verdict.md` defines the kinds.
 
@@ -250,6 +275,7 @@ class VerdictRecord(_Record):
         evidence: the figures that it rests on.
         first_divergence: where it starts, and whether the module introduced or inherited it.
         texts: indices of the texts that it was judged on.
+        cause: what closes the difference when it is put back; None for other kinds than policy and semantic.
     """
 
     kind: str
@@ -258,6 +284,7 @@ class VerdictRecord(_Record):
     evidence: tuple[EvidenceRecord, ...] = ()
     first_divergence: str | None = None
     texts: tuple[int, ...]
+    cause: CauseRecord | None = None
 
 
 class Cost(_Record):

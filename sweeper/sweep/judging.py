@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from torch import nn
 
 from sweeper.comparator.comparer import Figures
 from sweeper.devices import out_of_memory
-from sweeper.records.cell import EvidenceRecord, TextFigures, VerdictRecord
+from sweeper.records.cell import CauseRecord, EvidenceRecord, TextFigures, VerdictRecord
+from sweeper.verdict.likely_cause import likely_cause, pointed_at
 from sweeper.verdict.rules import Kind
 
 if TYPE_CHECKING:
@@ -61,7 +63,36 @@ def identical_record(figures: Figures) -> VerdictRecord:
     return VerdictRecord(kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=texts)
 
 
-def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecord:
+class Causes:
+    """The causes of a sweep's differences. Cells with the same finding share one, so that it is run once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], CauseRecord] = {}
+
+    def of(self, comparison: Comparison, cell_id: str) -> CauseRecord | None:
+        """The cause of a comparison that is policy or semantic. Whatever goes wrong is in it: the verdict stands."""
+        if comparison.verdict.kind not in (Kind.POLICY, Kind.SEMANTIC):
+            return None
+        try:
+            candidates = pointed_at(comparison)
+            first = comparison.first_divergence
+            finding = (
+                *(comparison.verdict.kind, comparison.verdict.reason, comparison.measured.asked),
+                None if first is None else (first.module, first.place),
+                *(candidate.name for candidate in candidates),
+            )
+            if finding in self._known:
+                return self._known[finding]
+            cause = likely_cause(comparison, candidates, cell_id)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            return CauseRecord(cell_id=cell_id, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        if cause.forwards:  # what was measured anyway is each cell's own
+            self._known[finding] = cause
+        return cause
+
+
+def verdict_record(comparison: Comparison, texts: Sequence[int], cause: CauseRecord | None = None) -> VerdictRecord:
     """What goes into `cell.json`."""
     verdict = comparison.verdict
     first = comparison.first_divergence
@@ -79,6 +110,7 @@ def verdict_record(comparison: Comparison, texts: Sequence[int]) -> VerdictRecor
         evidence=tuple(EvidenceRecord(name=e.name, value=e.value, meaning=e.meaning) for e in verdict.evidence),
         first_divergence=None if first is None else str(first),
         texts=tuple(texts),
+        cause=cause,
     )
 
 

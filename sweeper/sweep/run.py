@@ -15,10 +15,11 @@ from sweeper.errors import ConfigError
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import units_of
 from sweeper.planning.plan import Plan, make_plan
-from sweeper.records.cell import CellRecord, Status
+from sweeper.records.cell import CellRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import PlannedIds, SweepDescription
 from sweeper.sinks.sink import AllSinks, Sink
+from sweeper.sweep.exit_code import exit_code
 
 if TYPE_CHECKING:
     from sweeper.config import Settings
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 def run(
     request: SweepRequest, sinks: Mapping[str, Sink] = MappingProxyType({}), launcher: Launcher | None = None
 ) -> int:
-    """Runs a sweep to its end. Exit code 0, 1 if a cell or a sink failed, 130 on Ctrl-C (finished cells are kept).
+    """Runs a sweep to its end. Exit code 0, 1 (`exit_code`, or a sink failed), 130 on Ctrl-C: finished cells stay.
 
     Args:
         request: what was asked for.
@@ -61,7 +62,10 @@ def run(
         told.said(f"The reason: {error}")
         return 1
     told.sweep_finished(_in_order(plan, records))
-    return 1 if told.failed or any(record.status is Status.FAILED for record in records.values()) else 0
+    code, lines = exit_code(_in_order(plan, records), request.settings.fail_on, plan.folder)
+    for line in lines:
+        told.said(line)
+    return 1 if told.failed else code
 
 
 def _in_order(plan: Plan, records: Mapping[str, CellRecord]) -> list[CellRecord]:

@@ -98,6 +98,7 @@ class Runner:
         self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
+        self._causes = judging.Causes()
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
@@ -210,7 +211,7 @@ class Runner:
             comparison = self.comparison(planned, texts)
             if comparison.verdict.kind is not Kind.IDENTICAL:
                 break
-        return judging.verdict_record(comparison, texts)
+        return judging.verdict_record(comparison, texts, self._causes.of(comparison, planned.cell_id))
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""

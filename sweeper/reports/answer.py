@@ -1,0 +1,169 @@
+"""A sweep's answer in sentences: one a distinct finding, worst first; then what was rounding; then what to type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.records.cell import CauseRecord, CellRecord, Status, VerdictRecord
+from sweeper.records.sweep import short_label, varying_axes
+
+UNJUDGED = "not judged"
+WORST_FIRST = ("failed", "semantic", "policy", "inconclusive", UNJUDGED, "unsupported", "rounding", "identical")
+"""How a cell may end: its status where that is not `ok`, else its verdict."""
+FOUND = WORST_FIRST[:4]  # what asks for something to be done
+_LABELS = 4  # cells that are named one by one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One sentence. `end` is a word of `WORST_FIRST`, or empty for what to type."""
+
+    end: str
+    text: str
+
+
+def end_of(record: CellRecord) -> str:
+    """How the cell ended; a word of `WORST_FIRST`. What no verdict was asked of is identical or not judged."""
+    if record.status is not Status.OK:
+        return record.status.value
+    if record.verdict is not None:
+        return record.verdict.kind
+    return "identical" if record.first_divergence is None else UNJUDGED
+
+
+def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
+    """The sentences.
+
+    Args:
+        records: the cells of a sweep.
+        folder: the sweep's, for what to type.
+    """
+    groups: dict[tuple[str, ...], list[CellRecord]] = {}
+    for record in records:
+        groups.setdefault(_finding(record), []).append(record)
+    ordered = sorted(groups.items(), key=lambda group: WORST_FIRST.index(group[0][0]))
+    lines = [Line(end=key[0], text=_sentence(key[0], _furthest_first(cells), records)) for key, cells in ordered]
+    return [*lines, *_next(records, folder)]
+
+
+def _finding(record: CellRecord) -> tuple[str, ...]:
+    """What cells have in common that share a sentence."""
+    end, verdict = end_of(record), record.verdict
+    if end in ("rounding", "identical", UNJUDGED):
+        return (end,)
+    if record.status is not Status.OK or verdict is None:
+        return end, _without_numbers(record.reason or "")
+    cause = verdict.cause
+    if cause is not None and cause.what is not None:
+        return end, cause.what, _proof(cause)[0]
+    return end, _without_numbers(verdict.reason), _starts(verdict)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", text)
+
+
+def _furthest_first(cells: Iterable[CellRecord]) -> list[CellRecord]:
+    """The cells, that whose output moved most first."""
+    return sorted(cells, key=lambda record: -record.output.rel_l2 if record.output else 0.0)
+
+
+def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
+    worst, count = cells[0], f"{end}, {len(cells)} cell{'s' * (len(cells) > 1)}"
+    if end == "identical":
+        return f"{count}: every compared tensor has the reference's values"
+    if end == UNJUDGED:
+        moved = f"outputs differ, by rel. L2 {_far(worst)} at most"
+        return f"{count}: {moved}{_where(cells, records)}; leave out verdict=false to have them judged"
+    if end == "rounding":
+        ratio = _over_floor(cells)
+        floor = f", {ratio:.2g} times the noise floor at most" if ratio is not None else ""
+        most = f", most in {_labels([worst], records)}" if len(cells) > 1 else _where(cells, records)
+        moved = f"outputs move by rel. L2 {_far(worst)} at most{floor}{most}"
+        return f"{count}: the same function, rounded differently; {moved}"
+    if worst.status is not Status.OK or worst.verdict is None:
+        return f"{count}: {worst.reason}{_where(cells, records)}"
+    return f"{count}: {_why(worst.verdict, _where(cells, records))}"
+
+
+def _why(verdict: VerdictRecord, where: str) -> str:
+    """What is wrong, where, what to type, and the proof."""
+    cause = verdict.cause
+    if cause is not None and cause.what is not None:
+        fix = (cause.put_back or "").partition(", or ")[0]  # the first of several ways; `explain` names all
+        return f"{cause.what}{where}; to put it back: {fix}; {_proof(cause)[1]}"
+    starts = f"; {_starts(verdict)}" if verdict.first_divergence else ""
+    if verdict.decides:
+        return f"{verdict.reason}{where}{starts}; would decide: {verdict.decides}"
+    if cause is None:
+        return f"{verdict.reason}{where}{starts}"
+    if cause.error is not None:
+        return f"{verdict.reason}{where}{starts}; its cause could not be looked for ({cause.error})"
+    tried = f"of {len(cause.tried)} changes that were tried none closes it" if cause.tried else "no setting differs"
+    return f"{verdict.reason}{where}{starts}; {tried}, explain looks further"
+
+
+def _proof(cause: CauseRecord) -> tuple[str, str]:
+    """The kind of proof, and the proof in words."""
+    if cause.closed_bitwise:
+        return "bitwise", "closed bitwise"
+    return (
+        "replay",
+        f"closed in the float64 replay, where rel. L2 {cause.replay_before:.2g} becomes {cause.replay_after:.2g}",
+    )
+
+
+def _starts(verdict: VerdictRecord) -> str:
+    """`introduced at model.rotary_emb`: without the token and the figure, which cells need not share."""
+    return (verdict.first_divergence or "").partition(": rel_l2")[0].partition(", most at")[0]
+
+
+def _far(record: CellRecord) -> str:
+    return f"{record.output.rel_l2:.2g}" if record.output else "?"
+
+
+def _over_floor(cells: Iterable[CellRecord]) -> float | None:
+    """The largest ratio of a difference to its noise floor, of the cells that have one."""
+    evidence = (found for record in cells if record.verdict for found in record.verdict.evidence)
+    ratios = [found.value for found in evidence if found.name == "native over floor"]
+    return max((ratio for ratio in ratios if isinstance(ratio, float)), default=None)
+
+
+def _where(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
+    """` in cast_after_load, auto_then_cast`: empty where it is every cell of the sweep."""
+    return "" if len(cells) == len(records) else f", in {_labels(cells, records)}"
+
+
+def _labels(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
+    """The values that these cells have and others have not; the cells one by one where values do not tell."""
+    varying = varying_axes([record.axes for record in records])
+    own = {axis: {record.axes[axis] for record in cells} for axis in varying}
+    telling = [axis for axis in varying if own[axis] != {record.axes[axis] for record in records}]
+    alike = [record for record in records if all(record.axes[axis] in own[axis] for axis in telling)]
+    if telling and len(alike) == len(cells):
+        return " with ".join(_values(axis, alike) for axis in telling)
+    labels = [short_label(record.axes, varying) for record in cells]
+    more = f" and {len(labels) - _LABELS} more" if len(labels) > _LABELS else ""
+    return ", ".join(labels[:_LABELS]) + more
+
+
+def _values(axis: str, records: Sequence[CellRecord]) -> str:
+    """The values of an axis, in the order of the sweep."""
+    return ", ".join(dict.fromkeys(short_label(record.axes, [axis]) for record in records))
+
+
+def _next(records: Sequence[CellRecord], folder: Path) -> list[Line]:
+    """The command for the worst cell; none where nothing asks for one."""
+    worst = min(records, key=lambda record: (WORST_FIRST.index(end_of(record)), -_moved(record)), default=None)
+    if worst is None or end_of(worst) not in FOUND:
+        return []
+    if end_of(worst) == "failed":
+        return [Line(end="", text=f"its traceback: python -m sweeper report {folder} --cell {worst.cell_id}")]
+    return [Line(end="", text=f"the worst cell in depth: python -m sweeper explain {folder} {worst.cell_id}")]
+
+
+def _moved(record: CellRecord) -> float:
+    return record.output.rel_l2 if record.output else 0.0

@@ -1,0 +1,179 @@
+"""The cheap part of looking for a cause: what the verdict already points to, put back in a few more forwards.
+
+`explain` searches on where this ends: narrower, in pairs, in code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from sweeper.comparator.side import Outputs, Side, run
+from sweeper.records.cell import CauseRecord
+from sweeper.verdict.causes.arguments import call_counterfactuals
+from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
+from sweeper.verdict.causes.switches import (
+    attention_counterfactuals,
+    pooling_counterfactuals,
+    switch_counterfactuals,
+    training_counterfactuals,
+)
+from sweeper.verdict.causes.tensors import asked_undone, put_back, state_counterfactuals
+from sweeper.verdict.compared import Compared
+from sweeper.verdict.first_divergence import outputs_rel_l2
+from sweeper.verdict.float64_replay import replayed
+from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind
+from sweeper.verdict.state_changes import Change, Provenance
+
+FORWARDS = 4  # of one side on the texts that were judged: what a distinct cause may cost
+NAMED = 3  # tensors that a cause names
+
+
+def likely_cause(comparison: Compared, candidates: list[Counterfactual], cell_id: str) -> CauseRecord:
+    """Puts back one after another of what `pointed_at` lists, until something closes the difference.
+
+    Args:
+        comparison: of a verdict that is policy or semantic.
+        candidates: what to put back, likeliest first.
+        cell_id: of the cell that was compared, for the record.
+    """
+    trials = _Trials(comparison, cell_id)
+    rounded_unasked = _measured_already(comparison)
+    for counterfactual in candidates:
+        closed = trials.run(counterfactual, by_replay=rounded_unasked)
+        if closed is not None:
+            return closed
+    return CauseRecord(cell_id=cell_id, tried=tuple(trials.tried), forwards=trials.forwards)
+
+
+def pointed_at(comparison: Compared) -> list[Counterfactual]:
+    """What the verdict points to: tensors that hold other values, or what the two sides were told to do otherwise."""
+    found, pair = comparison.provenance, Pair(comparison.reference, comparison.candidate)
+    if comparison.verdict.kind is Kind.POLICY and found.rounded:
+        return [_rounded(found)]
+    if comparison.verdict.kind not in (Kind.POLICY, Kind.SEMANTIC):
+        return []
+    listed = [*training_counterfactuals(pair), *pooling_counterfactuals(pair)]
+    listed += [_other_values(found)] if found.other else []
+    listed += [*call_counterfactuals(pair), *switch_counterfactuals(pair), *attention_counterfactuals(pair)]
+    return [counterfactual for counterfactual in listed if not counterfactual.wide]
+
+
+def _measured_already(comparison: Compared) -> float | None:
+    """What is left in the replay without the rounding that nobody asked for: known of every verdict that is policy."""
+    replay = comparison.measured.replay
+    return replay.policy if comparison.verdict.kind is Kind.POLICY and replay is not None else None
+
+
+def _rounded(found: Provenance) -> Counterfactual:
+    changes = list(found.rounded.values())
+    dtypes = " and ".join(dict.fromkeys(str(change.rounded_to).removeprefix("torch.") for change in changes))
+    were = "was" if len(changes) == 1 else "were"
+    what = f"{_names(changes)} {were} rounded to {dtypes}, and nobody asked for that"
+    fix = state_counterfactuals(Provenance(rounded=found.rounded))[0].fix
+    return Counterfactual(what, fix, "state", _with(changes))
+
+
+def _other_values(found: Provenance) -> Counterfactual:
+    changes = list(found.other.values())
+    what = f"{_names(changes)} {'holds' if len(changes) == 1 else 'hold'} other values"
+    return Counterfactual(what, "copy the reference's values over", "state", _with(changes))
+
+
+def _names(changes: list[Change]) -> str:
+    shown = ", ".join(change.name for change in changes[:NAMED])
+    return shown if len(changes) <= NAMED else f"{shown} and {len(changes) - NAMED} more"
+
+
+def _with(changes: list[Change]) -> Callable[[Pair], AbstractContextManager[Pair]]:
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        with put_back(pair.candidate.model, changes):
+            yield pair
+
+    return apply
+
+
+class _Trials:
+    """Runs counterfactuals within a budget, and keeps the reference's own runs, which most leave alone.
+
+    Attributes:
+        tried: names of what was put back. forwards: runs of a side so far.
+    """
+
+    def __init__(self, comparison: Compared, cell_id: str) -> None:
+        self.tried: list[str] = []
+        self.forwards = 0
+        self._comparison = comparison
+        self._cell_id = cell_id
+        self._pair = Pair(comparison.reference, comparison.candidate)
+        self._kept: dict[bool, Outputs] = {}  # of the reference; True: of its replay
+
+    def run(self, counterfactual: Counterfactual, *, by_replay: float | None) -> CauseRecord | None:
+        """The cause, if putting this back closes the difference; None if it does not, or cannot be run.
+
+        Args:
+            counterfactual: what is put back.
+            by_replay: what is left with it put back in the replay, where that was measured before.
+        """
+        before = self.forwards
+        bitwise = False
+        try:
+            with counterfactual.apply(self._pair) as pair:
+                bitwise, near = self._natively(pair)
+                if not bitwise and near and by_replay is None and self._affords(pair, precise=True):
+                    by_replay = self._left(pair, precise=True)
+        except (RuntimeError, ValueError, TypeError):  # a combination that the model cannot run closes nothing
+            return None
+        finally:
+            if self.forwards > before:
+                self.tried.append(counterfactual.name)
+        replay = self._comparison.measured.replay
+        collapses = replay is not None and by_replay is not None and by_replay <= replay.weak_bound
+        if not bitwise and not collapses:
+            return None
+        return CauseRecord(
+            cell_id=self._cell_id,
+            what=counterfactual.name,
+            put_back=counterfactual.fix,
+            closed_bitwise=bitwise,
+            replay_before=replay.asked if replay is not None and by_replay is not None else None,
+            replay_after=by_replay,
+            tried=tuple(self.tried),
+            forwards=self.forwards,
+        )
+
+    def _natively(self, pair: Pair) -> tuple[bool, bool]:
+        """Whether the outputs have the same bits, and whether they are so near that a replay is worth its forwards.
+
+        Where a dtype that was asked for hides it, only the replay tells.
+        """
+        if self._comparison.measured.asked:
+            return False, True
+        if not self._affords(pair, precise=False):
+            return False, False
+        rest = self._left(pair, precise=False)
+        return rest == 0, rest <= FLOOR_MULTIPLE * self._comparison.measured.floor
+
+    def _affords(self, pair: Pair, *, precise: bool) -> bool:
+        kept = pair.reference is self._pair.reference and precise in self._kept
+        return self.forwards + (1 if kept else 2) <= FORWARDS
+
+    def _left(self, pair: Pair, *, precise: bool) -> float:
+        """rel_l2 of the outputs with something put back."""
+        if pair.reference is not self._pair.reference:
+            reference = self._outputs(pair.reference, precise=precise, is_reference=True)
+        else:
+            if precise not in self._kept:
+                self._kept[precise] = self._outputs(pair.reference, precise=precise, is_reference=True)
+            reference = self._kept[precise]
+        return outputs_rel_l2(reference, self._outputs(pair.candidate, precise=precise, is_reference=False))
+
+    def _outputs(self, side: Side, *, precise: bool, is_reference: bool) -> Outputs:
+        self.forwards += 1
+        if not precise:
+            return run(side)
+        found = self._comparison.provenance
+        with asked_undone(side.model, found, reference=is_reference), replayed(side) as (lifted, _):
+            return run(lifted)
