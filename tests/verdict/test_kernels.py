@@ -17,7 +17,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel, Qwen3Config, Qwen3Model
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+)
 from transformers.masking_utils import sdpa_mask
 
 from sweeper.comparator.side import sides
@@ -161,9 +170,18 @@ needs_flash = pytest.mark.skipif(
 
 
 def cuda_llama(backend: str) -> Any:
-    model = llama(BF16).to("cuda")
-    model.set_attn_implementation(backend)
-    return model
+    """A model with heads of 64, which builds of flash-attn for few sizes take as well."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM._from_config(config, attn_implementation=backend, dtype=BF16).eval().cuda()
 
 
 @needs_flash
