@@ -227,7 +227,7 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
         placed = given.clone()
     else:
         return None
-    if len(reference_NF) != len(tokens.flat_N):
+    if len(reference_NF) != len(tokens.flat_N) or reference_NF[:1].numel() != placed[:1].numel():
         return None
     real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
     return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)

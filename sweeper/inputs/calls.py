@@ -194,11 +194,11 @@ def _mask(given: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _same_read(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    """Whether both sides read the same ids; or one ids and the other embeddings of as many."""
+    """Whether both sides read the same; or one ids and the other embeddings of as many."""
     one, other = left[_sources(left)[0]], right[_sources(right)[0]]
-    if one.is_floating_point() or other.is_floating_point():
-        return one.is_floating_point() != other.is_floating_point() and one.shape[:2] == other.shape[:2]
-    return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
+    if one.is_floating_point() != other.is_floating_point():
+        return one.shape[:2] == other.shape[:2]
+    return one.shape == other.shape and torch.equal(one.cpu(), other.cpu().to(one.dtype))
 
 
 def _sources(given: Mapping[str, Tensor]) -> list[str]:

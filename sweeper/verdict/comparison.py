@@ -202,7 +202,10 @@ def _native_figures(
     reference: Side, candidate: Side, base: Observation, native: Trace, found: Provenance
 ) -> tuple[dict[str, Any], Floor]:
     """What is known without a replay: fields of `Measured`."""
-    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs, discrete=False)
+    # where no real number differs, what flipped is all that there is
+    native_rel_l2 = outputs_rel_l2(base.outputs, native.outputs, discrete=False) or outputs_rel_l2(
+        base.outputs, native.outputs
+    )
     floor = _noisier_floor(reference, candidate, base, native_rel_l2)
     flips = flipped(run_with_selections(reference), run_with_selections(candidate))
     cast = cast_arguments(reference, candidate, found)

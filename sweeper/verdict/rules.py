@@ -221,6 +221,8 @@ def _decide(measured: Measured) -> Decision:
     replay = measured.replay
     if replay is None:
         return Kind.INCONCLUSIVE, f"no replay in float64: {measured.replay_error}", "a replay that runs in float64"
+    if math.isnan(replay.asked) and measured.nonfinite:
+        return Kind.SEMANTIC, f"{measured.nonfinite} values are NaN or infinite on one side only, in float64 too", None
     if math.isnan(replay.asked):
         return Kind.INCONCLUSIVE, "the replay is not finite", "the same inputs in a layout whose replay is finite"
     if replay.asked <= replay.bound:

@@ -6,7 +6,7 @@ A dtype that was asked for covers the floating-point arguments that were cast wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -107,7 +107,7 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
     arguments = [name for name in _differing_arguments(pair) if name not in covered]
     if not arguments and _aligned(pair):
         return found
-    found += [_argument(name) for name in arguments]
+    found += [_argument(name, _differing_keys(pair, name)) for name in arguments]
     if "position_ids" not in arguments and takes(pair.candidate.model, "position_ids") and not _same_positions(pair):
         found.append(
             Counterfactual(
@@ -204,7 +204,17 @@ def _same(left: Any, right: Any) -> bool:
     return left is right or bool(left == right)
 
 
-def _argument(name: str) -> Counterfactual:
+def _differing_keys(pair: Pair, name: str) -> str:
+    """Which entries of an argument that is a mapping on both sides differ."""
+    keys: dict[str, None] = {}
+    for left, right in zip(pair.reference.calls, pair.candidate.calls, strict=True):
+        one, other = left.kwargs.get(name), right.kwargs.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            keys |= {str(key): None for key in [*one, *other] if not _equal(one.get(key), other.get(key))}
+    return ", ".join(keys)
+
+
+def _argument(name: str, keys: str) -> Counterfactual:
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
         calls = []
@@ -216,7 +226,10 @@ def _argument(name: str) -> Counterfactual:
         yield Pair(pair.reference, replace(pair.candidate, calls=tuple(calls)))
 
     return Counterfactual(
-        f"argument {name}: other than the reference's", f"pass {name} as the reference does", "inputs", apply
+        f"argument {name}{f' ({keys})' if keys else ''}: other than the reference's",
+        f"pass {name} as the reference does",
+        "inputs",
+        apply,
     )
 
 
