@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,18 @@ def swapped(model: nn.Module, values: Iterable[tuple[str, Callable[[Tensor], Ten
         yield
     finally:
         swap.put_back()
+
+
+@contextlib.contextmanager
+def transplanted(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Other modules in the places of these names, for as long as the context lasts, however it ends."""
+    with contextlib.ExitStack() as undo:
+        for name, module in modules.items():
+            parent, _, leaf = name.rpartition(".")
+            slots = model.get_submodule(parent)._modules
+            undo.callback(slots.__setitem__, leaf, slots[leaf])
+            slots[leaf] = module
+        yield
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

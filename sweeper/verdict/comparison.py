@@ -20,6 +20,7 @@ from sweeper.models.names import align
 from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.tensors import asked_undone, put_back
 from sweeper.verdict.compared import Compared
+from sweeper.verdict.computed_state import Computed, computed_modules, without
 from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
 from sweeper.verdict.explain import Explanation, explain
 from sweeper.verdict.first_divergence import (
@@ -173,7 +174,13 @@ def _steady(ran: FirstRun) -> Comparison:
     own: dict[str, OwnError] = {}
     try:
         figures["replay"], replay_trace, truth = _replay(reference, candidate, found, lengths)
-        if figures["replay"].asked <= figures["replay"].bound and figures["native"] > 0:
+        computed = computed_modules(reference, candidate, found) if not figures["replay"].collapsed else []
+        if computed:
+            figures["computed"] = {module.name: module.distance for module in computed}
+            figures["replay"] = replace(
+                figures["replay"], computed=_outside(reference, candidate, found, truth, computed)
+            )
+        if figures["replay"].collapsed and figures["native"] > 0:
             above = figures["native"] > FLOOR_MULTIPLE * floor.level
             located, own = _located(reference, candidate, found, above=above)
             figures |= located
@@ -329,6 +336,23 @@ def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: l
     doubling_N = torch.frexp(position_N.float()).exponent  # 0, 1, 2 for 2 and 3, 3 for 4 to 7, ...
     places = [doubling_N == place for place in range(int(doubling_N.max()) + 1)]
     return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))
+
+
+def _outside(
+    reference: Side, candidate: Side, found: Provenance, truth: Outputs, computed: list[Computed]
+) -> float | None:
+    """What is left of the replay outside modules whose state was computed; None where one of them is not excused."""
+    if not all(module.excused for module in computed):
+        return None
+    if any(not module.name for module in computed):
+        return 0.0  # the model itself is one: nothing is outside
+    undone = arguments_undone(reference, candidate, found)
+    with (
+        asked_undone(candidate.model, found, reference=False),
+        without(candidate.model, reference.model, computed),
+        replayed(undone) as (side, _),
+    ):
+        return outputs_rel_l2(truth, run(side))
 
 
 def _located(

@@ -17,6 +17,8 @@ FLOOR_MULTIPLE = 4.0
 KERNEL_MULTIPLE = 2.0
 # How many of its own floors a module may lie from the reference's on the same arguments and still count as rounding.
 OWN_MULTIPLE = 4.0
+# How far above what storing its weights costs a feature may lie: the largest of thousands, each over few tokens.
+STORED_MULTIPLE = 8.0
 # Quantised kernels also round activations, about as coarsely as the weights: how much further their error may go.
 QUANTISED_MULTIPLE = 8.0
 FLOAT64_EPS = 2.0**-52
@@ -65,6 +67,7 @@ class Replayed:
         as_loaded: with every tensor as it was loaded.
         asked: with the rounding that the dtype asked for undone; `as_loaded` where none was.
         policy: with tensors put back that were rounded without being asked; None where there is none.
+        computed: as `asked`, with the reference's modules where state that was computed from state explains it.
         noise: of the replay itself, under nudges of one float64 ULP.
         texts: `asked` text by text.
         positions: `asked` at position 0, at 1, at 2 and 3, at 4 to 7, and so on; empty where positions are not known.
@@ -76,8 +79,14 @@ class Replayed:
     asked: float
     policy: float | None
     noise: float
+    computed: float | None = None
     texts: tuple[float, ...] = ()
     positions: tuple[float, ...] = ()
+
+    @property
+    def collapsed(self) -> bool:
+        """Nothing is left but noise, outside state that was computed from state."""
+        return self.asked <= self.bound or (self.computed is not None and self.computed <= self.bound)
 
     @property
     def bound(self) -> float:
@@ -146,6 +155,7 @@ class Measured:
         asked: the dtypes asked for, e.g. `float32 -> bfloat16`; None where they are the same.
         rounded, other: names of tensors rounded without being asked, and of those that hold other values.
         missing: names of state that only one side has.
+        computed: modules whose state was computed from state, with their distance over what storing it costs.
         flips: share of tokens with another choice of experts; None where nothing is chosen.
         flipping: names of the modules that chose otherwise.
         quantised: what a side's weights are stored as, e.g. `int8`, where its type declares that.
@@ -175,6 +185,7 @@ class Measured:
     rounded: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    computed: dict[str, float] = field(default_factory=dict)
     flips: float | None = None
     flipping: tuple[str, ...] = ()
     quantised: str | None = None
@@ -197,7 +208,7 @@ class Measured:
     @property
     def by_replay(self) -> bool:
         """The replay shows a difference, so that what closes it there is the cause."""
-        return self.replay is not None and not self.replay.asked <= self.replay.bound
+        return self.replay is not None and not self.replay.collapsed
 
 
 def judge(measured: Measured) -> Verdict:
@@ -225,7 +236,7 @@ def _decide(measured: Measured) -> Decision:
         return Kind.SEMANTIC, f"{measured.nonfinite} values are NaN or infinite on one side only, in float64 too", None
     if math.isnan(replay.asked):
         return Kind.INCONCLUSIVE, "the replay is not finite", "the same inputs in a layout whose replay is finite"
-    if replay.asked <= replay.bound:
+    if replay.collapsed:
         return _collapsed(measured)
     if replay.asked <= replay.weak_bound:
         return (
@@ -254,6 +265,9 @@ def _collapsed(measured: Measured) -> Decision:
     if measured.flips and (measured.native <= bound or _within(measured.native_chosen, bound, unknown=True)):
         chosen = f"rounding flips what {measured.flips:.1%} of the tokens choose in {_some(measured.flipping)}"
         return Kind.ROUNDING, f"the same function; {chosen}", None
+    if measured.native <= bound and measured.replay is not None and measured.replay.asked > measured.replay.bound:
+        names = _some(tuple(name or "the model" for name in measured.computed))
+        return Kind.ROUNDING, f"the same function; state in {names} was computed from state and stored anew", None
     if measured.native <= bound:
         return Kind.ROUNDING, "the same function, rounded differently", None
     if _within(measured.kernel, KERNEL_MULTIPLE) and _within(measured.native_eager, bound):
@@ -362,6 +376,11 @@ def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
     )
     if measured.asked:
         found.append(Evidence("replay, asked rounding undone", replay.asked, f"the dtype asked for: {measured.asked}"))
+    for name, distance in measured.computed.items():
+        meaning = f"in float64, over what storing the weights of {name or 'the model'} costs a feature"
+        found.append(Evidence("computed state", distance, f"{meaning}; up to {STORED_MULTIPLE:.0f} is rounding"))
+    if replay.computed is not None:
+        found.append(Evidence("replay, computed state put back", replay.computed, "what differs outside these modules"))
     if replay.policy is not None:
         found.append(Evidence("replay, unasked rounding undone", replay.policy, _some(measured.rounded)))
     if replay.asked > replay.bound and len(replay.texts) > 1:

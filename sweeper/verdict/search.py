@@ -18,7 +18,7 @@ from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.devices import out_of_memory, suppressed
 from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
-from sweeper.verdict.causes.code import code_counterfactuals, opaque_modules
+from sweeper.verdict.causes.code import code_counterfactuals, computed_counterfactuals, opaque_modules
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (
     attention_counterfactuals,
@@ -141,11 +141,12 @@ class Search:
     def _ordered(self) -> Iterator[Counterfactual]:
         """Lazily: what comes late is not even listed when something early closes the difference."""
         pair, found = self._pair, self._comparison.provenance
-        functions_differ = self._goal == "replay"
+        measured, functions_differ = self._comparison.measured, self._goal == "replay"
         sources: list[tuple[str, Callable[[], Iterable[Counterfactual]]]] = [
             ("training mode", lambda: training_counterfactuals(pair)),
             ("pooling", lambda: pooling_counterfactuals(pair)),
             ("quantisation", lambda: quantised_counterfactuals(found)),
+            ("computed state", lambda: () if functions_differ else computed_counterfactuals(pair, measured.computed)),
             ("parameters and buffers", lambda: state_counterfactuals(found)),
             ("arguments", lambda: call_counterfactuals(pair, found)),
             ("code", self._code),

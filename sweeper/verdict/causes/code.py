@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.models.configs import config_of
-from sweeper.models.names import counterparts
+from sweeper.models.names import align, counterparts
+from sweeper.models.swapping import transplanted
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.first_divergence import FirstDivergence
 
@@ -246,17 +247,26 @@ def _replacement(title: str, names: Sequence[str], reference: dict[str, nn.Modul
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
-        model = pair.candidate.model
-        saved = {name: model.get_submodule(name) for name in modules}
-        try:
-            for name, module in modules.items():
-                _place(model, name, module)
+        with transplanted(pair.candidate.model, modules):
             yield pair
-        finally:
-            for name, module in saved.items():
-                _place(model, name, module)
 
     return Counterfactual(title, f"use the reference's {type(modules[names[0]]).__name__}", "code", apply)
+
+
+def computed_counterfactuals(pair: Pair, names: Collection[str]) -> list[Counterfactual]:
+    """The reference's modules in place of those whose state was computed from state, all at once."""
+    inner = [name for name in names if name]
+    if not inner:
+        return []
+    own = dict(pair.reference.model.named_modules())
+    pairs = align(pair.reference.model, pair.candidate.model).pairs
+    reference = {theirs: own[ours] for ours, theirs in reversed(pairs)}  # of wrappers the outermost
+    some = inner[0] if len(inner) == 1 else f"{inner[0]} and {len(inner) - 1} more"
+    return [
+        _replacement(
+            f"state in {some}: computed from state (merged, folded or fused) and stored anew", inner, reference
+        )
+    ]
 
 
 def _topmost(names: Collection[str]) -> list[str]:
@@ -293,8 +303,3 @@ def _model_class(before: type[nn.Module], after: type[nn.Module]) -> Counterfact
 
     title = f"class of the model, whose forward is its own: {before.__qualname__} -> {after.__qualname__}"
     return Counterfactual(title, f"use {before.__qualname__}", "code", apply)
-
-
-def _place(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = module
