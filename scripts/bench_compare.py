@@ -34,9 +34,9 @@ from sweeper.comparator.in_turns import InStep, bytes_a_turn
 from sweeper.comparator.module_pairs import ModulePairs, launch_bytes
 from sweeper.config import Layout, Positions, SeededCheckpoint
 from sweeper.inputs.layout import Forward, lay_out
+from sweeper.metrics.fast import Tables
 from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
 from sweeper.metrics.sums import State, empty_state
-from sweeper.metrics.tables import Tables
 
 GEOMETRY = Path(__file__).parent.parent / "conf" / "checkpoint" / "qwen3_0_6b_geometry.yaml"
 _SLEEP_CYCLES = 6_000_000  # about 3 ms

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.errors import AlignmentError
+from sweeper.metrics.fast import Tables
 from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
 from sweeper.metrics.sums import State, empty_block, rows_of
-from sweeper.metrics.tables import Tables
 
 # Bytes of both sides that wait for a launch: the fewer launches, the less the host costs, the more seldom a GPU runs
 # empty at the end of one, and what is the same memory twice is measured once. On a CPU no more than stays in the

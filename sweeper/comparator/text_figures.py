@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
-from sweeper.metrics.figures import cosine
+from sweeper.metrics.fast import Tables
+from sweeper.metrics.figures import EmbeddingFigures, cosine, embedding_figures
 from sweeper.metrics.pair import PairAccumulator, Update, finish, join_all, update_all
 from sweeper.metrics.sums import Count, Real, State, empty_block, merge_rows, rows_of
-from sweeper.metrics.tables import Tables
 from sweeper.records.cell import PairMeasures, TextFigures
 
 _NAMES = (

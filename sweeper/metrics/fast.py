@@ -1,12 +1,19 @@
-"""Which fast code serves a device; where there is none, the definitions in plain torch do."""
+"""Which fast code serves a device, where there is any, and what it keeps from launch to launch: tables of addresses on
+the device, and partials to be joined.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from sweeper.devices import to_device
+from sweeper.metrics.sums import State
 
 
 @functools.cache
@@ -24,3 +31,49 @@ def fast_module(device: str, name: str) -> ModuleType | None:
     except ImportError:
         return None
     return None
+
+
+class Measured(NamedTuple):
+    """A pair's partials, which are still to be added to the state."""
+
+    state: State
+    partials: Tensor  # of the whole launch, [fields, partials]
+    first: int
+    number: int
+    N: int
+    F: int
+
+
+class Tables:
+    """Addresses on the device, a launch after the other.
+
+    A slot whose addresses are those of the time before, as when batches repeat a shape, is not sent again.
+
+    Attributes:
+        measured: what is still to be joined, in order.
+        measured_bytes: of its partials.
+        sent: each slot's numbers, and where they are on the device.
+    """
+
+    def __init__(self) -> None:
+        self.measured: list[Measured] = []
+        self.measured_bytes = 0
+        self.sent: list[tuple[list[int], Tensor]] = []
+        self._slot = 0
+
+    def rewind(self) -> None:
+        """The next launch is the first of a batch; what was not joined of the one before is forgotten."""
+        self.measured, self.measured_bytes, self._slot = [], 0, 0
+
+    def place(self, numbers: list[int], device: torch.device) -> Tensor:
+        """The numbers on the device, int64."""
+        slot, self._slot = self._slot, self._slot + 1
+        if slot < len(self.sent) and self.sent[slot][0] == numbers:
+            return self.sent[slot][1]
+        table = self.send(slot, numbers, device)
+        self.sent[slot : slot + 1] = [(numbers, table)]
+        return table
+
+    def send(self, slot: int, numbers: list[int], device: torch.device) -> Tensor:
+        """The numbers on the device, for the first time."""
+        return to_device(numbers, device)

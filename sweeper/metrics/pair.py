@@ -13,11 +13,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from sweeper.metrics.fast import fast_module
+from sweeper.metrics.fast import Tables, fast_module
 from sweeper.metrics.figures import cosine, figures
 from sweeper.metrics.precision import INT64_MIN, coarser_dtype, default_tolerance, max_ulp_distance
 from sweeper.metrics.sums import Count, Pair, State, empty_state, merge
-from sweeper.metrics.tables import Tables
 from sweeper.records.cell import PairMeasures
 
 # Elements in a chunk. On the CPU a chunk (3 MiB for the three float64 planes) stays in the caches of a few cores; on a

@@ -170,7 +170,7 @@ _BUILT_IN = (
         weights=nothing,
         code=nothing,
         switches=_lazy("flags", "switches"),
-        without_effect=_lazy("flags", "cell_without_effect"),
+        without_effect=_lazy("flags", "without_effect"),
         unsupported=_splits_k,
     ),
     Axis(

@@ -133,7 +133,7 @@ _IN_FORCE: dict[str, Callable[[], Any]] = {
 
 def not_in_force(cell: Cell) -> str | None:
     """Which setting around a forward is not what the cell asks for; to be called inside of one."""
-    useless = without_effect(cell.numerics, cell.device)
+    useless = without_effect(cell)
     for flag, value in chosen(cell.numerics).items():
         if flag not in useless and (found := _IN_FORCE[flag]()) != value:
             return f"numerics.{flag} is {found} during the forward, and not {value}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,48 +21,33 @@ Setter = Callable[[Any, ExitStack], None]
 """Sets one flag of `Numerics`; what puts the old state back is on the stack before anything is changed."""
 
 
-@contextmanager
-def numerics(flags: Numerics, device: str) -> Iterator[dict[str, str]]:
-    """Sets the flags that mean something on `device`, and restores all they changed. Can be nested.
-
-    Args:
-        flags: a flag at its default is left as the calling process has it.
-        device: `cpu` or `cuda`.
-
-    Yields:
-        flag -> why it was not set: it means nothing here.
-    """
-    useless = without_effect(flags, device)
-    with ExitStack() as undo:
-        for flag, value in chosen(flags).items():
-            if flag not in useless:
-                SETTERS[flag](value, undo)
-        yield useless
-
-
-def without_effect(flags: Numerics, device: str) -> dict[str, str]:
-    """The chosen flags that mean nothing on `device`, and why."""
-    return {flag: reason for flag, value in chosen(flags).items() if (reason := no_effect(flag, value, device))}
-
-
-def cell_without_effect(cell: Cell) -> dict[str, str]:
-    """The flags of a cell that mean nothing on its device, and why."""
-    return without_effect(cell.numerics, cell.device)
+def without_effect(cell: Cell) -> dict[str, str]:
+    """The flags that a cell chooses and that mean nothing on its device, and why."""
+    found = {flag: no_effect(flag, value, cell.device) for flag, value in chosen(cell.numerics).items()}
+    return {flag: reason for flag, reason in found.items() if reason}
 
 
 def switches(cell: Cell) -> dict[str, Switch]:
     """Each flag alone. One that means nothing on the cell's device is not set, whatever the cell says."""
-    useless = cell_without_effect(cell)
+    useless = without_effect(cell)
     wanted = {flag: value for flag, value in chosen(cell.numerics).items() if flag not in useless}
-    return {f"numerics.{flag}": _switch(flag, wanted.get(flag), cell.device) for flag in SETTERS}
+    found = {}
+    for flag in SETTERS:
+        name, default = f"numerics.{flag}", Numerics.model_fields[flag].default
+        if flag in wanted:
+            word = typed(wanted[flag])
+            found[name] = Switch(word, f"{name}={word}", partial(_set, flag, wanted[flag]), rounds=True)
+        else:
+            found[name] = Switch("default", f"{name}={typed(default)}", nullcontext, rounds=True)
+    return found
 
 
-def _switch(flag: str, value: bool | str | None, device: str) -> Switch:
-    if value is None:
-        default = Numerics.model_fields[flag].default
-        return Switch("default", f"numerics.{flag}={typed(default)}", nullcontext, rounds=True)
-    alone = Numerics.model_validate({"name": flag, flag: value})
-    return Switch(typed(value), f"numerics.{flag}={typed(value)}", lambda: numerics(alone, device), rounds=True)
+@contextmanager
+def _set(flag: str, value: Any) -> Iterator[None]:
+    """Sets one flag, and restores all that it changed. Can be nested."""
+    with ExitStack() as undo:
+        SETTERS[flag](value, undo)
+        yield
 
 
 def chosen(flags: Numerics) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.metrics.embedding import EmbeddingFigures, embedding_figures
+from sweeper.metrics.figures import EmbeddingFigures, embedding_figures
 from tests.metrics import oracle
 
 _vectors = st.lists(st.floats(-1e4, 1e4, width=16), min_size=3, max_size=3)

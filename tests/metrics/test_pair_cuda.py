@@ -17,8 +17,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from sweeper.metrics.cuda import pair as fused
+from sweeper.metrics.fast import Tables
 from sweeper.metrics.sums import Count, Pair, Real, State
-from sweeper.metrics.tables import Tables
 from tests.metrics import twin
 from tests.metrics.twin import assert_same, by_the_twin, spoil
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import yaml
 
 from sweeper.config import Numerics, parse
-from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, SETTERS, chosen, has_splitk_switch, numerics
+from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, SETTERS, chosen, has_splitk_switch, switches, without_effect
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "numerics").glob("*.yaml"))
 
@@ -26,6 +28,16 @@ VALUES: dict[str, tuple[Any, ...]] = {
 SETTINGS = [(flag, value) for flag, values in VALUES.items() for value in values]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@contextmanager
+def numerics(flags: Numerics, device: str) -> Iterator[dict[str, str]]:
+    """The flags as a cell with them has them. Yields what has no effect there, and why."""
+    cell: Any = SimpleNamespace(numerics=flags, device=device)
+    with ExitStack() as stack:
+        for switch in switches(cell).values():
+            stack.enter_context(switch.context())
+        yield without_effect(cell)
 
 
 def read(getter: Any) -> Any:

@@ -19,9 +19,9 @@ import torch
 
 from sweeper.metrics.cpu import kernels
 from sweeper.metrics.cpu.compiled import DTYPES, as_bits, run
+from sweeper.metrics.fast import Tables
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
 from sweeper.metrics.sums import Count, Pair, Real
-from sweeper.metrics.tables import Tables
 
 __all__ = ["DTYPES", "update"]
 

@@ -21,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sweeper.metrics.cuda import joining, kernels
+from sweeper.metrics.fast import Measured, Tables
 from sweeper.metrics.precision import coarser_dtype, default_tolerance
 from sweeper.metrics.sums import Pair, State
-from sweeper.metrics.tables import Measured, Tables
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
