@@ -56,7 +56,7 @@ def pointed_at(comparison: Compared) -> list[Counterfactual]:
         return []
     listed = [*training_counterfactuals(pair), *pooling_counterfactuals(pair)]
     listed += [_other_values(found)] if found.other else []
-    listed += [*call_counterfactuals(pair), *switch_counterfactuals(pair), *attention_counterfactuals(pair)]
+    listed += [*call_counterfactuals(pair, found), *switch_counterfactuals(pair), *attention_counterfactuals(pair)]
     return [counterfactual for counterfactual in listed if not counterfactual.wide]
 
 
