@@ -200,7 +200,8 @@ def test_flash_attention_with_its_causal_flag_off_is_semantic_and_named(other: s
 def test_right_flash_attention_stays_rounding(other: str) -> None:
     inputs = {name: value.cuda() for name, value in padded_left().items()}
     comparison = compare_models(cuda_llama(other), cuda_llama("flash_attention_2"), inputs)
-    assert comparison.verdict.kind == "rounding", comparison
+    # sdpa may run the same kernel, and then gives the same bits
+    assert comparison.verdict.kind in ({"rounding"} if other == "eager" else {"rounding", "identical"}), comparison
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
