@@ -54,14 +54,13 @@ class Call:
 
     @property
     def token_N(self) -> Tensor | None:
-        """The real token ids, on the CPU; None where the model is called with something else."""
-        given = _given(self.kwargs)
-        decoder = self.forward.encoder is not None
-        names = [name for name in _DECODER if name in given] if decoder else _sources(given)
-        ids_BT = given[names[0]]
-        if ids_BT.is_floating_point() or ids_BT.shape != self.forward.shape:
+        """The real token ids that the model reads, an encoder's where there is one, on the CPU; None where it is called
+        with something else."""
+        given, tokens = _given(self.kwargs), self.forward.encoder or self.forward
+        ids_BT = given[_sources(given)[0]]
+        if ids_BT.is_floating_point() or ids_BT.shape != tokens.shape:
             return None
-        return ids_BT.flatten()[self.forward.flat_N].cpu()
+        return ids_BT.flatten()[tokens.flat_N].cpu()
 
 
 def _of_rows(tokens: Tokens, rows: Sequence[int], positions: Tensor | None) -> Tokens:
