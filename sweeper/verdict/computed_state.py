@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from sweeper.comparator.side import Side
 from sweeper.devices import suppressed
 from sweeper.models.names import Alignment, align
-from sweeper.models.state import StateEntry
+from sweeper.models.state import StateEntry, pieces
 from sweeper.models.swapping import Swap, transplanted
 from sweeper.verdict.causes.tensors import asked_undone
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.module_runs import Given, Kept, Key, capture, copied, outputs_of
 from sweeper.verdict.rules import COLLAPSE_MULTIPLE, FLOAT64_EPS, STORED_MULTIPLE
-from sweeper.verdict.state_changes import Provenance, aligned_states
+from sweeper.verdict.state_changes import Change, Provenance, aligned_states
 
 _SEEDS = 4
+_LEVELS = 4  # how far out from the smallest modules it is looked
 CallOutputs = list[list[Tensor | None]]  # of one module, call by call
 
 
@@ -51,36 +52,68 @@ class Computed:
 
 
 def computed_modules(reference: Side, candidate: Side, found: Provenance) -> list[Computed]:
-    """The smallest modules that together hold all one-sided and changed tensors; none where no tensor is one-sided."""
-    if not found.missing:
+    """The smallest modules that together hold all one-sided and changed tensors; none for a single changed weight."""
+    if not found.missing and len(found.other) < 2:
         return []
     alignment = _callable(align(reference.model, candidate.model), reference.model, candidate.model)
     states = aligned_states(reference.model, candidate.model)
     of_candidate = {theirs: ours for ours, theirs in reversed(alignment.pairs)}  # of wrappers the outermost
     done: dict[str, Computed] = {}
     places = _regions(alignment, found, states[0])
-    while True:
-        for path in places - done.keys():
-            done[path] = _computed(reference, candidate, found, (of_candidate[path], path), states)
+    for _ in range(_LEVELS):
+        paths = {path: of_candidate[path] for path in places - done.keys()}
+        done |= _computed(reference, candidate, found, paths, states)
         failed = {path for path in places if path and not done[path].excused}
         if not failed:
-            return [done[path] for path in sorted(places)]
+            break
         # what is computed in one module may be taken from its neighbour: a norm folded into a layer
         places = _outermost((places - failed) | {_around(path, of_candidate) for path in failed})
+    return [done.get(path, Computed(of_candidate[path], path, math.inf)) for path in sorted(places)]
 
 
 def _computed(
     reference: Side,
     candidate: Side,
     found: Provenance,
-    paths: tuple[str, str],
+    paths: Mapping[str, str],
     states: tuple[Mapping[str, StateEntry], Mapping[str, StateEntry]],
-) -> Computed:
-    distance = math.inf
-    with suppressed(Exception):  # a module that does not run by itself is not judged by itself
-        module = _Module(reference, candidate, found, *paths)
-        distance = module.distance(*(_inside_of(state, paths, found) for state in states))
-    return Computed(*paths, distance)
+) -> dict[str, Computed]:
+    """By the candidate's paths; given with the reference's."""
+    with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+        kept = capture(side, set(paths.values()))
+    done = {}
+    for theirs, ours in paths.items():
+        distance = math.inf
+        if _may_be_computed(found, theirs, ours):
+            with suppressed(Exception):  # a module that does not run by itself is not judged by itself
+                calls = {key: call for key, call in kept.items() if key[1] == ours}
+                module = _Module(reference, candidate, found, ours, theirs, calls)
+                distance = module.distance(*(_inside_of(state, (ours, theirs), found) for state in states))
+        done[theirs] = Computed(ours, theirs, distance)
+    return done
+
+
+def _may_be_computed(found: Provenance, theirs: str, ours: str) -> bool:
+    """Whether a module holds a one-sided tensor, or two modules with changed ones, one of them by more than rounding.
+
+    Then what one change does, the other can undo; what differs in a last place merely differs.
+    """
+    if any(_lies_in(name, theirs) or _lies_in(name, ours) for name in found.missing):
+        return True
+    changes = [change for name, change in found.other.items() if _lies_in(name, theirs)]
+    owners = {change.name.rpartition(".")[0] for change in changes}
+    return len(owners) > 1 and any(map(_by_more_than_rounding, changes))
+
+
+def _by_more_than_rounding(change: Change) -> bool:
+    left, right = change.reference, change.candidate
+    if left.shape != right.shape or not left.is_floating_point():
+        return True
+    eps = STORED_MULTIPLE * torch.finfo(left.dtype).eps
+    return any(
+        bool(((one.double() - other.double()).abs() > eps * one.double().abs()).any())
+        for one, other in pieces(left, right)
+    )
 
 
 def without(
@@ -113,9 +146,11 @@ def _regions(alignment: Alignment, found: Provenance, left: Mapping[str, StateEn
         path = _around(name.removesuffix(" (the reference's)"), of_reference if name in left else of_candidate)
         homes.add(of_reference[path] if name in left else path)
     places = set(homes)
-    for name in found.other:  # the nearest module around it that holds something one-sided
-        path = name
+    for name in found.other:  # the nearest module around it that holds something one-sided, or another module
+        path = name if homes else _around(name, of_candidate)
         while path := _around(path, of_candidate):
+            if not homes:
+                break
             if any(_lies_in(home, path) for home in homes):
                 break
         places.add(path)
@@ -154,11 +189,12 @@ def _inside_of(state: Mapping[str, StateEntry], paths: tuple[str, str], found: P
 class _Module:
     """One module of both models, on the arguments that the reference's has in its replay."""
 
-    def __init__(self, reference: Side, candidate: Side, found: Provenance, ours: str, theirs: str) -> None:
+    def __init__(
+        self, reference: Side, candidate: Side, found: Provenance, ours: str, theirs: str, kept: Mapping[Key, Kept]
+    ) -> None:
         self._reference, self._candidate, self._found = reference, candidate, found
         self._ours, self._theirs = ours, theirs
-        with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
-            self._kept: dict[Key, Kept] = capture(side, {ours})
+        self._kept = kept
 
     def distance(self, left: Sequence[StateEntry], right: Sequence[StateEntry]) -> float:
         """See `Computed`; given the tensors of either side that were stored anew."""

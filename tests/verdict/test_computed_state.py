@@ -108,6 +108,14 @@ def _scale_folded(dtype: torch.dtype) -> Pair:
     return reference, candidate, {"input": torch.randn(2, 7, 32, dtype=dtype)}
 
 
+def _scale_moved(dtype: torch.dtype) -> Pair:
+    """The same, but the norm keeps its tensors, as ones and zeros: nothing is one-sided."""
+    reference, candidate, inputs = _scale_folded(dtype)
+    for block in candidate:
+        block.norm = nn.LayerNorm(32).to(dtype)
+    return reference, candidate, inputs
+
+
 def _weight_norm_removed(dtype: torch.dtype) -> Pair:
     reference: Any = nn.Sequential(Block(), Block())
     for block in reference:
@@ -126,7 +134,7 @@ def _fused(dtype: torch.dtype) -> Pair:
     return reference, FusedAttention(copy.deepcopy(reference)).to(dtype), hidden(dtype)
 
 
-HARMLESS = [_merged, _unmerged, _batch_norm_folded, _scale_folded, _weight_norm_removed, _fused]
+HARMLESS = [_merged, _unmerged, _batch_norm_folded, _scale_folded, _scale_moved, _weight_norm_removed, _fused]
 
 
 def _made(make: Callable[[torch.dtype], Pair], dtype: torch.dtype) -> Pair:
@@ -205,16 +213,25 @@ def test_a_fold_that_forgets_epsilon_is_semantic(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_a_weight_that_merely_differs_is_semantic(dtype: torch.dtype) -> None:
-    """No tensor is one-sided: half a unit in the last place of every weight is another model."""
+@pytest.mark.parametrize("names", [("fc",), ("fc", "proj")])
+def test_weights_that_merely_differ_are_semantic(names: tuple[str, ...], dtype: torch.dtype) -> None:
+    """No tensor is one-sided, and none undoes another: a unit in the last place of every weight is another model."""
     torch.manual_seed(0)
     reference = nn.Sequential(Block(), Block()).to(dtype).eval()
     candidate = copy.deepcopy(reference)
-    weight = candidate[1].fc.weight.data
-    weight.copy_((weight.double() * (1 + torch.finfo(dtype).eps)).to(dtype))
+    for name in names:
+        weight = candidate[1].get_submodule(name).weight.data
+        weight.copy_((weight.double() * (1 + torch.finfo(dtype).eps)).to(dtype))
     comparison = compare_models(reference, candidate, {"input": torch.randn(2, 7, 32, dtype=dtype)})
     assert comparison.verdict.kind == "semantic"
-    assert not comparison.measured.computed
+
+
+@DTYPES
+def test_another_checkpoint_is_semantic(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    reference, candidate = (nn.Sequential(Block(), Block()).to(dtype).eval() for _ in range(2))
+    comparison = compare_models(reference, candidate, {"input": torch.randn(2, 7, 32, dtype=dtype)})
+    assert comparison.verdict.kind == "semantic"
 
 
 @pytest.mark.filterwarnings("ignore")
