@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sweeper.records.cell import Status
 from sweeper.records.sweep import Sweep
 from sweeper.reports.answer import answer
@@ -16,7 +18,8 @@ def markdown(sweep: Sweep) -> str:
     lines += [f"- {escaped(line)}" for line in made_on(sweep.records)]
     lines += [f"- all cells: {escaped(table.constant)}", ""]
     lines += [escaped(summary(sweep.records, len(sweep.description.cells))) + ".", ""]
-    lines += [*(f"- {escaped(line.text)}" for line in answer(sweep.records, sweep.folder)), ""]
+    folder = Path("outputs", sweep.description.grid, sweep.description.sweep)  # not where it lies on this machine
+    lines += [*(f"- {escaped(line.text)}" for line in answer(sweep.records, folder)), ""]
     legend = table.legend(output_name(sweep.records))
     lines += [*table_lines(table), "; ".join(f"*{escaped(name)}*: {what}" for name, what in legend) + ".", ""]
     without_effect = [reason for status, reason in reasons(sweep.records) if status is Status.OK]
