@@ -34,7 +34,13 @@ def main(arguments: Sequence[str]) -> int:
         from sweeper.reports.page.page import page
 
         _write(asked.html or sweep.folder / PAGE_FILE, page(sweep))
-    if asked.cell is not None or (asked.markdown is None and asked.html is None):
+    for kind in ("junit", "json", "csv"):
+        if (file := getattr(asked, kind)) is not None:
+            from sweeper.reports.files import as_csv, as_json, junit
+
+            _write(file, {"junit": junit, "json": as_json, "csv": as_csv}[kind](sweep))
+    written = (asked.markdown, asked.html, asked.junit, asked.json, asked.csv)
+    if asked.cell is not None or all(file is None for file in written):
         _show(sweep, asked.cell)
     return 0
 
@@ -74,5 +80,10 @@ def _parser() -> ArgumentParser:
         const=False,
         help="write the page; without FILE to SWEEP_FOLDER/index.html",
     )
+    parser.add_argument(
+        "--junit", metavar="FILE", type=Path, help="write JUnit XML: what the sweep's fail_on names fails"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the answer and a flat object a cell as JSON")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write a row a cell as CSV")
     parser.add_argument("--schema", action="store_true", help="print the schema of the files as Markdown")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def _finding(record: CellRecord) -> tuple[str, ...]:
     if end in ("rounding", "identical", UNJUDGED):
         return (end,)
     if record.status is not Status.OK or verdict is None:
-        return end, _without_numbers(record.reason or "")
+        return end, record.reason or ""
     cause = verdict.cause
     if cause is not None and cause.what is not None:
         return end, cause.what, _proof(cause)[0]
@@ -63,12 +64,13 @@ def _finding(record: CellRecord) -> tuple[str, ...]:
 
 
 def _without_numbers(text: str) -> str:
-    return re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", text)
+    """The text with its figures left out; digits inside a name stay."""
+    return re.sub(r"(?<![\w.])\d[\d.]*(e-?\d+)?(?=[%x]?\b)", "#", text)
 
 
 def _furthest_first(cells: Iterable[CellRecord]) -> list[CellRecord]:
     """The cells, that whose output moved most first."""
-    return sorted(cells, key=lambda record: -record.output.rel_l2 if record.output else 0.0)
+    return sorted(cells, key=lambda record: -_moved(record))
 
 
 def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
@@ -155,15 +157,22 @@ def _values(axis: str, records: Sequence[CellRecord]) -> str:
     return ", ".join(dict.fromkeys(short_label(record.axes, [axis]) for record in records))
 
 
+def worst(records: Sequence[CellRecord]) -> CellRecord | None:
+    """The cell that ended worst; of several the one whose output moved most. None of no cells."""
+    return min(records, key=lambda record: (WORST_FIRST.index(end_of(record)), -_moved(record)), default=None)
+
+
 def _next(records: Sequence[CellRecord], folder: Path) -> list[Line]:
     """The command for the worst cell; none where nothing asks for one."""
-    worst = min(records, key=lambda record: (WORST_FIRST.index(end_of(record)), -_moved(record)), default=None)
-    if worst is None or end_of(worst) not in FOUND:
+    cell = worst(records)
+    if cell is None or end_of(cell) not in FOUND:
         return []
-    if end_of(worst) == "failed":
-        return [Line(end="", text=f"its traceback: python -m sweeper report {folder} --cell {worst.cell_id}")]
-    return [Line(end="", text=f"the worst cell in depth: python -m sweeper explain {folder} {worst.cell_id}")]
+    if end_of(cell) == "failed":
+        return [Line(end="", text=f"its traceback: python -m sweeper report {folder} --cell {cell.cell_id}")]
+    return [Line(end="", text=f"the worst cell in depth: python -m sweeper explain {folder} {cell.cell_id}")]
 
 
 def _moved(record: CellRecord) -> float:
-    return record.output.rel_l2 if record.output else 0.0
+    """How far the output moved; nothing is further than NaN."""
+    moved = record.output.rel_l2 if record.output else 0.0
+    return math.inf if math.isnan(moved) else moved

@@ -25,6 +25,7 @@ MERGED = "choices"  # the heading of all axes in one column
 CHOICES_WIDTH = 30  # and how narrow it may get: most cells take two lines
 GAP = 2  # spaces between columns in a terminal
 LEGEND = {
+    "verdict": "what the difference means, see docs/verdict.md",
     "max |Δ|": "largest |candidate − reference| of the {output}",
     "mean |Δ|": "its mean",
     "equal": "share of equal elements",
@@ -33,7 +34,6 @@ LEGEND = {
     "top-1": "share of tokens with the same most likely next one",
     "state": "parameters and buffers that differ",
     "starts at": "first module whose output differs",
-    "verdict": "what the difference means, see docs/verdict.md",
 }
 
 
@@ -56,7 +56,8 @@ class Table:
         widths = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
         widths = [max(width, len(heading)) for width, heading in zip(widths, self.headings, strict=True)]
         if MERGED in self.headings:
-            widths[1] = max(widths[1], min(CHOICES_WIDTH, max(map(len, columns[1]))))
+            choices = self.headings.index(MERGED)
+            widths[choices] = max(widths[choices], min(CHOICES_WIDTH, max(map(len, columns[choices]))))
         left_over = available - sum(widths) - GAP * (len(widths) - 1)
         for i, column in enumerate(columns):
             more = max(0, min(max(map(len, column)) - widths[i], left_over))
@@ -75,7 +76,7 @@ class CellsTable(Table):
 
     Attributes:
         constant: what all cells share, `axis=value, ...`.
-        axes: the columns behind the first (the cell's short id) that are axes.
+        axes: the columns behind the cell's short id and its verdict that are axes.
     """
 
     constant: str
@@ -83,13 +84,15 @@ class CellsTable(Table):
 
     def merged(self) -> CellsTable:
         """The table with all axes in one column, which can be wrapped between them."""
-        axes = len(self.axes)
+        first = 1 + ("verdict" in self.headings)
+        behind = first + len(self.axes)
         rows = []
         for row in self.rows:
-            values = zip(self.axes, row[1 : axes + 1], strict=True)
+            values = zip(self.axes, row[first:behind], strict=True)
             label = " ".join(f"{axis}={value}" if value in ("True", "False") else value for axis, value in values)
-            rows.append((row[0], label, *row[axes + 1 :]))
-        return replace(self, headings=("cell", MERGED, *self.headings[axes + 1 :]), rows=tuple(rows))
+            rows.append((*row[:first], label, *row[behind:]))
+        headings = (*self.headings[:first], MERGED, *self.headings[behind:])
+        return replace(self, headings=headings, rows=tuple(rows))
 
     def legend(self, output: str) -> list[tuple[str, str]]:
         """Heading -> what it is, for the columns that are there."""
@@ -97,17 +100,20 @@ class CellsTable(Table):
 
 
 def cells_table(records: Sequence[CellRecord]) -> CellsTable:
-    """The axes that vary, the figures that matter, the status.
+    """The verdict, the axes that vary, the figures that matter, the status.
 
     A column of figures that no cell has is left out; a state that is the same everywhere is said once, in `constant`.
     """
     varying = varying_axes([record.axes for record in records])
     ids = short_ids([record.cell_id for record in records])
     rows = [
-        (ids[record.cell_id], *(str(record.axes[axis]) for axis in varying), *_figures(record), status(record))
+        (
+            *(ids[record.cell_id], record.verdict.kind if record.verdict else ""),
+            *(*(str(record.axes[axis]) for axis in varying), *_figures(record), status(record)),
+        )
         for record in records
     ]
-    headings = ("cell", *varying, *FIGURE_HEADINGS, "state", "starts at", "verdict", "status")
+    headings = ("cell", "verdict", *varying, *FIGURE_HEADINGS, "state", "starts at", "status")
     empty = [name for i, name in enumerate(headings) if name in LEGEND and not any(row[i] for row in rows)]
     axes = records[0].axes if records else {}
     constant = [", ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in varying)]
@@ -233,7 +239,7 @@ def cosine(value: float) -> str:
 def _figures(record: CellRecord) -> list[str]:
     output, language = record.output, record.language
     if output is None:
-        return [""] * (len(FIGURE_HEADINGS) + 3)
+        return [""] * (len(FIGURE_HEADINGS) + 2)
     nan = f" NaN×{output.candidate_nan}" if output.candidate_nan else ""
     return [
         number(output.max_abs) + nan,
@@ -244,7 +250,6 @@ def _figures(record: CellRecord) -> list[str]:
         fraction(language.top1_agreement) if language else "",
         state_summary(record.state),
         _short_module(record.first_divergence) if record.first_divergence else "nowhere",
-        record.verdict.kind if record.verdict else "",
     ]
 
 

@@ -15,11 +15,21 @@ from rich.text import Text
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.store import PAGE_FILE
 from sweeper.records.sweep import Sweep, short_ids
+from sweeper.reports.answer import answer, worst
 from sweeper.reports.cell import sections
 from sweeper.reports.cells_table import FIGURES, GAP, LEGEND, Table, cells_table, output_name, reasons, summary
 from sweeper.reports.origin import origins
 
 STYLES = {"ok": "", "reference": "dim", "failed": "bold red", "unsupported": "dim"}
+ENDS = {
+    "failed": "bold red",
+    "semantic": "bold red",
+    "policy": "bold yellow",
+    "inconclusive": "yellow",
+    "rounding": "green",
+    "identical": "dim",
+    "unsupported": "dim",
+}
 DROPPED_FIRST = ("top-1", "mean |Δ|", "KL", "state", "starts at", "equal")  # where the terminal is too narrow for all
 DROPPED_IN_SECTIONS = ("type", "SQNR dB", "rel. L2", "mean |Δ|", "cosine")
 PIPE_WIDTH = 200  # a table in a file or a pipe is read with a pager, not wrapped
@@ -33,7 +43,7 @@ def output_console() -> Console:
 
 
 def print_sweep(sweep: Sweep, out: Console) -> None:
-    """The table of cells, what its columns are, why cells did not run, where differences start."""
+    """The table of cells, what its columns are, where differences start, and last the answer in sentences."""
     table = cells_table(sweep.records)
     if table.constant:
         say(out, f"all cells: {table.constant}")
@@ -47,8 +57,8 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
     left_out = [heading for heading in LEGEND if heading in table.headings and heading not in fitting.headings]
     if left_out:
         say(out, f"left out, the terminal is too narrow: {', '.join(left_out)}", "dim")
-    for status, reason in reasons(sweep.records):
-        say(out, f"{'' if status is Status.OK else f'{status.value}: '}{reason}", STYLES[status.value])
+    for _, reason in (found for found in reasons(sweep.records) if found[0] is Status.OK):
+        say(out, reason)
     starts = origins(sweep)
     if starts:
         say(out, "\nwhere it starts", "bold")
@@ -58,7 +68,16 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
     say(out, f"results: {sweep.folder}")
     if (page := sweep.folder / PAGE_FILE).exists():
         say(out, f"page: {page}")
-    say(out, f"one cell in full: python -m sweeper report {sweep.folder} --cell {_most_telling(sweep.records)}", "dim")
+    if (telling := worst(sweep.records)) is not None:
+        short = short_ids([record.cell_id for record in sweep.records])[telling.cell_id]
+        say(out, f"one cell in full: python -m sweeper report {sweep.folder} --cell {short}", "dim")
+    lines = answer(sweep.records, sweep.folder)
+    if lines:
+        say(out, "\nthe answer, worst first", "bold")
+    for line in lines:
+        out.print(
+            Text.assemble("  ", (line.end, ENDS.get(line.end, "")), line.text.removeprefix(line.end)), soft_wrap=True
+        )
 
 
 def print_cell(record: CellRecord, modules: Sequence[ModuleRecord], out: Console) -> None:
@@ -82,13 +101,6 @@ def say(out: Console, line: str, style: str = "") -> None:
     out.print(Text(line, style=style), soft_wrap=True)
 
 
-def _most_telling(records: Sequence[CellRecord]) -> str:
-    """The short id of a cell that differs, or of the first."""
-    ids = short_ids([record.cell_id for record in records])
-    differing = [record for record in records if record.first_divergence is not None]
-    return ids[(differing or list(records))[0].cell_id] if records else "ID"
-
-
 def _fitting(candidates: Sequence[Fitting], width: int) -> Fitting:
     """The first that fits; else the last, the narrowest."""
     return next((table for table in candidates if table.fits(width)), candidates[-1])
@@ -107,5 +119,5 @@ def drawn(table: Table, *, widths: Sequence[int] | None = None, styles: Sequence
     for heading, width in zip_longest(table.headings, widths or ()):
         shown.add_column(heading, justify="right" if heading in FIGURES else "left", width=width, overflow="fold")
     for row, style in zip(table.rows, styles or [""] * len(table.rows), strict=True):
-        shown.add_row(*map(Text, row), style=style)
+        shown.add_row(*(Text(text, ENDS.get(text, "")) for text in row), style=style)
     return shown

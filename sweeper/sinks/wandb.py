@@ -18,6 +18,7 @@ from sweeper.errors import ConfigError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
 from sweeper.records.store import module_rows
 from sweeper.records.sweep import short_label, varying_axes
+from sweeper.reports.answer import answer
 from sweeper.reports.cell import furthest
 from sweeper.sinks.sink import Sink
 
@@ -108,6 +109,7 @@ class WandbSink(Sink):
         with self._border("the sweep"), self._run(arguments, failed=False) as run:
             statuses = [record.status for record in records]
             run.summary.update({"statuses": {status.value: statuses.count(status) for status in Status}})
+            run.summary.update({"answer": "\n".join(line.text for line in answer(records, self.plan.folder))})
             run.log({"cells": _table([_cell_row(record) for record in records])})
 
     @contextmanager

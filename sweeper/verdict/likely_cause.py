@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from sweeper.comparator.side import Outputs, Side, run
+from sweeper.devices import out_of_memory
 from sweeper.records.cell import CauseRecord
-from sweeper.verdict.causes.arguments import call_counterfactuals
+from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (
     attention_counterfactuals,
@@ -124,7 +125,9 @@ class _Trials:
                 bitwise, near = self._natively(pair)
                 if not bitwise and near and by_replay is None and self._affords(pair, precise=True):
                     by_replay = self._left(pair, precise=True)
-        except (RuntimeError, ValueError, TypeError):  # a combination that the model cannot run closes nothing
+        except Exception as error:  # a combination that the model cannot run closes nothing
+            if out_of_memory(error):
+                raise
             return None
         finally:
             if self.forwards > before:
@@ -147,14 +150,15 @@ class _Trials:
     def _natively(self, pair: Pair) -> tuple[bool, bool]:
         """Whether the outputs have the same bits, and whether they are so near that a replay is worth its forwards.
 
-        Where a dtype that was asked for hides it, only the replay tells.
+        Where a dtype that was asked for hides it, only the replay tells; where the replay shows nothing, only bits.
         """
-        if self._comparison.measured.asked:
-            return False, True
+        measured = self._comparison.measured
+        if measured.asked:
+            return False, measured.by_replay
         if not self._affords(pair, precise=False):
             return False, False
         rest = self._left(pair, precise=False)
-        return rest == 0, rest <= FLOOR_MULTIPLE * self._comparison.measured.floor
+        return rest == 0, measured.by_replay and rest <= FLOOR_MULTIPLE * measured.floor
 
     def _affords(self, pair: Pair, *, precise: bool) -> bool:
         kept = pair.reference is self._pair.reference and precise in self._kept
@@ -175,5 +179,6 @@ class _Trials:
         if not precise:
             return run(side)
         found = self._comparison.provenance
-        with asked_undone(side.model, found, reference=is_reference), replayed(side) as (lifted, _):
+        undone = side if is_reference else arguments_undone(self._pair.reference, side, found)
+        with asked_undone(side.model, found, reference=is_reference), replayed(undone) as (lifted, _):
             return run(lifted)

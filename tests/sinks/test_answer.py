@@ -110,3 +110,10 @@ def test_a_sweep_without_anything_wrong_proposes_nothing() -> None:
 def test_cells_that_were_not_judged_are_counted() -> None:
     moved = record("c1", first_divergence="lm_head")
     assert told(moved)[0].startswith("not judged, 1 cell: outputs differ, by rel. L2 0.18 at most")
+
+
+def test_reasons_of_two_packages_are_two_sentences() -> None:
+    missing = [
+        record(f"u{n}", status=Status.UNSUPPORTED, reason=f"flash_attention_{n} needs a package") for n in (2, 3)
+    ]
+    assert [line.split(",")[0] for line in told(*missing)] == ["unsupported", "unsupported"]

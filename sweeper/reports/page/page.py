@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_ids, short_label
+from sweeper.reports.answer import answer
 from sweeper.reports.cell import Section, sections
 from sweeper.reports.cells_table import FIGURES, cells_table, made_on, output_name, reasons, summary
 from sweeper.reports.origin import layer_outputs, module_differs, origins
@@ -85,7 +86,8 @@ def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = Mapping
         figures=FIGURES,
         Status=Status,
         origins=origins(sweep),
-        reasons=reasons(sweep.records),
+        answer=answer(sweep.records, sweep.folder),
+        reasons=[reason for status, reason in reasons(sweep.records) if status is Status.OK],
         views=views,
         ids=ids,
         charts=charts,
