@@ -47,14 +47,14 @@ def explain(comparison: Compared) -> Explanation:
         return _explain_random(comparison, comparison.left)
     if comparison.verdict.kind is Kind.IDENTICAL:
         return Explanation("nothing differs: every compared tensor has the same bits", None, None, ())
-    if comparison.measured.native == 0:
+    if comparison.measured.native == 0 and comparison.verdict.kind is Kind.ROUNDING:
         first = comparison.first_divergence
         return Explanation(f"the outputs have the same bits; inside, what differs is {first}", None, first, ())
     search = Search(comparison)
     closing = search.search()
     since = (search.since() if closing is not None else None) or comparison.first_divergence
     tried, unexplored = tuple(search.tried), tuple(search.unexplored)
-    cause = _sentence(comparison, closing, since, tried) + _overflow(comparison)
+    cause = _sentence(comparison, closing, since, search) + _overflow(comparison)
     if closing is None and unexplored:
         cause = f"{cause} Could not look into: {'; '.join(unexplored)}."
     return Explanation(cause, closing, since, tried, unexplored)
@@ -101,14 +101,14 @@ def _overflow(comparison: Compared) -> str:
     return ""
 
 
-def _sentence(
-    comparison: Compared, closing: Tried | None, since: FirstDivergence | None, tried: tuple[Tried, ...]
-) -> str:
-    measured = comparison.measured
+def _sentence(comparison: Compared, closing: Tried | None, since: FirstDivergence | None, search: Search) -> str:
+    measured, tried = comparison.measured, search.tried
     if closing is not None:
         where = f"; {since}" if since is not None else ""
         hint = f" (the configs differ in {', '.join(names)})" if (names := _config_hint(comparison, closing)) else ""
         moved = f"outputs move by rel_l2 {measured.native:.2g}"
+        if names := search.moved():
+            moved = f"of the outputs, {', '.join(names[:3])} differ, by rel_l2 {measured.native:.2g}"
         return f"{closing.name}{hint}{where}; {moved}. To put back: {closing.fix} ({_proof(comparison, closing)})."
     best = tried[0] if tried and tried[0].native_closed > 0 else None
     most = f"; the most is closed by: {best}" if best is not None else ""

@@ -109,8 +109,6 @@ class OperationNoise(TorchDispatchMode):
         exact = func(*tree_map(double, args), **tree_map(double, kwargs))
         error, size = leaf.double() - exact, exact.norm()
         share = float(error.norm() / size) if size > 0 else 0.0
-        if not share > _eps(leaf):
-            return torch.zeros_like(leaf)
         limited = error * min(1.0, _COARSEST_PRODUCT / share)
         return (limited * self._uniform(limited).sign()).to(leaf.dtype)
 

@@ -20,7 +20,6 @@ from sweeper.comparator.side import Call, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import is_attention_map, to_rows
 from sweeper.verdict.causes.arguments import arguments_undone
-from sweeper.verdict.causes.tensors import asked_undone
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
@@ -40,10 +39,12 @@ class Noise:
 
     Attributes:
         state_eps, products_only: as in `OperationNoise`. With products only, inputs and outputs are not nudged either.
+        inputs: also nudge what the module is given: it was rounded, where the sides differ in dtype.
     """
 
     state_eps: float = 0.0
     products_only: bool = False
+    inputs: bool = False
 
     def floor(
         self, module: nn.Module, arguments: Callable[[], Given | None], output: list[Tensor | None], call: Call
@@ -54,9 +55,8 @@ class Noise:
             given = arguments()
             assert given is not None, "the module ran on the same arguments before"
             generator = torch.Generator().manual_seed(seed)
-            if not self.products_only:
-                for tensor in given.floats:
-                    _nudge_(tensor, generator)
+            for tensor in given.floats if self.inputs else ():
+                _nudge_(tensor, generator)
             noise = OperationNoise(
                 seed, given.floats, module, state_eps=self.state_eps, products_only=self.products_only
             )
@@ -191,24 +191,25 @@ class Natively:
     def examine(self, names: set[str] | None = None) -> dict[str, OwnError]:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
         same, eps = self._same_conditions(), self._state_eps()
-        noise = Noise(state_eps=eps, products_only=same)
+        noise = Noise(state_eps=eps, products_only=same, inputs=not same)
         first = self._run(self._candidate, noise, names)
         far = {name for name, one in first.items() if one.floors > OWN_MULTIPLE}
         if not far:
             return first
-        floors = self._run(self._reference, Noise(), far, all_floors=True)
+        floors = self._run(self._reference, Noise(inputs=not same), far, all_floors=True)
         for name in far & floors.keys():
             first[name] = replace(first[name], floor=max(first[name].floor, floors[name].floor))
         return first
 
     def operations_floor(self) -> float:
         """The floor of the model itself, of the noisier side; NaN where it runs on no one else's arguments."""
-        noises = (self._reference, Noise()), (self._candidate, Noise(state_eps=self._state_eps()))
-        found = [self._run(side, noise, {""}, all_floors=True) for side, noise in noises]
+        noise = Noise(state_eps=self._state_eps(), inputs=not self._same_conditions())
+        noises = (self._reference, replace(noise, state_eps=0.0)), (self._candidate, noise)
+        found = [self._run(side, one, {""}, all_floors=True) for side, one in noises]
         return max((own[""].floor for own in found if "" in own), default=math.nan)
 
     def beyond(self, examined: dict[str, OwnError]) -> tuple[OwnError, ...]:
-        """Those that lie too many floors up, are gone in float64, and are no kernel as exact as eager attention."""
+        """Those that lie too many floors up, and in float64 nowhere near; no kernels that are as exact as eager."""
         far = {name for name, one in examined.items() if one.floors > OWN_MULTIPLE}
         if not far:
             return ()
@@ -244,11 +245,10 @@ class Natively:
         return torch.finfo(self._found.coarser).eps if self._found.coarser else 0.0
 
     def _replayed(self, names: set[str]) -> dict[str, OwnError]:
-        found = self._found
-        with asked_undone(self._reference.model, found, reference=True), replayed(self._reference) as (side, _):
+        """Own errors in float64 with the state as it was loaded: what storing it in another dtype costs is in there."""
+        with replayed(self._reference) as (side, _):
             kept = capture(side, names)
-        undone = arguments_undone(self._reference, self._candidate, found)
-        with asked_undone(undone.model, found, reference=False), replayed(undone) as (side, _):
+        with replayed(self._candidate) as (side, _):
             examination = Examination(kept, self._reference.calls, None, same_backend=self._same_backend)
             return examination.run(side, names).found
 
@@ -263,8 +263,7 @@ class Natively:
         kernel = outputs(candidate)
         with attention(candidate.model, "eager"):
             eager = outputs(candidate)
-        undone = arguments_undone(self._reference, candidate, self._found)
-        with asked_undone(undone.model, self._found, reference=False), replayed(undone) as (side, _):
+        with replayed(candidate) as (side, _):
             exact = outputs(side)
         shared = [key for key in kernel.outputs if key in eager.outputs and key in exact.outputs]
         close = one.name in eager.found and eager.found[one.name].own <= OWN_MULTIPLE * one.floor

@@ -97,7 +97,22 @@ class Search:
 
     def search(self) -> Tried | None:
         """What closes the difference: one thing, or a pair, or what puts much back at once."""
-        return self._single(wide=False) or self._pairs() or self._single(wide=True)
+        return self._single(wide=False) or self._pairs() or self._single(wide=True) or self._bitwise()
+
+    def moved(self) -> list[str]:
+        """The outputs that differ, where others do not."""
+        outputs = self._comparison.native.outputs
+        shared = [name for name in self._native if name in outputs]
+        differing = [name for name in shared if not same_bits(self._native[name], outputs[name])]
+        return differing if len(differing) < len(shared) else []
+
+    def _bitwise(self) -> Tried | None:
+        """What gives the same bits natively though the replay cannot tell (of compiled code, of a graph)."""
+        closing = next((result for result in self._results if result.tried.bitwise), None)
+        if closing is None or not self._comparison.measured.native:
+            return None
+        self._closing = closing.counterfactual
+        return closing.tried
 
     def since(self) -> FirstDivergence | None:
         """Where the candidate first differs from itself with the cause put back: nothing else differs."""
