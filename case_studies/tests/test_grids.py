@@ -103,4 +103,3 @@ def test_without_the_hub_the_published_checkpoint_gives_one_line_that_names_anot
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "cannot be reached" in line]
     assert "checkpoint=smollm2_135m_instruct needs no hub" in line
-    assert "not comparable (×116): failed: the Hugging Face hub cannot be reached" in done.stdout
