@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.comparator.hooks import kept_outputs
-from sweeper.comparator.outputs import ModelOutputs, Part, leaves
+from sweeper.comparator.leaves import leaves
+from sweeper.comparator.outputs import ModelOutputs, Part
 from sweeper.comparator.outputs import Outputs as Outputs
 from sweeper.config import Pooling
 from sweeper.errors import UnsupportedError
