@@ -182,7 +182,7 @@ def outputs_rel_l2(reference: Outputs, candidate: Outputs, *, discrete: bool = T
         )
     if not discrete and isinstance(reference, ModelOutputs):
         shared = [name for name in shared if not reference.is_discrete(name)] or shared
-    values = torch.tensor([rel_l2(reference[name], candidate[name]) for name in shared])
+    values = torch.tensor([rel_l2(reference[name], candidate[name]) for name in shared], dtype=torch.float64)
     return float(values.amax())  # NaN wins
 
 
