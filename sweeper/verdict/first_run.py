@@ -62,6 +62,7 @@ def run_both(reference: Side, candidate: Side, evidence: ReferenceEvidence, *, f
     else:
         base = replace(base, outputs=base.outputs.taken(shared.reference))
         native = replace(native, outputs=native.outputs.taken(shared.candidate))
+    evidence.once(reference, "outputs", lambda: base.outputs)
     return FirstRun(reference, candidate, base, native, shared.partly, uncompared)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.observation import Observation, observe
-from sweeper.comparator.side import Outputs, Side
+from sweeper.comparator.side import Outputs, Side, run
 from sweeper.verdict.causes.tensors import asked_undone, undone_in_reference
 from sweeper.verdict.float64_replay import Precision, replayed
 from sweeper.verdict.noise_floor import output_floor
@@ -59,7 +59,22 @@ class ReferenceEvidence:
             with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, precision):
                 return observe(side), precision
 
-        return self._undone(reference, "replay", found, gather)
+        replay = self._undone(reference, "replay", found, gather)
+        self._undone(reference, "replay outputs", found, lambda: replay[0].outputs)  # kept where all is too much
+        return replay
+
+    def outputs(self, reference: Side) -> Outputs:
+        """What it gave as it ran."""
+        return self.once(reference, "outputs", lambda: run(reference))
+
+    def replay_outputs(self, reference: Side, found: Provenance) -> Outputs:
+        """What it gave in float64."""
+
+        def gather() -> Outputs:
+            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+                return run(side)
+
+        return self._undone(reference, "replay outputs", found, gather)
 
     def replay_noise(self, reference: Side, found: Provenance, base: Outputs) -> float:
         """The noise of that replay, whose outputs are `base`, under nudges of one float64 ULP."""

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from sweeper.records.cell import LEFT_OUT
+
 # How far above the replay's own noise a replayed difference may lie and still count as collapsed.
 COLLAPSE_MULTIPLE = 64.0
 # How far above the native noise floor rounding may lie.
@@ -347,7 +349,7 @@ def _evidence(measured: Measured) -> list[Evidence]:
     found += _located_evidence(measured)
     if measured.left_out:
         meaning = "the verdict does not depend on it; verdict=full gathers it"
-        found.append(Evidence("left out", ", ".join(measured.left_out), meaning))
+        found.append(Evidence(LEFT_OUT, ", ".join(measured.left_out), meaning))
     return found
 
 
