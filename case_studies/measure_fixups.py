@@ -23,10 +23,9 @@ from sweeper.config import Cell, parse
 from sweeper.errors import ConfigError, SweeperError
 from sweeper.inputs.layout import to_tokens
 from sweeper.metrics.pair import measure
-from sweeper.models.loading import ModelPool
+from sweeper.models.loading import ModelPool, sharing_copy
 from sweeper.records.cell import CellRecord
 from sweeper.records.sweep import Sweep
-from sweeper.sweep import judging
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def _sides(record: CellRecord) -> tuple[Side, Side]:
     transformers.utils.logging.disable_progress_bar()
     pool = ModelPool()
     local = prepare(cell.checkpoint, device=cell.device, say=lambda line: print(line, file=sys.stderr))
-    reference_model = judging.own_copy(pool.get(reference, local.folder)[0].model)
+    reference_model = sharing_copy(pool.get(reference, local.folder)[0].model)
     model = pool.get(cell, local.folder)[0].model
     token_ids = read_texts(cell, local, model)
     texts = range(len(token_ids))

@@ -50,7 +50,7 @@ from sweeper.config import Cell
 from sweeper.devices import synchronize
 from sweeper.inputs.texts import batches
 from sweeper.models import loading
-from sweeper.models.attention import implementation
+from sweeper.models.backends import implementation
 from sweeper.models.loading import load
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest, expand

@@ -298,7 +298,8 @@ class Settings(_Frozen):
         output_dir: where `<grid>/<sweep>/` is made.
         sweep: name of the folder; None derives it from the plan, so that the same command finds its folder again.
         dry_run: print the plan and stop.
-        verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some twenty runs of two texts each.
+        verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some ten runs of two texts each, as
+            many as decide. `full` gathers all evidence.
         latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5;
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
@@ -312,7 +313,7 @@ class Settings(_Frozen):
     output_dir: str = "outputs"
     sweep: str | None = None
     dry_run: bool = False
-    verdict: bool = True
+    verdict: bool | Literal["full"] = True
     latency_repeats: int | None = Field(default=None, ge=0)
     weights: Weights = "resident"
     launcher: str = "inline"

@@ -60,13 +60,19 @@ def _read(folder: Path, read: Read, attention: str) -> nn.Module:
 
 
 def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What `model.to(dtype)` makes of the model, which stays as it is. Tensors that are of that dtype are shared.
+    """What `model.to(dtype)` makes of the model, which stays as it is. Tensors that are of that dtype are shared."""
+    return sharing_copy(model).to(dtype)
 
-    Each side has parameter and buffer objects of its own, so that `.data` can be exchanged on one of them.
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A model of its own on the same memory, with its own attention backend.
+
+    Its parameters and buffers are objects of their own, so that `.data` can be exchanged on one of the two.
     """
     own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-    return copy.deepcopy(model, own).to(dtype)
+    copied: nn.Module = copy.deepcopy(model, own)
+    return copied
 
 
 @dataclass

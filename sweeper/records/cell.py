@@ -232,6 +232,10 @@ class Sample(_Record):
     padded_rows: tuple[Corner, ...]
 
 
+LEFT_OUT = "left out"
+"""The name of the evidence that says which was not gathered."""
+
+
 class EvidenceRecord(_Record):
     """One figure that a verdict rests on: its name, its value, and what it means."""
 
@@ -276,6 +280,8 @@ class VerdictRecord(_Record):
         first_divergence: where it starts, and whether the module introduced or inherited it.
         texts: indices of the texts that it was judged on.
         cause: what closes the difference when it is put back; None for other kinds than policy and semantic.
+        same_as: the cell that was judged in place of this one: reference, texts, state, code, settings and outputs are
+            the same, bit for bit. None: it was judged itself.
     """
 
     kind: str
@@ -285,6 +291,12 @@ class VerdictRecord(_Record):
     first_divergence: str | None = None
     texts: tuple[int, ...]
     cause: CauseRecord | None = None
+    same_as: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all evidence was gathered, also what the kind does not depend on."""
+        return not any(evidence.name == LEFT_OUT for evidence in self.evidence)
 
 
 class Cost(_Record):

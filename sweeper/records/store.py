@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
@@ -44,17 +44,18 @@ class Store:
                 shutil.rmtree(leftover, ignore_errors=True)
         write_whole(self.folder / SWEEP_FILE, json.dumps(description, indent=2, default=str) + "\n")
 
-    def finished(self, cell_id: str, *, judged: bool = False) -> CellRecord | None:
+    def finished(self, cell_id: str, *, judged: bool | Literal["full"] = False) -> CellRecord | None:
         """The record of a cell that need not run again, or None. A failed cell runs again.
 
         Args:
             cell_id: which cell.
-            judged: a cell that was measured without a verdict runs again too.
+            judged: a cell that was measured without a verdict runs again too; `full`: or without all evidence.
         """
         record = self.read(cell_id)
         if record is None or record.status is Status.FAILED:
             return None
-        return None if judged and record.status is Status.OK and record.verdict is None else record
+        lacks = record.verdict is None or (judged == "full" and not record.verdict.complete)
+        return None if judged and record.status is Status.OK and lacks else record
 
     def read(self, cell_id: str) -> CellRecord | None:
         path = self.cells_folder / cell_id / CELL_FILE
@@ -73,7 +74,8 @@ class Store:
 
     def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
         final = self.cells_folder / record.cell_id
-        if self.finished(record.cell_id, judged=record.verdict is not None) is not None:
+        verdict = record.verdict
+        if self.finished(record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None):
             return final  # another process was first; its cell has the same choices and environment
         if final.exists():
             aside = temporary.with_name(f"{temporary.name}-replaced")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import hashlib
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from sweeper.comparator.comparer import Figures
+from sweeper.comparator.outputs import leaves
 from sweeper.devices import out_of_memory
+from sweeper.inputs.calls import Call, tensors_in
+from sweeper.models import axes
+from sweeper.models.fingerprint import fingerprint
+from sweeper.planning.plan import PlannedCell
 from sweeper.records.cell import CauseRecord, EvidenceRecord, TextFigures, VerdictRecord
 from sweeper.verdict.likely_cause import likely_cause, pointed_at
 from sweeper.verdict.rules import Kind
@@ -21,17 +27,19 @@ if TYPE_CHECKING:
 
 
 def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[int, ...]]:
-    """What to judge on: the first text and the other one that moved most; then, if those agree, the first batch.
+    """What to judge on until the sides differ: two texts, then the first batch, then the text that moved most.
 
-    Twenty runs of all texts would cost more than they tell. But a difference can need the shape of the whole batch.
-    Two texts of one length have no pads between them, so that layouts and poolings agree: the other has another length,
-    where there is one.
+    Many runs of all texts would cost more than they tell. The two are the first one and the longest one of another
+    length: two texts of one length have no pads between them, so that layouts and poolings agree. Which two depends on
+    lengths alone, so that all candidates of a reference are judged on the same, and share its runs. But a difference
+    can need the shape of the whole batch, or lie in a single text.
     """
-    rest = [text for text in texts[1:] if text.tokens != texts[0].tokens or math.isinf(_moved(text))] or texts[1:]
-    others = sorted(rest, key=_moved, reverse=True)
-    few = (0, *(figures.text for figures in others[:1]))
+    others = [text for text in texts[1:] if text.tokens != texts[0].tokens] or texts[1:]
+    longest = sorted(others, key=lambda text: -text.tokens)[:1]
     batch = tuple(range(min(batch_size, len(texts))))
-    return [few] if set(few) == set(batch) else [few, batch]
+    most = max(texts, key=_moved).text
+    sets = [(0, *(text.text for text in longest)), batch, (0, most)]
+    return [few for place, few in enumerate(sets) if not any(set(few) <= set(earlier) for earlier in sets[:place])]
 
 
 def shortest(texts: Sequence[TextFigures], among: Sequence[int]) -> tuple[int, ...]:
@@ -46,11 +54,6 @@ def _moved(figures: TextFigures) -> float:
     return math.inf if math.isnan(figures.output_max_abs) else figures.output_max_abs
 
 
-def own_copy(model: nn.Module) -> nn.Module:
-    """A model for the reference where both sides share the weights: its attention backend is then its own."""
-    return copy.deepcopy(model)
-
-
 def nothing_differs(figures: Figures) -> bool:
     """Every compared tensor has the same numbers, and every text the same embedding: no run is needed to judge that."""
     same_embeddings = all(text.embedding_max_abs == 0 for text in figures.texts)
@@ -61,6 +64,59 @@ def identical_record(figures: Figures) -> VerdictRecord:
     """The verdict of a cell in which nothing differs."""
     texts = tuple(range(len(figures.texts)))
     return VerdictRecord(kind=Kind.IDENTICAL, reason="every compared tensor has the same values", texts=texts)
+
+
+class Alike:
+    """The verdicts of a sweep, by all that decides one."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, VerdictRecord] = {}
+
+    def verdict(self, bits: Hashable) -> VerdictRecord | None:
+        """That of an earlier cell that is the same bit for bit; None where there was none."""
+        return None if bits is None else self._known.get(bits)
+
+    def keep(self, bits: Hashable, cell_id: str, verdict: VerdictRecord | None) -> None:
+        """The verdict for later cells; not where judging failed."""
+        if bits is not None and verdict is not None and (verdict.evidence or verdict.kind is Kind.IDENTICAL):
+            self._known.setdefault(bits, verdict.model_copy(update={"same_as": cell_id}))
+
+
+@contextlib.contextmanager
+def first_outputs(model: nn.Module, *, wanted: bool) -> Iterator[list[str]]:
+    """Takes the fingerprint of all leaves of the model's first output, caches too; of none unless `wanted`."""
+    taken: list[str] = []
+
+    def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+        if not taken:
+            known = [leaf for leaf in leaves(output) if isinstance(leaf.value, Tensor)]
+            taken.append(fingerprint((leaf.name, leaf.value) for leaf in known if isinstance(leaf.value, Tensor)))
+
+    handle = model.register_forward_hook(hook) if wanted else None
+    try:
+        yield taken
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def alike_key(
+    planned: PlannedCell, state: str, batch: Sequence[Call], outputs: Sequence[str], figures: Figures
+) -> Hashable:
+    """All that decides a verdict: cells with the same are the same.
+
+    Args:
+        state: fingerprint of the candidate's model.
+        batch: its first calls.
+        outputs: fingerprint of the first output.
+        figures: of every module and text, which differ where any of them does.
+    """
+    cell = planned.cell
+    given = [(name, tensor) for call in batch for name, tensor in tensors_in(call.kwargs)]
+    plain = [{name: value for name, value in call.kwargs.items() if isinstance(value, (bool, str))} for call in batch]
+    measured = hashlib.sha256(repr((figures.output, figures.texts, figures.modules)).encode()).hexdigest()
+    settings = axes.parts("code", cell), axes.parts("conditions", cell), cell.inputs, cell.checkpoint
+    return planned.reference_id, settings, state, fingerprint(given), repr(plain), *outputs, measured
 
 
 class Causes:

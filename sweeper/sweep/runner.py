@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ from sweeper.inputs.texts import batches
 from sweeper.models.backends import implementation
 from sweeper.models.checks import operator_mismatch, switch_attention
 from sweeper.models.conditions import conditions, same_conditions
-from sweeper.models.loading import LoadedModel, ModelPool
+from sweeper.models.fingerprint import model_fingerprint
+from sweeper.models.loading import LoadedModel, ModelPool, sharing_copy
 from sweeper.models.state import StateEntry, compare_state, state_of
 from sweeper.models.streaming import StreamedPool
 from sweeper.models.weights import WeightsKey
@@ -39,6 +40,7 @@ from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.cost import measure_cost, warm_up
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
 from sweeper.verdict.comparison import Comparison, compare_sides
+from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
 
 
@@ -63,7 +65,7 @@ class Runner:
     Args:
         environment: goes into every record.
         latency_repeats: bare forwards that are timed a cell; None: see `measure_cost`.
-        verdict: judge every cell that differs; some twenty runs of two texts each.
+        verdict: judge every cell that differs, by as many runs as decide; `full`: by all.
         weights: `streamed` keeps no parameter in memory (`streaming.py`).
         kept_bytes: of a reference's outputs.
         shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
@@ -78,7 +80,7 @@ class Runner:
         environment: dict[str, Any],
         *,
         latency_repeats: int | None = None,
-        verdict: bool = True,
+        verdict: bool | Literal["full"] = True,
         weights: Weights = "resident",
         kept_bytes: int = KEPT_BYTES,
         shared: Collection[str] = (),
@@ -99,6 +101,9 @@ class Runner:
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
         self._causes = judging.Causes()
+        self._evidence: dict[tuple[str, tuple[int, ...]], ReferenceEvidence] = {}
+        self._alike = judging.Alike()
+        self._fingerprints: dict[WeightsKey, str] = {}
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
@@ -120,19 +125,22 @@ class Runner:
         """Lets go of all that the failed cell may have filled the memory with."""
         self._pool.clear()
         self._reference = None
+        self._evidence.clear()
         self._states.clear()
         gc.collect()
         if planned.cell.device == "cuda":
             torch.cuda.empty_cache()
 
     def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
-        measured, figures = self._measure(planned, record)
+        measured, figures, bits = self._measure(planned, record)
         # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
-        judged = measured.model_copy(update={"verdict": self._judge(planned, figures)})
+        verdict = self._alike.verdict(bits) or self._judge(planned, figures)
+        self._alike.keep(bits, planned.cell_id, verdict)
+        judged = measured.model_copy(update={"verdict": verdict})
         return checked(judged, figures.output), figures.modules
 
-    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures]:
-        """The record without its verdict."""
+    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures, Hashable]:
+        """The record without its verdict; and what cells have the same of that are the same, where one is judged."""
         cell = planned.cell
         reference = self._reference_run(planned)
         local = self._local(cell)
@@ -143,7 +151,8 @@ class Runner:
         if batches(token_ids, cell.inputs.batch_size) != batches(token_ids, planned.reference.inputs.batch_size):
             raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
-        ran, reference_sample = self._compare(planned, reference, loaded, comparer)
+        with judging.first_outputs(loaded.model, wanted=bool(self._verdict)) as outputs:
+            ran, reference_sample = self._compare(planned, reference, loaded, comparer)
         bare = self._run_bare(cell, loaded, ran, token_ids, loaded.load_time_s if was_loaded else None)
         figures = comparer.finish()
         measured = record.model_copy(
@@ -161,7 +170,17 @@ class Runner:
                 "reference_sample": reference_sample,
             }
         )
-        return measured, figures
+        bits = None
+        if self._verdict and not judging.nothing_differs(figures):
+            state = self._fingerprint(loaded)
+            bits = judging.alike_key(planned, state, ran.first_batch, outputs, figures)
+        return measured, figures, bits
+
+    def _fingerprint(self, loaded: LoadedModel) -> str:
+        """Of a model that the pool keeps, taken once."""
+        if loaded.key not in self._fingerprints:
+            self._fingerprints[loaded.key] = model_fingerprint(loaded.model)
+        return self._fingerprints[loaded.key]
 
     def _run_bare(
         self,
@@ -219,12 +238,24 @@ class Runner:
         reference_model = self._pool.get(planned.reference, reference_folder)[0].model
         token_ids = self._token_ids(planned.cell, reference_model)
         if WeightsKey.of(planned.reference) == WeightsKey.of(planned.cell):
-            reference_model = judging.own_copy(reference_model)
+            reference_model = sharing_copy(reference_model)
         model = self._pool.get(planned.cell, folder)[0].model
         return compare_sides(
             side_of(planned.reference, reference_model, token_ids, [texts]),
             side_of(planned.cell, model, token_ids, [texts]),
+            self._evidence_of(planned, texts),
+            full=self._verdict == "full",
         )
+
+    def _evidence_of(self, planned: PlannedCell, texts: Sequence[int]) -> ReferenceEvidence:
+        """The runs of the reference on these texts, for all of its candidates; no value takes more than a quarter of
+        the memory that is free."""
+        key, device = (planned.reference_id, tuple(texts)), planned.reference.device
+        if any(reference_id != planned.reference_id for reference_id, _ in self._evidence):
+            self._evidence.clear()
+        if key not in self._evidence:
+            self._evidence[key] = ReferenceEvidence(lambda: free_bytes(device) // 4)
+        return self._evidence[key]
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
         if self._reference is not None and self._reference.cell_id == planned.reference_id:
@@ -232,6 +263,7 @@ class Runner:
             self._pool.keep(planned.reference)
             return self._reference
         self._reference = None  # frees its outputs before the next ones are made
+        self._evidence.clear()
         cell = planned.reference
         local = self._local(cell)
         loaded, _ = self._pool.get(cell, local.folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sweeper.comparator.side import Side
 from sweeper.verdict.first_divergence import FirstDivergence, Trace
 from sweeper.verdict.noise_floor import Floor
+from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import Random
 from sweeper.verdict.rules import Measured, OwnError, Verdict
 from sweeper.verdict.state_changes import Provenance
@@ -27,6 +28,7 @@ class Compared:
         own: each module on the reference's arguments, by name; empty where the replay shows the difference anyway.
         random: the sides that do not give the same output twice.
         left: what is left once they do; None where both repeat.
+        evidence: the reference's own runs.
     """
 
     reference: Side
@@ -41,3 +43,4 @@ class Compared:
     own: dict[str, OwnError] = field(default_factory=dict)
     random: tuple[Random, ...] = ()
     left: Compared | None = None
+    evidence: ReferenceEvidence = field(default_factory=ReferenceEvidence)

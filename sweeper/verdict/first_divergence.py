@@ -64,7 +64,8 @@ class Trace:
     """A candidate's run against an observed reference.
 
     Attributes:
-        modules: those that both sides ran, in order of the candidate's execution.
+        modules: those that both sides ran, in order of the candidate's execution; where asked so, up to the first that
+            differs.
         unaligned: names that only one side ran, or whose rows do not match, with the reason.
         outputs: the candidate's outputs.
         bitwise: what both sides' modules gave has the same bits.
@@ -76,16 +77,25 @@ class Trace:
     bitwise: bool
 
 
-def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace:
+def trace(reference: Observation, candidate: Side, *, own: bool = True, until: float | None = None) -> Trace:
     """Runs the candidate and compares each module with the observed reference's.
 
     Args:
         own: also run each leaf module on the reference's input.
+        until: as in `compare_runs`.
     """
-    ran = observe(candidate, reference.inputs() if own else None)
+    return compare_runs(reference, observe(candidate, reference.inputs() if own else None), until=until)
+
+
+def compare_runs(reference: Observation, ran: Observation, *, until: float | None = None) -> Trace:
+    """Compares each module of an observed candidate with the observed reference's.
+
+    Args:
+        until: measure no module behind the first that differs by more than that (rel_l2; 0: in any bit); None: all.
+    """
     unaligned = {name: "only the reference ran it" for name in reference.modules if name not in ran.modules}
     modules: list[ModuleDifference] = []
-    bitwise = True
+    bitwise, differed = True, False
     for name, module in ran.modules.items():
         base = reference.modules.get(name)
         if base is None:
@@ -97,22 +107,28 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True) -> Trace
                 f"rows and features: {tuple(left.shape)} in the reference, {tuple(right.shape)} in the candidate"
             )
             continue
-        layer, kind = layer_and_kind(name)
         bitwise = bitwise and same_bits(left, right)
-        modules.append(
-            ModuleDifference(
-                order=len(modules),
-                name=name,
-                module_type=module.module_type,
-                layer=layer,
-                kind=kind,
-                rows=len(left),
-                output=measure(*without_fill(left, right)),
-                input=_measured(base.inputs, module.inputs),
-                own=_rel_l2(_measured([left], module.owns)),
-            )
+        if differed:
+            continue
+        layer, kind = layer_and_kind(name)
+        found = ModuleDifference(
+            order=len(modules),
+            name=name,
+            module_type=module.module_type,
+            layer=layer,
+            kind=kind,
+            rows=len(left),
+            output=measure(*without_fill(left, right)),
+            input=_measured(base.inputs, module.inputs),
+            own=_rel_l2(_measured([left], module.owns)),
         )
+        modules.append(found)
+        differed = until is not None and (_differs(found.input, until) or _differs(found.output, until))
     return Trace(tuple(modules), unaligned, ran.outputs, bitwise)
+
+
+def _differs(measures: PairMeasures | None, bound: float) -> bool:
+    return measures is not None and not same(measures) and not measures.rel_l2 <= bound
 
 
 def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures | None:
@@ -218,12 +234,9 @@ def first_divergence(
 ) -> FirstDivergence | None:
     """The first module that differs by more than `bound` (rel_l2; 0: in any bit); None where none does."""
 
-    def differs(measures: PairMeasures | None) -> bool:
-        return measures is not None and not same(measures) and not measures.rel_l2 <= bound
-
     for module in modules:
-        between = module.input is not None and differs(module.input)
-        if not between and not differs(module.output):
+        between = _differs(module.input, bound)
+        if not between and not _differs(module.output, bound):
             continue
         measures = module.input if between and module.input is not None else module.output
         text, position = Places(lengths).locate(measures.worst_token, module.rows)

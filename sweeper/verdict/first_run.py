@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.observation import Observation
 from sweeper.comparator.outputs import ModelOutputs, Part, same_bits, share
 from sweeper.comparator.side import Side
 from sweeper.verdict.first_divergence import Trace, trace
+from sweeper.verdict.reference_evidence import ReferenceEvidence
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,29 @@ class FirstRun:
         return self.native.bitwise and all(same_bits(left[name], right[name]) for name in left)
 
 
-def run_both(reference: Side, candidate: Side) -> FirstRun:
+def run_both(reference: Side, candidate: Side, evidence: ReferenceEvidence, *, full: bool) -> FirstRun:
     """Runs both, and again where only a part of an output is shared.
+
+    Args:
+        evidence: of the reference.
+        full: compare each module, and run it on the reference's input; else none behind the first that differs.
 
     Raises:
         AlignmentError: they have no output in common; both sides are named.
     """
-    base = observe(reference)
-    native = trace(base, candidate)
+    base = evidence.observed(reference)
+    native = trace(base, candidate, own=full, until=None if full else 0.0)
     shared = share(base.outputs, native.outputs)
     uncompared = {**shared.uncompared, **_doubtful(base.outputs, native.outputs)}
     reference = replace(reference, parts=shared.reference)
     candidate = replace(candidate, parts=shared.candidate)
     if any(map(_leaves_out, shared.reference)):
-        base = observe(reference)
-        native = trace(base, candidate)
+        base = evidence.observed(reference)
+        native = trace(base, candidate, own=full, until=None if full else 0.0)
     else:
         base = replace(base, outputs=base.outputs.taken(shared.reference))
         native = replace(native, outputs=native.outputs.taken(shared.candidate))
+    evidence.once(reference, "outputs", lambda: base.outputs)
     return FirstRun(reference, candidate, base, native, shared.partly, uncompared)
 
 

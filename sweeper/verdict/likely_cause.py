@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -97,7 +98,7 @@ def _with(changes: list[Change]) -> Callable[[Pair], AbstractContextManager[Pair
 
 
 class _Trials:
-    """Runs counterfactuals within a budget, and keeps the reference's own runs, which most leave alone.
+    """Runs counterfactuals within a budget; the reference's own runs, which most leave alone, are there already.
 
     Attributes:
         tried: names of what was put back. forwards: runs of a side so far.
@@ -109,7 +110,6 @@ class _Trials:
         self._comparison = comparison
         self._cell_id = cell_id
         self._pair = Pair(comparison.reference, comparison.candidate)
-        self._kept: dict[bool, Outputs] = {}  # of the reference; True: of its replay
 
     def run(self, counterfactual: Counterfactual, *, by_replay: float | None) -> CauseRecord | None:
         """The cause, if putting this back closes the difference; None if it does not, or cannot be run.
@@ -123,7 +123,7 @@ class _Trials:
         try:
             with counterfactual.apply(self._pair) as pair:
                 bitwise, near = self._natively(pair)
-                if not bitwise and near and by_replay is None and self._affords(pair, precise=True):
+                if not bitwise and near and by_replay is None and self._affords(pair):
                     by_replay = self._left(pair, precise=True)
         except Exception as error:  # a combination that the model cannot run closes nothing
             if out_of_memory(error):
@@ -155,23 +155,24 @@ class _Trials:
         measured = self._comparison.measured
         if measured.asked:
             return False, measured.by_replay
-        if not self._affords(pair, precise=False):
+        if not self._affords(pair):
             return False, False
         rest = self._left(pair, precise=False)
-        return rest == 0, measured.by_replay and rest <= FLOOR_MULTIPLE * measured.floor
+        known = not math.isnan(measured.floor)  # where the replay decides, the floor is not always measured
+        near = rest <= FLOOR_MULTIPLE * measured.floor if known else rest < measured.native
+        return rest == 0, measured.by_replay and near
 
-    def _affords(self, pair: Pair, *, precise: bool) -> bool:
-        kept = pair.reference is self._pair.reference and precise in self._kept
-        return self.forwards + (1 if kept else 2) <= FORWARDS
+    def _affords(self, pair: Pair) -> bool:
+        return self.forwards + (1 if pair.reference is self._pair.reference else 2) <= FORWARDS
 
     def _left(self, pair: Pair, *, precise: bool) -> float:
         """rel_l2 of the outputs with something put back."""
         if pair.reference is not self._pair.reference:
             reference = self._outputs(pair.reference, precise=precise, is_reference=True)
+        elif precise:
+            reference = self._comparison.evidence.replay_outputs(pair.reference, self._comparison.provenance)
         else:
-            if precise not in self._kept:
-                self._kept[precise] = self._outputs(pair.reference, precise=precise, is_reference=True)
-            reference = self._kept[precise]
+            reference = self._comparison.evidence.outputs(pair.reference)
         return outputs_rel_l2(reference, self._outputs(pair.candidate, precise=precise, is_reference=False))
 
     def _outputs(self, side: Side, *, precise: bool, is_reference: bool) -> Outputs:

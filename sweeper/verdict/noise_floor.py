@@ -55,7 +55,10 @@ def _rms(samples: list[float]) -> float:
     return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
 
 
-def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4) -> Floor:
+_SEEDS = 4
+
+
+def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = _SEEDS) -> Floor:
     """Runs a side again and again with changes that alter no meaning.
 
     Args:
@@ -79,6 +82,28 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = 4
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs, discrete=False)
     return floor
+
+
+def raise_floor(floor: Floor, side: Side, base: Outputs, enough: float, *, seeds: int = _SEEDS) -> bool:
+    """Adds runs to a floor, of the outputs alone, until it is sure to reach `enough`; says whether it does.
+
+    Args:
+        floor: of the same side, as far as it was measured.
+        base: the outputs of the side's own run.
+    """
+    while not (reached := _at_least(floor, seeds) >= enough) and len(floor.nudged) < seeds:
+        with nudged(side.model, seed=len(floor.nudged)):
+            floor.nudged.append(outputs_rel_l2(base, run(side), discrete=False))
+    if not reached and not floor.rebatched:
+        with suppressed(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
+            for name, outputs in _rebatched(side):
+                floor.rebatched[name] = outputs_rel_l2(base, outputs, discrete=False)
+    return reached or floor.level >= enough
+
+
+def _at_least(floor: Floor, seeds: int) -> float:
+    """What the level comes to at least, whatever the runs give that are still to be made."""
+    return max([math.sqrt(sum(sample**2 for sample in floor.nudged) / seeds), *floor.rebatched.values()])
 
 
 def output_floor(side: Side, base: Outputs, *, seeds: int = 3) -> float:

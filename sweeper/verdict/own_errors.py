@@ -8,14 +8,18 @@ no rounding, whatever the outputs say.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Call, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import is_attention_map, to_rows
@@ -23,14 +27,17 @@ from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
-from sweeper.verdict.module_runs import Given, Kept, Key, Watch, capture, merged, outputs_of
+from sweeper.verdict.module_runs import Given, Kept, Key, Watch, capture, floats, merged, outputs_of
 from sweeper.verdict.monte_carlo import OperationNoise, multiplied
+from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import KERNEL_MULTIPLE, OWN_MULTIPLE, OwnError
 from sweeper.verdict.state_changes import Provenance
 
 _SEEDS = 3
 # A module's floor is at least this share of its output's machine epsilon: what lies below that many needs no nudges.
 _LEAST_FLOOR = 0.25
+# The same where outputs are nudged in the coarsest of the dtypes: uniform within one epsilon, whose share is 0.58.
+_LEAST_NUDGED = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,22 @@ class Noise:
     inputs: bool = False
 
     def floor(
-        self, module: nn.Module, arguments: Callable[[], Given | None], output: list[Tensor | None], call: Call
+        self,
+        module: nn.Module,
+        arguments: Callable[[], Given | None],
+        output: list[Tensor | None],
+        call: Call,
+        enough: float = math.inf,
     ) -> float:
-        """The root mean square of what nudges of inputs, operations and outputs make of the output."""
-        samples = []
+        """The root mean square of what nudges of inputs, operations and outputs make of the output.
+
+        Args:
+            enough: no seed is run behind those that are sure to bring it there.
+        """
+        samples: list[float] = []
         for seed in range(_SEEDS):
+            if samples and math.sqrt(sum(sample**2 for sample in samples) / _SEEDS) >= enough:
+                break
             given = arguments()
             assert given is not None, "the module ran on the same arguments before"
             generator = torch.Generator().manual_seed(seed)
@@ -81,6 +99,8 @@ class Examination:
         noise: how floors are measured, of those modules that lie so far off that it matters; None: not at all.
         same_backend: as in `merged`.
         all_floors: measure every floor, however small the error.
+        decisive: measure floors only as far as it takes to tell an error from one of `OWN_MULTIPLE` floors.
+        errors: of the modules of another side, which its floors are compared with; None: its own.
 
     Attributes:
         found: the worst own error of each module over its calls, in order of execution.
@@ -96,11 +116,15 @@ class Examination:
         same_backend: bool,
         all_floors: bool = False,
         keep: bool = False,
+        decisive: bool = False,
+        errors: Mapping[str, OwnError] | None = None,
     ) -> None:
         self._kept, self._calls, self._noise = kept, calls, noise
         self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
         self._watch = Watch(self._before, self._after)
+        self._decisive, self._errors = decisive, errors
         self._pending: dict[Key, OwnError] = {}
+        self._running: dict[Key, _Running] = {}
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
 
@@ -114,43 +138,90 @@ class Examination:
         kept = self._kept.get(key)
         if kept is None or not kept.output:
             return
-        with self._watch.pause():
-            try:
-                found = self._examined(key, kept, module, args, kwargs)
-            except Exception as error:  # a module that does not run by itself is not judged by itself
-                if out_of_memory(error):
-                    raise
+        arguments = functools.partial(merged, kept, args, kwargs, same_backend=self._same_backend)
+        with self._watch.pause(), _unless_it_does_not_run():
+            given = arguments()
+            if given is None:
                 return
-        if found is not None:
-            self._pending[key] = found
+            if not kept.choices and _same_leaves(given, args, kwargs):
+                self._running[key] = _Running(kept, module, given)  # it runs on these arguments anyway
+                return
+            with Choices() as choices:
+                output = outputs_of(module, given)
+            if same_choices(kept.choices, choices.chosen):
+                self._examine(key, kept, module, output, arguments)
 
-    def _after(self, key: Key, _output: Any) -> None:
+    def _after(self, key: Key, output: Any) -> None:
+        if (running := self._running.pop(key, None)) is not None:
+            kept, module, given = running
+            with self._watch.pause(), _unless_it_does_not_run():
+                again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
+                self._examine(key, kept, module, floats(output), again)
         found = self._pending.pop(key, None)
         before = self.found.get(key[1])
         if found is not None and (before is None or found.worse_than(before)):
             self.found[found.name] = found
 
-    def _examined(self, key: Key, kept: Kept, module: nn.Module, args: Any, kwargs: Any) -> OwnError | None:
-        def arguments() -> Given | None:
-            return merged(kept, args, kwargs, same_backend=self._same_backend)
-
-        call, given = self._calls[key[0]], arguments()
-        if given is None:
-            return None
-        with Choices() as choices:
-            output = outputs_of(module, given)
+    def _examine(
+        self,
+        key: Key,
+        kept: Kept,
+        module: nn.Module,
+        output: list[Tensor | None],
+        arguments: Callable[[], Given | None],
+    ) -> None:
+        call = self._calls[key[0]]
         own = distance(kept.output, output, call)
-        if own is None or not same_choices(kept.choices, choices.chosen):
-            return None
+        if own is None:
+            return
         if self._keep:
             self.outputs[key] = output
-        dtypes = [leaf.dtype for leaf in [*kept.output, *output] if leaf is not None]
-        dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        ours = [leaf.dtype for leaf in output if leaf is not None]
+        dtype = max([leaf.dtype for leaf in kept.output if leaf is not None] + ours, key=_eps)
         found = OwnError(name=key[1], own=own, dtype=str(dtype).removeprefix("torch."))
-        near = own <= OWN_MULTIPLE * _LEAST_FLOOR * torch.finfo(dtype).eps
-        if self._noise is None or (near and not self._all_floors):
-            return found
-        return replace(found, floor=self._noise.floor(module, arguments, output, call))
+        if self._noise is not None and (self._all_floors or own > self._near(dtype, ours)):
+            enough = self._errors[key[1]].own if self._errors is not None else own
+            enough = enough / OWN_MULTIPLE if self._decisive else math.inf
+            found = replace(found, floor=self._noise.floor(module, arguments, output, call, enough))
+        self._pending[key] = found
+
+    def _near(self, dtype: torch.dtype, ours: list[torch.dtype]) -> float:
+        """Up to which error no floor needs to be measured."""
+        nudged = self._decisive and self._noise is not None and not self._noise.products_only
+        least = _LEAST_NUDGED if nudged and all(own is dtype for own in ours) else _LEAST_FLOOR
+        return OWN_MULTIPLE * least * _eps(dtype)
+
+
+class _Running(NamedTuple):
+    kept: Kept
+    module: nn.Module
+    given: Given
+
+
+@contextlib.contextmanager
+def _unless_it_does_not_run() -> Iterator[None]:
+    """A module that does not run by itself is not judged by itself."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+
+
+def _same_leaves(given: Given, args: Any, kwargs: Any) -> bool:
+    """Whether the arguments are, bit for bit, those that the module is called with; only tensors and plain values."""
+    pairs = zip(tree_leaves((given.args, given.kwargs)), tree_leaves((args, kwargs)), strict=True)
+    return all(_same_leaf(one, other) for one, other in pairs)
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and same_bits(one, other)
+    return isinstance(one, (bool, int, float, str, type(None))) and type(one) is type(other) and one == other
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def distance(reference: Sequence[Tensor | None], candidate: Sequence[Tensor | None], call: Call) -> float | None:
@@ -179,14 +250,26 @@ class Natively:
 
     Args:
         names: of the modules that are asked for; None: all.
+        evidence: of the reference; None: none yet.
+        full: measure all floors to the end; else only as far as something depends on them.
     """
 
-    def __init__(self, reference: Side, candidate: Side, found: Provenance, names: set[str] | None = None) -> None:
-        self._reference, self._candidate, self._found = reference, candidate, found
+    def __init__(
+        self,
+        reference: Side,
+        candidate: Side,
+        found: Provenance,
+        names: set[str] | None = None,
+        *,
+        evidence: ReferenceEvidence | None = None,
+        full: bool = True,
+    ) -> None:
+        self._reference, self._candidate, self._found, self._full = reference, candidate, found, full
         backends = [attention_implementation(side.model) for side in (reference, candidate)]
         self._same_backend = backends[0] == backends[1]
         self._kernels = set(backends) - {None, "eager"}
-        self._kept = capture(reference, names)
+        evidence, asked = evidence or ReferenceEvidence(), None if names is None else frozenset(names)
+        self._kept = evidence.once(reference, ("kept", asked), lambda: capture(reference, names))
 
     def examine(self, names: set[str] | None = None) -> dict[str, OwnError]:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
@@ -196,7 +279,7 @@ class Natively:
         far = {name for name, one in first.items() if one.floors > OWN_MULTIPLE}
         if not far:
             return first
-        floors = self._run(self._reference, Noise(inputs=not same), far, all_floors=True)
+        floors = self._run(self._reference, Noise(inputs=not same), far, all_floors=True, errors=first)
         for name in far & floors.keys():
             first[name] = replace(first[name], floor=max(first[name].floor, floors[name].floor))
         return first
@@ -225,10 +308,23 @@ class Natively:
         return tuple(one for one in checked if one.kernel is None or one.kernel > KERNEL_MULTIPLE)
 
     def _run(
-        self, side: Side, noise: Noise | None, names: set[str] | None, *, all_floors: bool = False
+        self,
+        side: Side,
+        noise: Noise | None,
+        names: set[str] | None,
+        *,
+        all_floors: bool = False,
+        errors: Mapping[str, OwnError] | None = None,
     ) -> dict[str, OwnError]:
-        same = self._same_backend or side is self._reference
-        examination = Examination(self._kept, self._reference.calls, noise, same_backend=same, all_floors=all_floors)
+        examination = Examination(
+            self._kept,
+            self._reference.calls,
+            noise,
+            same_backend=self._same_backend or side is self._reference,
+            all_floors=all_floors,
+            decisive=not self._full and (not all_floors or errors is not None),
+            errors=errors,
+        )
         return examination.run(side, names).found
 
     def _same_conditions(self) -> bool:

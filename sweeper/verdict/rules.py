@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from sweeper.records.cell import LEFT_OUT
+
 # How far above the replay's own noise a replayed difference may lie and still count as collapsed.
 COLLAPSE_MULTIPLE = 64.0
 # How far above the native noise floor rounding may lie.
@@ -64,18 +66,19 @@ class Replayed:
 
     Attributes:
         precision: which precision it reached, in words. eps: the machine epsilon of what it can tell apart.
-        as_loaded: with every tensor as it was loaded.
-        asked: with the rounding that the dtype asked for undone; `as_loaded` where none was.
-        policy: with tensors put back that were rounded without being asked; None where there is none.
+        as_loaded: with every tensor as it was loaded; None where only `asked` was run.
+        asked: with the rounding that the dtype asked for undone; `as_loaded` where none was asked for.
+        policy: with tensors put back that were rounded without being asked; None where there is none, or it collapses
+            without.
         computed: as `asked`, with the reference's modules where state that was computed from state explains it.
-        noise: of the replay itself, under nudges of one float64 ULP.
+        noise: of the replay itself, under nudges of one float64 ULP; 0 where it collapses without.
         texts: `asked` text by text.
         positions: `asked` at position 0, at 1, at 2 and 3, at 4 to 7, and so on; empty where positions are not known.
     """
 
     precision: str
     eps: float
-    as_loaded: float
+    as_loaded: float | None
     asked: float
     policy: float | None
     noise: float
@@ -166,6 +169,7 @@ class Measured:
         operations: the floor of the outputs under nudges of every operation; NaN where it was not needed.
         beyond: modules whose own error is no rounding, though the replay collapses.
         examined: how many modules were run on the reference's arguments; `unexamined` says why none was.
+        left_out: evidence that nothing depended on, and that was not gathered.
     """
 
     identical: bool
@@ -199,6 +203,7 @@ class Measured:
     beyond: tuple[OwnError, ...] = ()
     examined: int = 0
     unexamined: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def repeatable(self) -> bool:
@@ -316,7 +321,8 @@ def _evidence(measured: Measured) -> list[Evidence]:
         found.append(Evidence("non-finite", float(measured.nonfinite), "NaN or Inf on one side only"))
     if measured.floor_samples:
         low, high = measured.floor_spread
-        meaning = f"{measured.floor_samples} runs with every module nudged by up to one ULP, {low:.2g} to {high:.2g}"
+        runs = "one run" if measured.floor_samples == 1 else f"{measured.floor_samples} runs"
+        meaning = f"{runs} with every module nudged by up to one ULP, {low:.2g} to {high:.2g}"
         found.append(Evidence("noise floor rel_l2", measured.floor, meaning))
         found += [
             Evidence(f"rel_l2 with {name}", value, "same model, same texts")
@@ -340,7 +346,11 @@ def _evidence(measured: Measured) -> list[Evidence]:
         where = f", in {_some(measured.flipping)}" if measured.flipping else ""
         meaning = f"share of tokens for which top-k or argmax chose otherwise{where}"
         found.append(Evidence("flipped choices", measured.flips, meaning))
-    return found + _located_evidence(measured)
+    found += _located_evidence(measured)
+    if measured.left_out:
+        meaning = "the verdict does not depend on it; verdict=full gathers it"
+        found.append(Evidence(LEFT_OUT, ", ".join(measured.left_out), meaning))
+    return found
 
 
 def _located_evidence(measured: Measured) -> list[Evidence]:
@@ -349,7 +359,7 @@ def _located_evidence(measured: Measured) -> list[Evidence]:
     if measured.native_chosen is not None:
         meaning = "the candidate with the reference's choices"
         found.append(Evidence("native rel_l2, choices put back", measured.native_chosen, meaning))
-    if measured.quantised is not None:
+    if measured.quantised_kernel is not None:
         kernels = f"the kernels move them {measured.quantised_kernel:.2g} times as far as the weights"
         meaning = f"how far the outputs move; {kernels}, up to {QUANTISED_MULTIPLE:.0f} is rounding"
         found.append(Evidence(f"asked: {measured.quantised}", measured.native, meaning))
@@ -371,11 +381,13 @@ def _located_evidence(measured: Measured) -> list[Evidence]:
 
 def _replay_evidence(measured: Measured, replay: Replayed) -> list[Evidence]:
     found = [Evidence("replay precision", "float64" if replay.eps == FLOAT64_EPS else "mixed", replay.precision)]
-    found.append(
-        Evidence("replay rel_l2", replay.as_loaded, f"both sides as loaded; collapsed is below {replay.bound:.2g}")
-    )
+    collapsed = f"; collapsed is below {replay.bound:.2g}"
+    if replay.as_loaded is not None:
+        found.append(Evidence("replay rel_l2", replay.as_loaded, f"both sides as loaded{collapsed}"))
+        collapsed = ""
     if measured.asked:
-        found.append(Evidence("replay, asked rounding undone", replay.asked, f"the dtype asked for: {measured.asked}"))
+        meaning = f"the dtype asked for: {measured.asked}{collapsed}"
+        found.append(Evidence("replay, asked rounding undone", replay.asked, meaning))
     for name, distance in measured.computed.items():
         meaning = f"in float64, over what storing the weights of {name or 'the model'} costs a feature"
         found.append(Evidence("computed state", distance, f"{meaning}; up to {STORED_MULTIPLE:.0f} is rounding"))

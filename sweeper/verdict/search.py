@@ -83,9 +83,10 @@ class Search:
     def __init__(self, comparison: Compared) -> None:
         self._comparison = comparison
         self._pair = Pair(comparison.reference, comparison.candidate)
-        self._native = run(comparison.reference)
+        self._native = comparison.evidence.outputs(comparison.reference)
         self._goal = _goal(comparison)
-        self._replay = self._replay_outputs(self._pair, reference=True) if self._goal == "replay" else None
+        evidence, found = comparison.evidence, comparison.provenance
+        self._replay = evidence.replay_outputs(comparison.reference, found) if self._goal == "replay" else None
         self._results: list[_Result] = []
         self._closing: Counterfactual | None = None
         self.unexplored: list[str] = opaque_modules(self._pair)

@@ -12,11 +12,12 @@ from sweeper.environment import environment
 from sweeper.errors import UnsupportedError
 from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
-from sweeper.records.cell import TextFigures, VerdictRecord
+from sweeper.records.cell import CellRecord, TextFigures, VerdictRecord
 from sweeper.records.store import Store
 from sweeper.sweep import run as app
 from sweeper.sweep.judging import telling_texts
 from sweeper.sweep.runner import Runner
+from sweeper.verdict import reference_evidence
 from sweeper.verdict.comparison import Comparison
 from tests.composing import request_of
 
@@ -59,33 +60,21 @@ def figures(*moved: float, tokens: tuple[int, ...] = ()) -> list[TextFigures]:
 
 
 @pytest.mark.parametrize(
-    ("moved", "batch_size", "expected"),
+    ("moved", "tokens", "batch_size", "expected"),
     [
-        ((1.0,), 8, [(0,)]),
-        ((3.0, 1.0), 8, [(0, 1)]),
-        ((3.0, 1.0, 2.0), 8, [(0, 2), (0, 1, 2)]),
-        ((0.0, 1.0, 2.0, 9.0), 2, [(0, 3), (0, 1)]),
-        ((0.0, 1.0, float("nan"), 9.0), 2, [(0, 2), (0, 1)]),
+        ((1.0,), (1,), 8, [(0,)]),
+        ((3.0, 1.0), (1, 1), 8, [(0, 1)]),
+        ((3.0, 1.0, 2.0), (1, 1, 1), 8, [(0, 1), (0, 1, 2)]),
+        ((3.0, 1.0, 4.0), (5, 7, 7), 2, [(0, 1), (0, 2)]),
+        ((0.0, 9.0, 1.0, 2.0), (5, 5, 7, 3), 4, [(0, 2), (0, 1, 2, 3)]),
+        ((0.0, 9.0, 1.0, 9.5), (5, 5, 7, 3), 2, [(0, 2), (0, 1), (0, 3)]),
+        ((0.0, 1.0, float("nan"), 9.0), (5, 6, 5, 6), 2, [(0, 1), (0, 2)]),
     ],
 )
-def test_two_texts_first_then_the_batch(
-    moved: tuple[float, ...], batch_size: int, expected: list[tuple[int, ...]]
+def test_two_texts_by_length_alone_then_the_batch_then_what_moved_most(
+    moved: tuple[float, ...], tokens: tuple[int, ...], batch_size: int, expected: list[tuple[int, ...]]
 ) -> None:
-    assert telling_texts(figures(*moved), batch_size) == expected
-
-
-@pytest.mark.parametrize(
-    ("moved", "tokens", "other"),
-    [
-        ((0.0, 9.0, 1.0, 2.0), (5, 5, 7, 3), 3),
-        ((0.0, 9.0, 1.0), (5, 5, 5), 1),
-        ((0.0, float("nan"), 1.0), (5, 5, 7), 1),
-    ],
-)
-def test_the_other_text_has_another_length_where_there_is_one(
-    moved: tuple[float, ...], tokens: tuple[int, ...], other: int
-) -> None:
-    assert telling_texts(figures(*moved, tokens=tokens), 8)[0] == (0, other)
+    assert telling_texts(figures(*moved, tokens=tokens), batch_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,6 +92,91 @@ def test_the_verdict_of_a_cell(tmp_path: Path, arguments: tuple[str, ...], kind:
     found = verdict(tmp_path, *arguments)
     assert found.kind == kind
     assert bool(found.evidence) is (kind != "identical")
+
+
+def records(tmp_path: Path, *arguments: str, **settings: Any) -> tuple[Runner, list[CellRecord]]:
+    plan = plan_of(tmp_path, *arguments)
+    running = Runner(plan.environment, say=print, **settings)
+    return running, [running.run(planned)[0] for planned in plan.cells]
+
+
+LOADS = "load_strategy=dtype_at_load,device_map,cast_after_load,cast_before_move,auto_then_cast"
+
+
+def test_cells_with_the_same_bits_are_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    compare = Runner.comparison
+
+    def comparison(self: Runner, planned: Any, texts: Any) -> Any:
+        judged.append(planned.cell_id)
+        return compare(self, planned, texts)
+
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    _, found = records(tmp_path, LOADS, "reference={dtype:float32,load_strategy:dtype_at_load}")
+    verdicts = [record.verdict for record in found]
+    assert [verdict and str(verdict.kind) for verdict in verdicts] == ["rounding", "rounding", *["policy"] * 3]
+    first, third = found[0].cell_id, found[2].cell_id
+    assert judged == [first, third]
+    assert [verdict and verdict.same_as for verdict in verdicts] == [None, first, None, third, third]
+    assert verdicts[1]
+    assert verdicts[1].evidence == (verdicts[0] and verdicts[0].evidence)
+
+
+def test_another_value_in_the_state_or_the_output_is_judged_itself(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "load_strategy=dtype_at_load,device_map", "reference={dtype:float32}")
+    running = Runner(plan.environment, say=print)
+    running.run(plan.cells[0])
+    folder = running._local(plan.cells[1].cell).folder
+    model: Any = running._pool.get(plan.cells[1].cell, folder)[0].model
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
+    verdict = running.run(plan.cells[1])[0].verdict
+    assert verdict is not None
+    assert (verdict.kind, verdict.same_as) == ("semantic", None)
+
+
+def test_a_reference_is_run_once_for_all_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays: list[str] = []
+    replayed = reference_evidence.replayed
+
+    def counted(side: Any) -> Any:
+        replays.append("reference")
+        return replayed(side)
+
+    monkeypatch.setattr(reference_evidence, "replayed", counted)
+    grid = "attention=eager,sdpa", "load_strategy=dtype_at_load,cast_after_load"
+    reference = "reference={dtype:float32,load_strategy:dtype_at_load,attention:eager}"
+    running, found = records(tmp_path, *grid, reference)
+    assert {record.verdict and record.verdict.same_as for record in found} == {None}
+    assert len(replays) == 2  # the replay, and its noise
+    together = [record.verdict for record in found]
+    plan = plan_of(tmp_path, *grid, reference)
+    alone = [Runner(plan.environment, say=print).run(planned)[0].verdict for planned in plan.cells]
+    assert [verdict and verdict.kind for verdict in together] == [verdict and verdict.kind for verdict in alone]
+    running._forget(plan.cells[0])
+    assert not running._evidence
+
+
+def test_what_was_not_gathered_is_said_and_full_gathers_it(tmp_path: Path) -> None:
+    (few,), (full,) = (
+        records(tmp_path, "dtype=bfloat16", "reference={dtype:float32}", verdict=verdict)[1]
+        for verdict in (True, "full")
+    )
+    assert few.verdict is not None
+    assert full.verdict is not None
+    assert few.verdict.kind == full.verdict.kind == "rounding"
+    names = [{evidence.name for evidence in record.evidence} for record in (few.verdict, full.verdict)]
+    assert "left out" in names[0]
+    assert "left out" not in names[1]
+    assert names[0] - {"left out"} < names[1]
+    assert (few.verdict.complete, full.verdict.complete) == (False, True)
+    store = Store(tmp_path / "sweep")
+    store.open({})
+    store.write(few, ())
+    assert store.finished(few.cell_id, judged=True) is not None
+    assert store.finished(few.cell_id, judged="full") is None
+    store.write(full, ())
+    assert store.finished(few.cell_id, judged="full") == full
 
 
 def test_a_cell_whose_judging_fails_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
@@ -46,8 +46,24 @@ def asked_undone(model: nn.Module, found: Provenance, *, reference: bool) -> Ite
         if reference
         else put_back(model, [*found.asked.values(), *of_quantised_reference(found)])
     )
-    with put, _rounded(model, found.missing if found.coarser else (), found.coarser):
+    with put, _rounded(model, *_rounded_too(model, found)):
         yield
+
+
+def undone_in_reference(model: nn.Module, found: Provenance) -> Hashable | None:
+    """What `asked_undone` does to the reference, as a key; None where that depends on the candidate's values."""
+    if any(change.reference_entry.quantised is None for change in found.quantised.values()):
+        return None
+    return _rounded_too(model, found)
+
+
+def _rounded_too(model: nn.Module, found: Provenance) -> tuple[tuple[str, ...], torch.dtype | None]:
+    """State of the model that has no counterpart, of which a file holds floating-point values; and what it is rounded
+    to."""
+    if found.coarser is None or not found.missing:
+        return (), None
+    own = state_of(model)
+    return tuple(name for name in found.missing if name in own and own[name].stored), found.coarser
 
 
 def of_quantised_reference(found: Provenance) -> list[Change]:
@@ -70,10 +86,7 @@ def quantised_alike(found: Provenance) -> Iterator[None]:
 
 
 def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """Those of the names that are the model's, of which a file holds floating-point values."""
-    own = state_of(model)
-    stored = [name for name in names if name in own and own[name].stored]
-    return swapped(model, ((name, lambda held: held.to(dtype).to(held.dtype)) for name in stored))
+    return swapped(model, ((name, lambda held: held.to(dtype).to(held.dtype)) for name in names))
 
 
 def _value(change: Change, held: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Fingerprints of tensors and models: the same for the same bits, and for others as good as never."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sweeper.models.configs import config_of
+from sweeper.models.state import state_of
+
+_CHUNK = 2**22  # numbers of 8 bytes: what is held at once beside a tensor on a device
+_LOW = 0xFFFFFFFF
+_ODD = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as int64 has it
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Of named tensors: names, shapes, dtypes, bits. What lies on a device is summed up there, and waited for once."""
+    digest = hashlib.sha256()
+    sums: list[Tensor] = []
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        raw = tensor.detach().contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
+        if raw.device.type == "cpu":
+            digest.update(raw.numpy().data)
+        elif raw.numel():
+            sums += device_sums(raw)
+    if sums:
+        digest.update(repr(torch.stack([one.to(sums[0].device) for one in sums]).tolist()).encode())
+    return digest.hexdigest()
+
+
+def device_sums(raw: Tensor) -> list[Tensor]:
+    """Numbers that tell the bytes of a tensor, in their order, from any others: a sum a chunk, still on the device.
+
+    Each number of 8 bytes is multiplied by an odd one of its place. High bits are mixed into low ones before and
+    behind: of a plain sum of products two flipped signs would cancel.
+    """
+    rest = -len(raw) % 8
+    words = torch.cat([raw, raw.new_zeros(rest)]) if rest else raw
+    if words.storage_offset() % 8:
+        words = words.clone()
+    sums = []
+    for chunk in words.view(torch.int64).split(_CHUNK):
+        mixed = _mixed(chunk).mul_(_weights(len(chunk), chunk.device))
+        sums.append(_mixed(mixed).sum())
+    return sums
+
+
+def _mixed(words: Tensor) -> Tensor:
+    return (words >> 32).bitwise_and_(_LOW).bitwise_xor_(words)
+
+
+@functools.lru_cache(maxsize=2)
+def _all_weights(device: torch.device) -> Tensor:
+    return torch.arange(_CHUNK, dtype=torch.int64, device=device).mul_(_ODD).bitwise_or_(1)
+
+
+def _weights(number: int, device: torch.device) -> Tensor:
+    return _all_weights(device)[:number]
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Of all that a model computes with: parameters and buffers, non-persistent ones too; classes, modes and config."""
+    config = config_of(model)
+    said = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else ""
+    modules = [
+        (name, f"{type(module).__module__}.{type(module).__qualname__}", module.training)
+        for name, module in model.named_modules()
+    ]
+    digest = hashlib.sha256(repr(([line for line in said.splitlines() if "dtype" not in line], modules)).encode())
+    state = ((f"{name} {entry.kind}", entry.tensor) for name, entry in state_of(model).items())
+    digest.update(fingerprint(state).encode())
+    return digest.hexdigest()

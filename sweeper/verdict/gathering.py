@@ -1,0 +1,348 @@
+"""The figures behind a verdict, in the order of their price: the replay, modules alone, the floor, then what excuses.
+
+All of them where everything is asked for. Else each only where those before leave the kind of the verdict open; what
+was not run is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.side import Outputs, Side, run, text_lengths, uncompiled_side
+from sweeper.devices import out_of_memory
+from sweeper.metrics.pair import measure
+from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
+from sweeper.verdict.causes.tensors import asked_undone, put_back
+from sweeper.verdict.computed_state import Computed, computed_modules, without
+from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
+from sweeper.verdict.first_divergence import Trace, compare_runs, outputs_rel_l2, rel_l2
+from sweeper.verdict.first_run import FirstRun
+from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
+from sweeper.verdict.noise_floor import Floor, measure_floor, raise_floor
+from sweeper.verdict.own_errors import Natively
+from sweeper.verdict.quantisation import kernel_share, without_quantisation
+from sweeper.verdict.reference_evidence import ReferenceEvidence
+from sweeper.verdict.repeatability import SIDES, training_modules
+from sweeper.verdict.rules import FLOOR_MULTIPLE, Measured, OwnError, Replayed
+from sweeper.verdict.state_changes import Change, Provenance
+
+_ALL_BUT_REPLAY = ("noise floor", "modules on the reference's arguments", "flipped choices")
+
+
+@dataclass
+class Gathered:
+    """What was gathered: attributes as in `Compared`."""
+
+    measured: Measured
+    replay_trace: Trace | None = None
+    floor: Floor = field(default_factory=Floor)
+    own: dict[str, OwnError] = field(default_factory=dict)
+
+
+def gather(ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool) -> Gathered:
+    """The figures of two sides that differ.
+
+    Args:
+        found: what differs in their state.
+        evidence: of the reference.
+        full: everything; else only what the kind of the verdict depends on.
+    """
+    return Gathering(ran, found, evidence, full=full).gather()
+
+
+class Gathering:
+    """Gathers; see `gather`."""
+
+    def __init__(self, ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool) -> None:
+        self._reference, self._candidate = ran.sides
+        self._base, self._native, self._found = ran.base, ran.native, found
+        self._evidence, self._full = evidence, full
+        self._figures: dict[str, Any] = {"partly": ran.partly, "uncompared": ran.uncompared, "identical": False}
+        self._floor = Floor()
+        self._replay_trace: Trace | None = None
+        self._own: dict[str, OwnError] = {}
+
+    def gather(self) -> Gathered:
+        self._figures |= self._without_runs()
+        if self._full:
+            self._figures |= self._whole_floor() | self._flips() | self._quantised()
+        try:
+            replay, self._replay_trace, truth = self.replay()
+            if not replay.collapsed and (computed := computed_modules(self._reference, self._candidate, self._found)):
+                self._figures["computed"] = {module.name: module.distance for module in computed}
+                replay = replace(replay, computed=self._outside(truth, computed))
+            self._figures["replay"] = replay
+            if replay.collapsed:
+                self._collapsed(truth)
+            elif not self._full:
+                self._leave_out(*_ALL_BUT_REPLAY)
+        except (
+            Exception
+        ) as error:  # whatever a foreign model raises in float64 is a fact about the replay, not a failure
+            if out_of_memory(error):
+                raise
+            self._figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Gathered(Measured(**self._figures), self._replay_trace, self._floor, self._own)
+
+    def _leave_out(self, *names: str) -> None:
+        self._figures["left_out"] = (*self._figures.get("left_out", ()), *names)
+
+    def _collapsed(self, truth: Outputs) -> None:
+        """Nothing is left in float64: is all else rounding?"""
+        native = self._figures["native"]
+        if not self._full and (self._figures["nonfinite"] or native == 0):
+            self._figures["floor"] = 0.0
+            self._leave_out(*_ALL_BUT_REPLAY)
+            return
+        if native > 0:
+            above = native > FLOOR_MULTIPLE * self._floor.level if self._full else False
+            located, self._own = self._located(operations=above)
+            self._figures |= located
+            if not self._full:
+                if located.get("beyond"):
+                    self._leave_out("noise floor", "flipped choices")
+                    return
+                self._figures |= self._whole_floor() if self._found.quantised else self._floor_as_needed()
+                self._figures |= self._flips() | self._quantised()
+                above = native > FLOOR_MULTIPLE * self._floor.level
+            if above:
+                self._figures |= self._put_back(truth)
+                if not self._full:
+                    self._figures |= self._operations()
+
+    def _without_runs(self) -> dict[str, Any]:
+        """What needs no further run: fields of `Measured`."""
+        reference, candidate, found = self._reference, self._candidate, self._found
+        cast = cast_arguments(reference, candidate, found)
+        base, native = self._base.outputs, self._native.outputs
+        return {
+            # where no real number differs, what flipped is all that there is
+            "native": outputs_rel_l2(base, native, discrete=False) or outputs_rel_l2(base, native),
+            "nonfinite": _nonfinite(base, native),
+            "training": training_counts(reference, candidate),
+            "asked": _asked(reference, candidate, found, cast) if found.asked or cast else None,
+            "rounded": tuple(sorted(found.rounded)),
+            "other": tuple(sorted(found.other)),
+            "missing": found.missing,
+            "quantised": found.schemes,
+        }
+
+    def _whole_floor(self) -> dict[str, Any]:
+        """The reference's floor; where the difference exceeds it, the noisier side's (another dtype, autocast)."""
+        floor = self._evidence.once(self._reference, "floor", lambda: measure_floor(self._reference, self._base))
+        if not self._figures["native"] <= FLOOR_MULTIPLE * floor.level:
+            floor = max(floor, measure_floor(self._candidate), key=lambda floor: floor.level)
+        self._floor = floor
+        return {**_of_floor(floor), "layers": _by_layer(self._native, floor)}
+
+    def _floor_as_needed(self) -> dict[str, Any]:
+        """The floor of either side, as far as it decides: the candidate's first, which the rounding asked for is in."""
+        enough = self._figures["native"] / FLOOR_MULTIPLE
+        coarser, sides = self._found.coarser, [self._reference, self._candidate]
+        if coarser is not None and coarser is self._found.candidate_dtype:
+            sides.reverse()
+        floors = []
+        for side in sides:
+            floors.append(self._floor_of(side, enough))
+            if floors[-1].level >= enough:
+                break
+        self._floor = max(floors, key=lambda floor: floor.level)
+        self._leave_out("the rest of the noise floor")
+        return _of_floor(self._floor)
+
+    def _floor_of(self, side: Side, enough: float) -> Floor:
+        written = uncompiled_side(side)
+        is_reference = side is self._reference
+        floor = self._evidence.once(side, "floor of outputs", Floor) if is_reference else Floor()
+        outputs = self._base.outputs if is_reference else self._native.outputs
+        raise_floor(floor, written, outputs if written is side else run(written), enough)
+        return floor
+
+    def _flips(self) -> dict[str, Any]:
+        """Which tokens choose otherwise: nothing where the reference chooses nothing."""
+        chosen = self._evidence.once(self._reference, "selections", lambda: run_with_selections(self._reference))
+        flips = flipped(chosen, run_with_selections(self._candidate)) if chosen else None
+        return {"flips": flips.share if flips else None, "flipping": flips.modules if flips else ()}
+
+    def _quantised(self) -> dict[str, Any]:
+        """How far a quantised side's kernels move the outputs; nothing where neither is quantised."""
+        outputs = self._base.outputs, self._native.outputs
+        share = kernel_share(self._reference, self._candidate, *outputs, self._found, self._floor.level)
+        return {"quantised_kernel": share}
+
+    def replay(self) -> tuple[Replayed, Trace | None, Outputs]:
+        """Both sides in float64; also the candidate with what was asked for, and what was not, put back. The trace only
+        where it shows a difference, unless everything is asked for."""
+        reference, candidate, found, full = self._reference, self._candidate, self._found, self._full
+        base, left = self._evidence.replay(reference, found)
+        undone = arguments_undone(reference, candidate, found)
+        as_loaded = None
+        something = bool(found.asked or found.quantised or undone is not candidate)
+        if full and something:
+            with replayed(candidate) as (side, _):
+                as_loaded = outputs_rel_l2(base.outputs, run(side))
+        ran, right = self._replay_candidate(undone, [])
+        asked = outputs_rel_l2(base.outputs, ran.outputs)
+        replay = Replayed(
+            precision=str(left if left.lower else right),
+            eps=_replay_eps(left, right),
+            as_loaded=as_loaded if something else asked,
+            asked=asked,
+            policy=None,
+            noise=0.0,
+        )
+        if full or not asked <= replay.bound:
+            replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
+        collapsed = asked <= replay.bound
+        if found.rounded and (full or not collapsed):
+            policy, _ = self._replay_candidate(undone, found.rounded.values())
+            replay = replace(replay, policy=outputs_rel_l2(base.outputs, policy.outputs))
+        if collapsed and not full:
+            return replay, None, base.outputs
+        traced = compare_runs(base, ran, until=None if full else replay.bound)
+        signed = _signed(replay, base.outputs, ran.outputs, text_lengths(reference, candidate))
+        return signed, traced, base.outputs
+
+    def _replay_candidate(self, candidate: Side, changes: Iterable[Change]) -> tuple[Observation, Precision]:
+        """The candidate's replay, with what was asked for and `changes` put back."""
+        model = candidate.model
+        with (
+            asked_undone(model, self._found, reference=False),
+            put_back(model, changes),
+            replayed(candidate) as (side, precision),
+        ):
+            return observe(side), precision
+
+    def _outside(self, truth: Outputs, computed: list[Computed]) -> float | None:
+        """What is left of the replay outside modules whose state was computed; None where one is not excused."""
+        if not all(module.excused for module in computed):
+            return None
+        if any(not module.name for module in computed):
+            return 0.0  # the model itself is one: nothing is outside
+        undone = arguments_undone(self._reference, self._candidate, self._found)
+        with (
+            asked_undone(self._candidate.model, self._found, reference=False),
+            without(self._candidate.model, self._reference.model, computed),
+            replayed(undone) as (side, _),
+        ):
+            return outputs_rel_l2(truth, run(side))
+
+    def _located(self, *, operations: bool) -> tuple[dict[str, Any], dict[str, OwnError]]:
+        """Which modules do natively what they do not in float64: fields of `Measured`; and each module's own error.
+
+        Args:
+            operations: the outputs lie above their floor, so that the floor of operations is asked for.
+        """
+        try:
+            with without_quantisation(self._reference.model, self._candidate.model, self._found):
+                natively = self._natively()
+                own = natively.examine()
+                beyond = natively.beyond(own)
+                floor = natively.operations_floor() if operations else math.nan
+        except Exception as error:  # a module of a foreign model, called otherwise than its model calls it
+            if out_of_memory(error):
+                raise
+            return {"unexamined": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}, {}
+        return {"beyond": beyond, "examined": len(own), "operations": floor}, own
+
+    def _natively(self) -> Natively:
+        evidence = None if self._found.quantised else self._evidence  # of the reference as it is
+        return Natively(self._reference, self._candidate, self._found, evidence=evidence, full=self._full)
+
+    def _operations(self) -> dict[str, Any]:
+        """The floor of operations, where all modules could be run alone."""
+        if self._figures.get("unexamined"):
+            return {}
+        try:
+            with without_quantisation(self._reference.model, self._candidate.model, self._found):
+                return {"operations": self._natively().operations_floor()}
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return {}
+
+    def _put_back(self, truth: Outputs) -> dict[str, float | None]:
+        """What is left natively without what may excuse a difference above the floor: fields of `Measured`.
+
+        `kernel` is the candidate's error to the high-precision truth over that of eager attention in its own precision.
+        """
+        candidate, expected, outputs = self._candidate, self._base.outputs, self._native.outputs
+        figures: dict[str, float | None] = {}
+        if attention_implementation(candidate.model) not in (None, "eager"):
+            with attention(candidate.model, "eager"):
+                eager = run(candidate)
+            error = outputs_rel_l2(truth, eager, discrete=False)
+            figures["kernel"] = outputs_rel_l2(truth, outputs, discrete=False) / error if error else None
+            figures["native_eager"] = outputs_rel_l2(expected, eager, discrete=False)
+        if chosen := self._evidence.once(self._reference, "choices", lambda: choices_of(self._reference)):
+            same = run_with_choices(candidate, chosen)
+            figures["native_chosen"] = outputs_rel_l2(expected, same, discrete=False) if same is not None else None
+        return figures
+
+
+def _of_floor(floor: Floor) -> dict[str, Any]:
+    return {
+        "floor": floor.level,
+        "floor_spread": floor.spread,
+        "floor_samples": len(floor.nudged),
+        "rebatched": floor.rebatched,
+    }
+
+
+def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
+    return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in reference if name in candidate)
+
+
+def _asked(reference: Side, candidate: Side, found: Provenance, cast: list[str]) -> str:
+    """The dtypes asked for; of the arguments where the models have none."""
+    dtypes = [found.reference_dtype, found.candidate_dtype]
+    if None in dtypes and cast:
+        leaves = [tree_leaves(side.calls[0].kwargs[cast[0]]) for side in (reference, candidate)]
+        dtypes = [next(leaf.dtype for leaf in found if isinstance(leaf, Tensor)) for found in leaves]
+    names = " -> ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{names}, with {', '.join(cast)}" if cast else names
+
+
+def _by_layer(native: Trace, floor: Floor) -> tuple[float, ...]:
+    """Native over floor of the output of each layer."""
+    layers = [module for module in native.modules if module.kind == "layer" and floor.module(module.name) > 0]
+    return tuple(module.output.rel_l2 / floor.module(module.name) for module in layers)
+
+
+def training_counts(reference: Side, candidate: Side) -> dict[str, int]:
+    """How many modules are in training mode, by side; sides without any left out."""
+    counts = {name: len(training_modules(side.model)) for name, side in zip(SIDES, (reference, candidate), strict=True)}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _replay_eps(left: Precision, right: Precision) -> float:
+    """What the replay can tell apart. Code that rounds to 16 bits on one side only is a difference, not a limit."""
+    either = max(left.eps, right.eps)
+    return max(min(left.eps, right.eps), min(either, torch.finfo(torch.float32).eps))
+
+
+def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
+    """Adds the first shared output that differs (else the first), text by text and position by position."""
+    shared = [name for name in reference if name in candidate]
+    differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
+    name = next(differing, shared[0])
+    left, right = reference[name], candidate[name]
+    of_texts = len(left) == len(lengths) < sum(lengths)  # pooled: a row a text
+    rows = [1] * len(lengths) if of_texts else lengths
+    if len(left) != sum(rows):
+        return replay
+    texts = tuple(rel_l2(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True))
+    if of_texts:
+        return replace(replay, texts=texts)
+    position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
+    doubling_N = torch.frexp(position_N.float()).exponent  # 0, 1, 2 for 2 and 3, 3 for 4 to 7, ...
+    places = [doubling_N == place for place in range(int(doubling_N.max()) + 1)]
+    return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))

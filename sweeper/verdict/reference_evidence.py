@@ -1,0 +1,115 @@
+"""What a reference's own runs tell, gathered once for all candidates that are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.side import Outputs, Side, run
+from sweeper.verdict.causes.tensors import asked_undone, undone_in_reference
+from sweeper.verdict.float64_replay import Precision, replayed
+from sweeper.verdict.noise_floor import output_floor
+from sweeper.verdict.repeatability import training_modules
+from sweeper.verdict.state_changes import Provenance
+
+T = TypeVar("T")
+KEPT_BYTES = 2**30
+
+
+class ReferenceEvidence:
+    """The runs of one reference on one set of texts: each is made when it is first asked for.
+
+    Args:
+        most_bytes: says how many bytes of tensors one run may leave to be kept; one that leaves more is made again.
+    """
+
+    def __init__(self, most_bytes: Callable[[], int] = lambda: KEPT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._found: dict[Hashable, Any] = {}
+
+    def once(self, reference: Side, what: Hashable, gather: Callable[[], T]) -> T:
+        """What `gather` gives, or gave when the same was asked of the same reference before.
+
+        Args:
+            what: names it, with all that it depends on beside the reference.
+        """
+        modes = len(training_modules(reference.model))
+        key = (what, tuple(reference.names.items()), reference.parts, reference.seed, modes)
+        if key in self._found:
+            found: T = self._found[key]
+            return found
+        found = gather()
+        if nbytes(found) <= self._most_bytes():
+            self._found[key] = found
+        return found
+
+    def observed(self, reference: Side) -> Observation:
+        """The reference as it runs."""
+        return self.once(reference, "observed", lambda: observe(reference))
+
+    def replay(self, reference: Side, found: Provenance) -> tuple[Observation, Precision]:
+        """The reference in float64, without the rounding that was asked for, and how exact that was."""
+
+        def gather() -> tuple[Observation, Precision]:
+            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, precision):
+                return observe(side), precision
+
+        replay = self._undone(reference, "replay", found, gather)
+        self._undone(reference, "replay outputs", found, lambda: replay[0].outputs)  # kept where all is too much
+        return replay
+
+    def outputs(self, reference: Side) -> Outputs:
+        """What it gave as it ran."""
+        return self.once(reference, "outputs", lambda: run(reference))
+
+    def replay_outputs(self, reference: Side, found: Provenance) -> Outputs:
+        """What it gave in float64."""
+
+        def gather() -> Outputs:
+            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+                return run(side)
+
+        return self._undone(reference, "replay outputs", found, gather)
+
+    def replay_noise(self, reference: Side, found: Provenance, base: Outputs) -> float:
+        """The noise of that replay, whose outputs are `base`, under nudges of one float64 ULP."""
+
+        def gather() -> float:
+            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+                return output_floor(side, base)
+
+        return self._undone(reference, "replay noise", found, gather)
+
+    def _undone(self, reference: Side, what: str, found: Provenance, gather: Callable[[], T]) -> T:
+        """What is the same for all candidates for which the same is undone in the reference."""
+        undone = undone_in_reference(reference.model, found)
+        return gather() if undone is None else self.once(reference, (what, undone), gather)
+
+
+def nbytes(value: Any) -> int:
+    """The memory of all tensors in containers and dataclasses, each once."""
+    seen: dict[int, int] = {}
+    for tensor in _tensors(value):
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided and not value.is_meta:
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
