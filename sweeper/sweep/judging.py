@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sweeper.comparator.comparer import Figures
-from sweeper.comparator.outputs import leaves
+from sweeper.comparator.leaves import leaves
 from sweeper.devices import out_of_memory
 from sweeper.inputs.calls import Call, tensors_in
 from sweeper.models import axes
