@@ -50,6 +50,7 @@ class Attention(StrEnum):
 class Layout(StrEnum):
     """How several texts share a forward."""
 
+    PADDED = "padded"  # on the side that the checkpoint's tokenizer says; else a decoder left, an encoder right
     PADDED_LEFT = "padded_left"
     PADDED_RIGHT = "padded_right"
     PACKED = "packed"  # all texts in one row, no attention mask
@@ -100,6 +101,7 @@ class _CheckpointBase(_Frozen):
         normalize: whether embeddings are scaled to length 1 before they are compared.
         causal: a decoder, whose tokens see only what is on their left.
         prompt: what is put before every text, as the model's card says.
+        max_tokens: longer texts are cut to this many tokens, as the model's card says.
         ignore_weights: patterns of weights in the files that the model has no place for, and may be left out.
     """
 
@@ -109,6 +111,7 @@ class _CheckpointBase(_Frozen):
     normalize: bool | None = None
     causal: bool | None = None
     prompt: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
     ignore_weights: tuple[str, ...] = ()
 
 

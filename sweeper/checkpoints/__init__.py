@@ -82,6 +82,7 @@ def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpo
         "pooling": card.pooling() if checkpoint.pooling is Pooling.AUTO else checkpoint.pooling,
         "normalize": card.normalize if checkpoint.normalize is None else checkpoint.normalize,
         "prompt": card.prompt if checkpoint.prompt is None else checkpoint.prompt,
+        "max_tokens": checkpoint.max_tokens or card.max_tokens,
     }
     return checkpoint.model_copy(update=read), path
 

@@ -30,7 +30,8 @@ class Card:
         architecture: the class that config.json names; None where it names none.
         head: which kind of class that is.
         causal: a decoder.
-        normalize, prompt: of sentence-transformers' files; without them embeddings are normalised.
+        pads_left: the side of the tokenizer; where it says none, a decoder's left.
+        normalize, prompt, max_tokens: of sentence-transformers' files; without them embeddings are normalised.
     """
 
     folder: Path
@@ -39,6 +40,8 @@ class Card:
     causal: bool
     normalize: bool
     prompt: str
+    max_tokens: int | None
+    pads_left: bool
 
     def pooling(self) -> Pooling:
         """What sentence-transformers pools with; without its files what is usual for the kind of model.
@@ -67,6 +70,9 @@ def read_card(folder: Path) -> Card:
         causal=causal,
         normalize=not modules or any(_kind(module) == "Normalize" for module in modules),
         prompt=_prompt(folder),
+        max_tokens=_optional(folder / "sentence_bert_config.json").get("max_seq_length"),
+        pads_left=_optional(folder / "tokenizer_config.json").get("padding_side", "left" if causal else "right")
+        == "left",
     )
 
 
@@ -138,9 +144,12 @@ def _kind(module: dict[str, Any]) -> str:
 
 def _prompt(folder: Path) -> str:
     """The prompt that sentence-transformers puts before every text when none is asked for."""
-    path = folder / "config_sentence_transformers.json"
-    settings = _json(path) if path.is_file() else {}
+    settings = _optional(folder / "config_sentence_transformers.json")
     return (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}
 
 
 def _json(path: Path) -> Any:

@@ -27,7 +27,7 @@ _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eo
 _ENCODERS = ("bert",)
 _BYTES = 256
 # what decides on no weight
-_NOT_DRAWN = {"name", "pooling", "causal", "init_on_device", "normalize", "prompt", "ignore_weights"}
+_NOT_DRAWN = {"name", "pooling", "causal", "init_on_device", "normalize", "prompt", "max_tokens", "ignore_weights"}
 
 
 def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sweeper.config import ADDED
 from sweeper.errors import ConfigError
 from sweeper.models import axes
+from sweeper.planning.groups import is_place
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -63,10 +64,13 @@ def arrange(arguments: Sequence[str]) -> list[str]:
 
 
 def _added(override: str) -> str:
-    """An override as Hydra takes it where the composed config lacks the key."""
+    """An override as Hydra takes it where the composed config lacks the key, or the value is the name of no config."""
     key, _, value = override.partition("=")
     if key == "fail_on" and not value.startswith("["):
         return f"{key}=[{value}]"  # several of them are one setting, no grid
+    if key == "checkpoint" and is_place(value):  # a choice, which is made here and not by Hydra
+        places = ",".join("'" + place.replace("'", "\\'") + "'" for place in value.strip("'\"").split(","))
+        return f"checkpoint=choice({places})"
     root, dot, _ = key.partition(".")
     if root in axes.groups():
         return f"++{override}" if dot else f"+{override}" if root in ADDED else override
@@ -77,7 +81,8 @@ def one_line(error: Exception) -> str:
     """What the user did wrong, in one line: what was given, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: no config named {name!r}. Allowed: {', '.join(sorted(error.options))}"
+        places = "; or a folder, ./NAME, or a model of the hub, ORG/NAME" if group == "checkpoint" else ""
+        return f"{group}: no config named {name!r}. Allowed: {', '.join(sorted(error.options))}{places}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; write KEY=VALUE, with a value that has spaces or brackets in quotes"
     if isinstance(error, MissingMandatoryValue):

@@ -11,6 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from sweeper.comparator.module_pairs import ModulePair, ModulePairs
 from sweeper.comparator.places import Places
 from sweeper.comparator.text_figures import TextAccumulator
 from sweeper.devices import to_device
+from sweeper.metrics.figures import neighbours_changed
 from sweeper.metrics.language import LanguageAccumulator
 from sweeper.metrics.pair import finished
 from sweeper.records.cell import LanguageFigures, ModuleRecord, PairMeasures, TextFigures
@@ -46,6 +48,7 @@ class Figures:
     first_divergence: str | None
     output: PairMeasures
     language: LanguageFigures | None
+    neighbours_changed: float | None
     texts: tuple[TextFigures, ...]
 
 
@@ -58,6 +61,7 @@ class Comparer:
         token_ids: of every text; both sides run these.
         is_logits: the output is logits, so the figures of language are taken too.
         predicts_own: logits tell the token in their own place (behind a shifted decoder), not the next one.
+        normalize: embeddings are scaled to length 1 before they are compared.
         steady: see `ModulePairs`.
         launch_bytes: see `ModulePairs`.
 
@@ -71,6 +75,7 @@ class Comparer:
         *,
         is_logits: bool,
         predicts_own: bool = False,
+        normalize: bool = True,
         steady: Container[str] = frozenset(),
         launch_bytes: int = 0,
     ) -> None:
@@ -79,7 +84,10 @@ class Comparer:
         self._texts: TextAccumulator | None = None
         self._is_logits = is_logits
         self._predicts_own = predicts_own
+        self._normalize = normalize
         self._language: LanguageAccumulator | None = None
+        self._neighbours: list[Tensor] = []  # of the batches of several texts, how many have another one
+        self._among_others = 0  # texts of these
         self._order: list[int] = []
 
     def end_batch(self, texts: Sequence[int], reference: BatchOutputs, candidate: BatchOutputs) -> None:
@@ -95,12 +103,21 @@ class Comparer:
         if self._texts is None:  # a classifier gives a row a text, other models a row a token
             tokens = sum(len(self._token_ids[text]) for text in texts)
             a_row_a_text = len(reference_NF) == len(texts) != tokens
-            self._texts = TextAccumulator([1 if a_row_a_text else len(ids) for ids in self._token_ids])
+            lengths = [1 if a_row_a_text else len(ids) for ids in self._token_ids]
+            self._texts = TextAccumulator(lengths, normalize=self._normalize)
         self._texts.update(texts, (reference_NF, candidate.output_NF), embeddings)
         if self._is_logits:
             self._language = self._language or LanguageAccumulator(device)
             self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
+        elif len(texts) > 1:
+            self._neighbours.append(neighbours_changed(*embeddings))
+            self._among_others += len(texts)
         self._order += texts
+
+    def _neighbours_share(self) -> float | None:
+        if not self._neighbours:
+            return None
+        return int(torch.stack(self._neighbours).sum()) / self._among_others
 
     def _next_tokens(self, texts: Sequence[int]) -> list[int]:
         """The token that each row's logits tell, N of them: the one that follows, -1 behind the last one of a text."""
@@ -126,6 +143,7 @@ class Comparer:
             first_divergence=next((m.name for m in modules if m.measures.equal_fraction < 1), None),
             output=output,
             language=self._language.finish() if self._language else None,
+            neighbours_changed=self._neighbours_share(),
             texts=texts,
         )
 

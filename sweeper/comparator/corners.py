@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class Sampler:
         self._rows = [
             _Corners(output_BTF.flatten(0, 1), [output_BTF.shape[1]] * output_BTF.shape[0])
             for output_BTF, call in zip(outputs, batch, strict=True)
-            if "attention_mask" in call.kwargs and output_BTF.dim() > 2
+            if _is_block(call.kwargs.get("attention_mask")) and output_BTF.dim() > 2
         ]
 
     def sample(self) -> Sample:
@@ -70,5 +71,10 @@ class _Corners:
 
 
 def _call(call: Call) -> CallRecord:
-    tensors = {name: call.kwargs[name].tolist() for name in CallRecord.model_fields if name in call.kwargs}
+    tensors = {name: call.kwargs[name].tolist() for name in CallRecord.model_fields if _is_block(call.kwargs.get(name))}
     return CallRecord(**{name: tuple(" ".join(map(str, row)) for row in rows) for name, rows in tensors.items()})
+
+
+def _is_block(value: Any) -> bool:
+    """Whether this is a number a token, [B, T]: the mask that keeps packed texts apart is none."""
+    return isinstance(value, Tensor) and value.dim() == 2

@@ -15,13 +15,24 @@ from sweeper.comparator.comparer import BatchOutputs
 from sweeper.comparator.corners import Sampler
 from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call, tensors_of
 from sweeper.comparator.side import Call, Side, hidden_for_pooling, pooled
-from sweeper.config import Cell, Pooling
+from sweeper.config import Cell, Layout, Pooling
 from sweeper.errors import UnsupportedError
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
 from sweeper.inputs.arrays import read_arrays
+from sweeper.models.backends import implementation
 from sweeper.models.conditions import switches
-from sweeper.models.family import accepts, cannot_read, context, first_position, has_cache, main_input, vocabulary
+from sweeper.models.family import (
+    accepts,
+    cannot_pack,
+    cannot_read,
+    context,
+    first_position,
+    has_cache,
+    main_input,
+    vocabulary,
+    window,
+)
 from sweeper.records.cell import Sample
 
 
@@ -41,6 +52,7 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[lis
         vocab_size=vocabulary(model),
         has_tokenizer=local.has_tokenizer,
         prompt=cell.checkpoint.prompt or "",
+        max_tokens=cell.checkpoint.max_tokens,
         context=context(model),
     )
 
@@ -83,14 +95,42 @@ def _arguments(cell: Cell, model: nn.Module, forward: layout.Forward) -> dict[st
         given["decoder_input_ids"] = layout.behind_decoder_start(forward, start_id)
         if "attention_mask" in given and accepts(model, "decoder_attention_mask"):
             given["decoder_attention_mask"] = given["attention_mask"]
+    if cell.layout is Layout.PACKED and not cell.checkpoint.causal:
+        given |= _kept_apart(cell, model, forward)
     if has_cache(model, causal=bool(cell.checkpoint.causal)):
         given["use_cache"] = cell.use_cache
     return given
 
 
+def _kept_apart(cell: Cell, model: nn.Module, forward: layout.Forward) -> dict[str, Any]:
+    """What tells an encoder where packed texts begin: a mask; flash attention takes the places themselves.
+
+    Raises:
+        UnsupportedError: the model would not understand it.
+    """
+    if reason := cannot_pack(model, cell.attention, causal=False):
+        raise UnsupportedError(reason)
+    sees, longest = window(model), max(forward.lengths)
+    if sees is not None and longest > sees:
+        raise UnsupportedError(
+            f"a packed text of {longest} tokens is longer than the {sees} that a layer of {type(model).__name__} sees; "
+            f"type inputs.max_tokens={sees} or use another layout"
+        )
+    device = forward.flat_N.device
+    if implementation(cell.attention).startswith("flash"):
+        start_S = torch.tensor([0, *forward.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        starts = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), start_S)
+        return {**starts, "max_length_q": longest, "max_length_k": longest}
+    mask_11TT = layout.same_text(forward)
+    if implementation(cell.attention) == "eager":  # adds it to the scores
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        mask_11TT = torch.zeros_like(mask_11TT, dtype=dtype).masked_fill(~mask_11TT, torch.finfo(dtype).min)
+    return {"attention_mask": mask_11TT}
+
+
 def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:
     """What the cell's pooling comes to: without a mask there is nothing to count, and the last token is taken."""
-    counts = any("attention_mask" in call.kwargs for call in calls)
+    counts = cell.layout in (Layout.PADDED_LEFT, Layout.PADDED_RIGHT) and "attention_mask" in calls[0].kwargs
     by_count = cell.checkpoint.pooling is Pooling.LAST_TOKEN_BY_COUNT
     return Pooling.LAST_TOKEN if by_count and not counts else cell.checkpoint.pooling
 

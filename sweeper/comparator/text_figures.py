@@ -27,10 +27,12 @@ class TextAccumulator:
 
     Args:
         lengths: tokens of every text.
+        normalize: embeddings are scaled to length 1 before they are compared.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], *, normalize: bool = True) -> None:
         self._lengths = lengths
+        self._normalize = normalize
         self._order: list[int] = []  # the text that each row is of
         self._tables = Tables()
         self._dtypes: tuple[torch.dtype, torch.dtype] | None = None
@@ -63,7 +65,7 @@ class TextAccumulator:
         self._tables.rewind()
         update_all([Update(*pair) for pair in pairs], self._tables)
         join_all(self._tables)
-        self._embeddings_S3[rows] = embedding_figures(*embeddings)
+        self._embeddings_S3[rows] = embedding_figures(*embeddings, normalize=self._normalize)
         self._order += texts
 
     def finish(self) -> tuple[PairMeasures, tuple[TextFigures, ...]]:

@@ -27,7 +27,7 @@ def _read(path: Path, _changed_ns: int) -> Tensor:
     tensors = load_file(path) if path.suffix == ".safetensors" else {"": torch.from_numpy(np.load(path))}
     if len(tensors) != 1:
         raise ConfigError(f"inputs.arrays: {path} must hold one tensor (given: {', '.join(tensors) or 'none'})")
-    array = next(iter(tensors.values()))
+    array = next(iter(tensors.values())).clone()  # of its own: the file is mapped into memory
     if array.dim() < 2 or not len(array):
         raise ConfigError(f"inputs.arrays: {path} must hold a row an image or sound (given: {tuple(array.shape)})")
     return array

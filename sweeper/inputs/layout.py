@@ -243,6 +243,12 @@ def is_second_map(tensor: Tensor, tokens: Tokens) -> bool:
     return tensor.dim() == 4 if tokens.whole else is_attention_map(tensor, tokens)
 
 
+def same_text(tokens: Tokens) -> Tensor:
+    """Of a packed row, which tokens are of one text, [1, 1, T, T]."""
+    text_T = torch.repeat_interleave(torch.tensor(tokens.lengths)).to(tokens.flat_N.device)
+    return (text_T[:, None] == text_T)[None, None]
+
+
 def behind_decoder_start(forward: Forward, start_id: int) -> Tensor:
     """What the decoder of an encoder-decoder reads: each text once more, one token later, [B, T].
 

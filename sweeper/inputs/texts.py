@@ -35,6 +35,7 @@ def read_token_ids(
     vocab_size: int,
     has_tokenizer: bool,
     prompt: str = "",
+    max_tokens: int | None = None,
     context: int | None = None,
 ) -> list[list[int]]:
     """Token ids of every text, with the special tokens that the tokenizer adds by itself, cut to `inputs.max_tokens`.
@@ -45,6 +46,7 @@ def read_token_ids(
         vocab_size: rows of the model's token embedding.
         has_tokenizer: whether `folder` holds a tokenizer.
         prompt: goes before every text.
+        max_tokens: of the checkpoint's own, that texts are cut to as well.
         context: tokens that the model has positions for; None where that knows no end.
 
     Raises:
@@ -58,7 +60,8 @@ def read_token_ids(
     else:
         texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
         assert texts is not None  # config.Inputs has exactly one source
-        token_ids = _tokenize([prompt + text for text in texts], folder, inputs.max_tokens)
+        cut = min(filter(None, (inputs.max_tokens, max_tokens)), default=None)
+        token_ids = _tokenize([prompt + text for text in texts], folder, cut)
     _check_ids(token_ids, vocab_size, inputs.name)
     longest = max(range(len(token_ids)), key=lambda text: len(token_ids[text]))
     if context is not None and len(token_ids[longest]) > context:

@@ -96,13 +96,17 @@ class EmbeddingFigures(NamedTuple):
 
 
 @torch.no_grad()
-def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> Tensor:
+def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor, *, normalize: bool = True) -> Tensor:
     """`EmbeddingFigures` of each text, [S, 3], in float64, from pooled vectors that are not normalised yet.
+
+    Args:
+        normalize: scale each to length 1 first.
 
     Does not synchronise with the device. A vector of zeros stays one: its cosine with another is 0, with another of
     zeros 1. A text with a NaN or infinity on either side has NaN figures.
     """
-    reference_SD, candidate_SD = _normalised(reference_SD), _normalised(candidate_SD)
+    if normalize:
+        reference_SD, candidate_SD = normalised(reference_SD), normalised(candidate_SD)
     difference_SD = candidate_SD - reference_SD
     cosine_S = cosine(
         torch.linalg.vecdot(reference_SD, reference_SD),
@@ -114,7 +118,22 @@ def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor) -> Tensor:
     return torch.stack([cosine_S, abs_SD.amax(1), abs_SD.mean(1)], dim=1)
 
 
-def _normalised(vectors_SD: Tensor) -> Tensor:
+def neighbours_changed(reference_SD: Tensor, candidate_SD: Tensor) -> Tensor:
+    """Of how many texts the nearest other one, by cosine, is another; of no more than one text there is none.
+
+    Does not synchronise with the device.
+    """
+    return (_nearest(reference_SD) != _nearest(candidate_SD)).sum()
+
+
+def _nearest(vectors_SD: Tensor) -> Tensor:
+    """The index of the text nearest to each; of equally near ones the first."""
+    vectors_SD = normalised(vectors_SD)
+    return (vectors_SD @ vectors_SD.mT).fill_diagonal_(-torch.inf).argmax(dim=1)
+
+
+def normalised(vectors_SD: Tensor) -> Tensor:
+    """The vectors at length 1, in float64; a vector of zeros stays one."""
     vectors_SD = vectors_SD.double()
     norm_S1 = torch.linalg.vector_norm(vectors_SD, dim=1, keepdim=True)
     return vectors_SD / norm_S1.masked_fill(norm_S1 == 0, 1)

@@ -60,13 +60,6 @@ def _casts_to_half_only(cell: Cell) -> str | None:
     return f"autocast casts to bfloat16 or float16 only, not to {cell.dtype}; use another load strategy"
 
 
-def _packs_decoders_only(cell: Cell) -> str | None:
-    if cell.layout is not Layout.PACKED or cell.checkpoint.causal is not False:
-        return None
-    name = cell.checkpoint.name
-    return f"{name} is an encoder: nothing tells it where a packed text starts; use a padded layout or single"
-
-
 def _splits_k(cell: Cell) -> str | None:
     flags: Numerics = cell.numerics
     forbidden = "off_no_splitk" in (flags.bf16_reduction, flags.fp16_reduction)
@@ -138,12 +131,11 @@ _BUILT_IN = (
     ),
     Axis(
         name="layout",
-        help="how several texts share a forward",
+        help="how several texts share a forward; padded: on the tokenizer's side",
         kind=Layout,
-        default="padded_left",
+        default="padded",
         weights=nothing,
         conditions=nothing,
-        unsupported=_packs_decoders_only,
     ),
     Axis(
         name="positions",

@@ -158,6 +158,8 @@ def without_effect_on(model: nn.Module, call: Mapping[str, Any], cell: Cell) -> 
     output = _watched(model, call, cell)
     if call.get("use_cache") and not _has_cache(output):
         reasons["use_cache"] = f"{type(model).__name__} gives no cache"
+    if cell.layout is Layout.PACKED and not cell.checkpoint.causal:
+        _check_apart(model, call, cell, _first(output))
     position_BT = call.get("position_ids")
     if position_BT is not None and position_BT.shape[1] > 1:
         other = _watched(model, {**call, "position_ids": position_BT.flip(1)}, cell)
@@ -168,6 +170,23 @@ def without_effect_on(model: nn.Module, call: Mapping[str, Any], cell: Cell) -> 
                     f"{type(model).__name__} does not see where a packed text starts: it reads them as one"
                 )
     return reasons
+
+
+def _check_apart(model: nn.Module, call: Mapping[str, Any], cell: Cell, output_1TF: Tensor) -> None:
+    """The last token is of another text than the first, so another first token must not change a bit of it.
+
+    Raises:
+        UnsupportedError: it does: what is to keep an encoder's packed texts apart is not understood.
+    """
+    ids_1T = call["input_ids"].clone()
+    if call["position_ids"].eq(call["position_ids"][0, 0]).sum() < 2:
+        return  # one text alone
+    ids_1T[0, 0] = ids_1T[0, -1] if ids_1T[0, 0] != ids_1T[0, -1] else (ids_1T[0, 0] + 1) % (ids_1T.max() + 1)
+    other_1TF = _first(_watched(model, {**call, "input_ids": ids_1T}, cell))
+    if not torch.equal(output_1TF[0, -1], other_1TF[0, -1]):
+        raise UnsupportedError(
+            f"{type(model).__name__} does not keep packed texts apart; use a padded layout or single"
+        )
 
 
 def _watched(model: nn.Module, call: Mapping[str, Any], cell: Cell) -> Any:

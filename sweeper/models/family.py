@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from sweeper.config import Head, Inputs
+from sweeper.config import Attention, Head, Inputs
 from sweeper.errors import UnsupportedError
+from sweeper.models.backends import implementation
 
 _HEADS = {
     Head.CAUSAL_LM: ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
@@ -87,6 +88,24 @@ def has_cache(model: nn.Module | type[Any], *, causal: bool) -> bool:
     return accepts(model, "use_cache") and (causal or accepts(model, "decoder_input_ids"))
 
 
+def cannot_pack(model: nn.Module | type[Any], attention: Attention, *, causal: bool) -> str | None:
+    """Why nothing would keep packed texts apart; None where something does.
+
+    A decoder of transformers sees where positions restart. An encoder is given a mask, which only those understand that
+    take their masks as they are given; under flash attention, where each text begins.
+    """
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    if not accepts(model, "position_ids"):
+        return f"{name} takes no position_ids: nothing tells it where a packed text starts"
+    if causal:
+        return None
+    if accepts(model, "decoder_input_ids") or not getattr(model, "_supports_attention_backend", False):
+        return f"{name} takes no mask that keeps packed texts apart; use a padded layout or single"
+    if implementation(attention) not in ("eager", "sdpa", "flash_attention_2", "flash_attention_3"):
+        return f"an encoder's packed texts are not kept apart under {attention}; use eager, sdpa or flash_attention_2"
+    return None
+
+
 # ---- of a loaded model -------------------------------------------------------------------------------------------
 
 
@@ -130,3 +149,10 @@ def cannot_read(model: nn.Module | type[Any], inputs: Inputs) -> str | None:
     if inputs.arrays is not None:
         return f"{kind} reads {reads}, not arrays; type inputs=sentences"
     return f"{kind} reads {reads}, not texts; type inputs=arrays inputs.arrays=FILE, of {reads} from its processor"
+
+
+def window(model: Any) -> int | None:
+    """How far a token of a sliding layer sees to either side; None where every layer sees all."""
+    config = model.config.get_text_config()
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return int(config.sliding_window) if slides and getattr(config, "sliding_window", None) else None

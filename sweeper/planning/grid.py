@@ -79,6 +79,8 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     params = plain_data(OmegaConf.select(master, "hydra.sweeper.params")) or {}
     rules = plain_data(OmegaConf.select(master, "hydra.sweeper.exclude")) or []
     composed = plain_data(without_hydra(master))
+    if isinstance(composed.get("grid"), dict):
+        raise ConfigError("grid: the first line of the grid's file must be: # @package _global_")
     unknown = [key for key in composed if key not in (*axes.names(), *NOT_AXES)]
     if unknown:
         raise unknown_key(unknown[0])

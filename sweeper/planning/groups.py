@@ -6,7 +6,9 @@ import copy
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -55,11 +57,28 @@ class Groups:
 
     def _compose(self, axis: Axis, choice: Any) -> DictConfig:
         """The whole config with one option of a group; None is what the config files and the command line chose."""
+        if axis.name == "checkpoint" and is_place(str(choice)):
+            return self._at_place(axis, str(choice))
         line = None if choice is None else f"{'+' if axis.name in ADDED else ''}{axis.name}={choice}"
         if line not in self._composed:
             lines = self._lines if line is None else [*self._lines, line]
             self._composed[line] = without_hydra(self._loader.load_sweep_config(self._master, lines))
         return self._composed[line]
+
+    def _at_place(self, axis: Axis, place: str) -> DictConfig:
+        """The whole config with a folder, or a model of the hub, as its checkpoint."""
+        path = Path(place).expanduser()
+        is_folder = path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith(".")
+        found = copy.deepcopy(self._compose(axis, "folder" if is_folder else "hub"))
+        stated = {"path": place, "name": path.resolve().name} if is_folder else {"repo_id": place, "name": path.name}
+        for key, value in stated.items():
+            OmegaConf.update(found, f"{axis.name}.{key}", value)
+        return found
+
+
+def is_place(choice: str) -> bool:
+    """Whether this names a folder or a model of the hub, in place of a config file."""
+    return "/" in choice or choice in (".", "..", "~")
 
 
 def _changed(composed: DictConfig, axis: Axis, before: dict[str, Any], changes: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.checkpoints import settled
+from sweeper.checkpoints.card import read_card
 from sweeper.config import Cell, Checkpoint, Layout, Positions
 
 
@@ -32,6 +33,10 @@ class Settler:
         """The cell without open questions, axes without meaning at the one value that stands for all."""
         checkpoint, folder = self._settled(cell.checkpoint)
         changes: dict[str, Any] = {} if checkpoint == cell.checkpoint else {"checkpoint": checkpoint}
+        if cell.layout is Layout.PADDED:
+            pads_left = checkpoint.causal if folder is None else read_card(folder).pads_left
+            changes["layout"] = Layout.PADDED_LEFT if pads_left else Layout.PADDED_RIGHT
+            cell = cell.model_copy(update={"layout": changes["layout"]})
         for axis, value, reason in _meaningless(cell, checkpoint, _model_class(checkpoint, folder)):
             if getattr(cell, axis) != value:
                 changes[axis] = value
@@ -43,11 +48,11 @@ class Settler:
         kind = _model_class(*self._settled(cell.checkpoint))
         if kind is None:
             return None
-        from sweeper.models.family import accepts, cannot_read
+        from sweeper.models.family import cannot_pack, cannot_read
 
-        if cell.layout is Layout.PACKED and not accepts(kind, "position_ids"):
-            return f"{kind.__name__} takes no position_ids: nothing tells it where a packed text starts"
-        return cannot_read(kind, cell.inputs)
+        packs = cell.layout is Layout.PACKED
+        reason = cannot_pack(kind, cell.attention, causal=bool(cell.checkpoint.causal)) if packs else None
+        return reason or cannot_read(kind, cell.inputs)
 
     def _settled(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Path | None]:
         if checkpoint not in self._checkpoints:

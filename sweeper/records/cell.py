@@ -334,6 +334,8 @@ class CellRecord(_Record):
         without_effect: what was asked for and did nothing (a flag, an axis) -> why.
         unaligned: module outputs that could not be mapped to tokens, and why.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
+        neighbours_changed: share of texts whose nearest neighbour within their batch, by the cosine of embeddings, is
+            another than the reference's; None of logits, and where every text has a batch of its own.
         output_kind, output, language, texts, state, cost, verdict: the figures; None where it did not get that far.
         sample, reference_sample: of the cell and of its reference.
     """
@@ -359,6 +361,7 @@ class CellRecord(_Record):
     output_kind: Literal["logits", "last_hidden_state", "output"] | None = None
     output: PairMeasures | None = None
     language: LanguageFigures | None = None
+    neighbours_changed: float | None = None
     texts: tuple[TextFigures, ...] = ()
     state: StateFigures | None = None
     cost: Cost | None = None

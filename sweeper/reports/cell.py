@@ -160,6 +160,8 @@ def _output(record: CellRecord, output: PairMeasures) -> Section:
         ]
         left_out = language.nonfinite_tokens
         rows += [("tokens left out: not finite", str(left_out))] if left_out else []
+    if record.neighbours_changed is not None:
+        rows.append(("texts with another nearest neighbour in the batch", fraction(record.neighbours_changed)))
     name = (record.output_kind or "output").replace("_", " ")
     return Section(("measure", "value"), tuple(rows), title=f"Output: {name}")
 

@@ -164,6 +164,7 @@ class Runner:
                 "output_kind": _output_kind(cell),
                 "output": figures.output,
                 "language": figures.language,
+                "neighbours_changed": figures.neighbours_changed,
                 "texts": figures.texts,
                 "state": self._state(reference, loaded),
                 "sample": ran.sample(),
@@ -324,6 +325,7 @@ class Runner:
         return Comparer(
             token_ids,
             is_logits=_output_kind(cell) == "logits" and cell.inputs.arrays is None,
+            normalize=cell.checkpoint.normalize is not False,
             predicts_own=cell.checkpoint.head in (Head.MASKED_LM, Head.SEQ2SEQ_LM),
             steady=self._code_paths.steady(cell, model, token_ids),
             launch_bytes=launch_bytes(cell.device),

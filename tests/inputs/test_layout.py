@@ -11,7 +11,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sweeper.config import Layout, Positions
-from sweeper.inputs.layout import Forward, is_attention_map, lay_out, pad_id, to_tokens
+from sweeper.inputs.layout import (
+    Forward,
+    behind_decoder_start,
+    decoder_start_id,
+    is_attention_map,
+    lay_out,
+    pad_id,
+    same_text,
+    to_tokens,
+)
 
 PAD = 0
 TOKEN_IDS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6)
@@ -246,3 +255,42 @@ def test_packed_leaks_into_every_text_but_the_first(attention: str, positions: P
     max_abs_N = _max_abs_N(_model(attention, torch.float64), Layout.PACKED, positions=positions, use_cache=use_cache)
     assert max_abs_N[:FIRST_TEXT].max() < FLOAT64_ROUNDING
     assert max_abs_N[FIRST_TEXT:].min() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("layout", "decoder_ids"),
+    [
+        (Layout.PADDED_LEFT, [[9, 5, 6], [0, 9, 7]]),
+        (Layout.PADDED_RIGHT, [[9, 5, 6], [9, 7, 0]]),
+        (Layout.PACKED, [[9, 5, 6, 9, 7]]),
+    ],
+)
+def test_a_decoder_reads_each_text_one_token_later(layout: Layout, decoder_ids: list[list[int]]) -> None:
+    choices: Any = {"layout": layout, "positions": Positions.IMPLICIT, "pad_id": 0, "device": "cpu"}
+    (forward,) = lay_out([[5, 6, 1], [7, 8]], range(2), **choices)
+    assert behind_decoder_start(forward, 9).tolist() == decoder_ids
+
+
+def test_positions_start_where_the_model_starts() -> None:
+    choices: Any = {"layout": Layout.PADDED_LEFT, "positions": Positions.EXPLICIT, "pad_id": 0, "device": "cpu"}
+    (forward,) = lay_out([[5, 6, 1], [7, 8]], range(2), first_position=2, **choices)
+    assert forward.inputs["position_ids"].tolist() == [[2, 3, 4], [0, 2, 3]]
+
+
+def test_tokens_of_a_packed_row_know_their_own_text() -> None:
+    choices: Any = {"layout": Layout.PACKED, "positions": Positions.EXPLICIT, "pad_id": 0, "device": "cpu"}
+    (forward,) = lay_out([[5, 6], [7]], range(2), **choices)
+    assert same_text(forward).int().tolist() == [[[[1, 1, 0], [1, 1, 0], [0, 0, 1]]]]
+
+
+@pytest.mark.parametrize(
+    ("config", "start"),
+    [
+        ({"decoder_start_token_id": 4, "bos_token_id": 1}, 4),
+        ({"decoder_start_token_id": None, "bos_token_id": 1}, 1),
+        ({"pad_token_id": 3}, 3),
+        ({}, 0),
+    ],
+)
+def test_a_decoder_starts_as_its_config_says(config: dict[str, Any], start: int) -> None:
+    assert decoder_start_id(SimpleNamespace(**config)) == start

@@ -224,3 +224,20 @@ def test_sentences_are_eight_of_different_lengths() -> None:
     assert len(words) == len(set(words)) == 8
     assert min(words) <= 5
     assert max(words) >= 60
+
+
+def test_a_prompt_goes_before_every_text_and_the_card_may_cut_it(folder: Path) -> None:
+    texts = ("gravity is", "gravity")
+    choices: Any = {"vocab_size": 5, "has_tokenizer": True}
+    prompted = read_token_ids(_inputs(texts=texts), folder, prompt="is ", **choices)
+    assert prompted == _read(_inputs(texts=tuple(f"is {text}" for text in texts)), folder)
+    cut = _read(_inputs(texts=texts, max_tokens=3), folder)
+    assert read_token_ids(_inputs(texts=texts), folder, max_tokens=3, **choices) == cut
+    assert read_token_ids(_inputs(texts=texts, max_tokens=3), folder, max_tokens=9, **choices) == cut
+
+
+def test_a_text_longer_than_the_context_is_told_what_to_type() -> None:
+    inputs = _inputs(token_ids=((1,), (1, 2, 3)))
+    assert read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False, context=3) == [[1], [1, 2, 3]]
+    with pytest.raises(ConfigError, match=r"text 1 .* 3 tokens, and .* holds 2; type inputs\.max_tokens=2"):
+        read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False, context=2)

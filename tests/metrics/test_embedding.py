@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.metrics.figures import EmbeddingFigures, embedding_figures
+from sweeper.metrics.figures import EmbeddingFigures, embedding_figures, neighbours_changed
 from tests.metrics import oracle
 
 _vectors = st.lists(st.floats(-1e4, 1e4, width=16), min_size=3, max_size=3)
@@ -49,3 +49,16 @@ def test_zeros_and_nan() -> None:
     assert figures_of(zeros, ones)[0].cosine == 0.0
     for bad in (math.nan, math.inf):
         assert all(map(math.isnan, figures_of(ones, torch.tensor([[1.0, bad]]))[0]))
+
+
+def test_vectors_that_are_not_to_be_normalised_are_compared_as_they_are() -> None:
+    figures = embedding_figures(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]]), normalize=False)
+    assert figures.tolist() == [[1.0, 4.0, 3.5]]
+
+
+def test_a_text_changes_its_nearest_neighbour_where_another_is_nearer() -> None:
+    reference_SD = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    assert neighbours_changed(reference_SD, 5 * reference_SD) == 0
+    moved_SD = torch.tensor([[1.0, 0.0], [0.1, 0.9], [0.0, 1.0]])  # the second goes over to the third
+    assert neighbours_changed(reference_SD, moved_SD) == 1
+    assert neighbours_changed(reference_SD[:1], moved_SD[:1]) == 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sweeper.comparator.forwards import run_forwards, side_of, small_call
 from sweeper.config import Attention, Cell, Dtype, LoadStrategy
 from sweeper.errors import UnsupportedError
 from sweeper.models import checks
@@ -151,7 +152,34 @@ def test_a_setting_that_is_not_in_force_makes_the_cell_unsupported() -> None:
 
 @torch.inference_mode()
 def found_without_effect(name: str, layout: str = "padded_left", **more: Any) -> dict[str, str]:
-    return without_effect_on(plain(name), call() | more, cell_of(folder_of(name), layout=layout))
+    return without_effect_on(plain(name), call() | more, cell_of(folder_of(name), layout=layout, causal=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert_base"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_texts_of_an_encoder_are_kept_apart(name: str, attention: str) -> None:
+    """Each is, up to rounding, what it is alone; and no bit of it depends on its neighbour."""
+    model = plain(name, attn_implementation=attention)
+    chosen: dict[str, Any] = {"attention": attention, "dtype": "float32", "causal": False}
+    packed, single = (cell_of(folder_of(name), layout=layout, **chosen) for layout in ("packed", "single"))
+    token_ids = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    outputs = [run_forwards(model, side_of(cell, model, token_ids, [range(2)]).calls) for cell in (packed, single)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    call = small_call(packed, model, token_ids)
+    assert without_effect_on(model, call, packed) == {}
+    leaky = {key: value for key, value in call.items() if key != "attention_mask"}
+    with pytest.raises(UnsupportedError, match="does not keep packed texts apart"):
+        without_effect_on(model, leaky, packed)
+
+
+def test_a_packed_text_beyond_a_sliding_window_is_unsupported() -> None:
+    model = plain("modernbert_base")
+    cell = cell_of(folder_of("modernbert_base"), layout="packed", causal=False)
+    with pytest.raises(
+        UnsupportedError, match=r"longer than the 64 that a layer of ModernBertModel sees; type inputs\."
+    ):
+        side_of(cell, model, [[5] * 65, [6]], [range(2)])
 
 
 def test_arguments_that_do_nothing_are_told() -> None:

@@ -38,7 +38,7 @@ def test_without_a_grid_there_is_one_cell() -> None:
         "load_strategy": "dtype_at_load",
         "dtype": "bfloat16",
         "attention": "sdpa",
-        "layout": "padded_left",
+        "layout": "padded",
         "positions": "explicit",
         "use_cache": False,
         "numerics": "default",
