@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sweeper.devices import out_of_memory
 from sweeper.errors import ConfigError
 
 # A larger container of what no run changes is put back, but not looked through: a tokenizer's vocabulary.
@@ -83,9 +84,9 @@ def fresh(calls: Iterable[Mapping[str, Any]], dtype: torch.dtype | None = None) 
 def _copied(value: Any, copies: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, copies)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever a foreign object raises: it cannot be copied (an open file, a lock)
+    except Exception as error:  # whatever a foreign object raises: it cannot be copied (an open file, a lock)
+        if out_of_memory(error):
+            raise
         return value
 
 

@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Side, run
+from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import Tokens
 from sweeper.models.snapshot import left_as_found
 from sweeper.verdict.discrete_choices import Choices
@@ -32,12 +34,19 @@ class Given(NamedTuple):
 
 @dataclass
 class Kept:
-    """One call of a module of the reference: its arguments, its output, and what was chosen in it."""
+    """One call of a module of the reference: its arguments, its output, what was chosen, and under what autocast."""
 
     args: Any
     kwargs: Any
+    autocast: tuple[torch.dtype | None, ...]
     output: list[Tensor | None] = field(default_factory=list)
     choices: list[Tensor] = field(default_factory=list)
+
+
+def autocast_in_force() -> tuple[torch.dtype | None, ...]:
+    """The dtype that autocast gives on the CPU and on a GPU; None where it is off."""
+    kinds = ("cpu", "cuda")
+    return tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
 
 
 class Watch:
@@ -55,12 +64,14 @@ class Watch:
         self._counts.clear()
 
     @contextlib.contextmanager
-    def on(self, model: nn.Module, names: set[str] | None = None) -> Iterator[None]:
-        """Hooks all modules, or those of these names."""
+    def on(self, side: Side, names: set[str] | None = None) -> Iterator[None]:
+        """Hooks all modules, or those of these names, by the names that both sides share; the model itself has none."""
         handles = []
         try:
-            for name, module in hookable(model):
-                if names is not None and name not in names:
+            for path, module in hookable(side.model):
+                name = side.names.get(path, path) if path else ""
+                inside_wrapper = path and not name
+                if inside_wrapper or (names is not None and name not in names):
                     continue
                 # the arguments before the module's own hooks change them, the output after they did
                 enter, leave = self._enter(name), self._leave(name)
@@ -110,7 +121,7 @@ def capture(side: Side, names: set[str] | None = None) -> dict[Key, Kept]:
     starts: dict[Key, int] = {}
 
     def before(key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        kept[key] = Kept(copies.of(args), copies.of(kwargs))
+        kept[key] = Kept(copies.of(args), copies.of(kwargs), autocast_in_force())
         starts[key] = len(choices.chosen)
 
     def after(key: Key, output: Any) -> None:
@@ -118,7 +129,7 @@ def capture(side: Side, names: set[str] | None = None) -> dict[Key, Kept]:
         kept[key].choices = choices.chosen[starts[key] :]
 
     watch = Watch(before, after)
-    with watch.on(side.model, names), choices:
+    with watch.on(side, names), choices:
         run(side, watch.begin)
     return kept
 
@@ -149,7 +160,9 @@ def copied(leaf: Any) -> Any:
         return leaf
     try:
         return copy.deepcopy(leaf)
-    except Exception:  # whatever cannot be copied is passed on
+    except Exception as error:  # whatever cannot be copied is passed on
+        if out_of_memory(error):
+            raise
         return leaf
 
 

@@ -27,7 +27,17 @@ from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
-from sweeper.verdict.module_runs import Given, Kept, Key, Watch, capture, floats, merged, outputs_of
+from sweeper.verdict.module_runs import (
+    Given,
+    Kept,
+    Key,
+    Watch,
+    autocast_in_force,
+    capture,
+    floats,
+    merged,
+    outputs_of,
+)
 from sweeper.verdict.monte_carlo import OperationNoise, multiplied
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import KERNEL_MULTIPLE, OWN_MULTIPLE, OwnError
@@ -130,7 +140,7 @@ class Examination:
 
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
         """Examines the modules of these names; None: all."""
-        with self._watch.on(side.model, names):
+        with self._watch.on(side, names):
             run(side, self._watch.begin)
         return self
 
@@ -182,7 +192,10 @@ class Examination:
         if self._noise is not None and (self._all_floors or own > self._near(dtype, ours)):
             enough = self._errors[key[1]].own if self._errors is not None else own
             enough = enough / OWN_MULTIPLE if self._decisive else math.inf
-            found = replace(found, floor=self._noise.floor(module, arguments, output, call, enough))
+            noise = self._noise
+            if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
+                noise = replace(noise, products_only=False, inputs=True)
+            found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
         self._pending[key] = found
 
     def _near(self, dtype: torch.dtype, ours: list[torch.dtype]) -> float:

@@ -456,7 +456,6 @@ class TestMergedAdapterRounds:
             layer.self_attn.v_proj = layer.self_attn.v_proj.merged(scale)
         return adapted, merged
 
-    @pytest.mark.xfail(strict=True, reason="state that was computed from state is taken for other values: semantic")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_it_is_rounding(self, dtype: torch.dtype) -> None:
         comparison = compare_models(*self.pair(dtype), {"input_ids": _ids(), "use_cache": False})
@@ -465,7 +464,7 @@ class TestMergedAdapterRounds:
 
     def test_the_merged_layers_are_named(self) -> None:
         comparison = compare_models(*self.pair(torch.bfloat16), {"input_ids": _ids(), "use_cache": False})
-        assert "LoraLinear -> Linear" in _cause(comparison)
+        assert _cause(comparison).startswith("state in model.layers.0.self_attn.q_proj and 3 more: computed from state")
 
     def test_a_wrong_scale_is_not_rounding(self) -> None:
         comparison = compare_models(*self.pair(torch.bfloat16, 0.5), {"input_ids": _ids(), "use_cache": False})

@@ -204,7 +204,7 @@ def _assign(owner: Any, attribute: str, value: Any) -> None:
 
 def _config(pair: Pair) -> Iterator[tuple[str, _Setting]]:
     """Entries of a model's config that differ. Some are read in the forward; the others show in the state."""
-    left, right = (config_of(side.model) for side in pair)
+    left, right = (_config_of(side.model) for side in pair)
     if left is right or not (hasattr(left, "__dict__") and hasattr(right, "__dict__")):
         return
     for name in sorted(vars(left).keys() | vars(right).keys()):
@@ -213,6 +213,14 @@ def _config(pair: Pair) -> Iterator[tuple[str, _Setting]]:
             continue
         if _differ(before, after) or (not _is_plain(before) and _unequal(before, after)):
             yield f"config.{name}: {_show(before)} -> {_show(after)}", _Setting(right, name, before)
+
+
+def _config_of(model: nn.Module) -> Any:
+    """transformers' config, else that which some other model calls so."""
+    if (found := config_of(model)) is not None:
+        return found
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return next((config for config in configs if hasattr(config, "__dict__")), None)
 
 
 def _unequal(before: Any, after: Any) -> bool:
