@@ -91,7 +91,7 @@ def _check_references(plan: Plan, store: Store) -> None:
 def _run_cells(
     plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: dict[str, CellRecord]
 ) -> None:
-    """Fills `records`: first those of an earlier run or of another sweep, then each that the launcher gives, once stored."""
+    """Fills `records`: first those of an earlier run or another sweep, then what the launcher gives, once stored."""
     finished_before = finished_cells(plan, judged=settings.verdict)
     missing = [planned for planned in plan.cells if planned.cell_id not in finished_before]
     for at, record in finished_before.values():
