@@ -44,7 +44,7 @@ def print_plan(plan: Plan, console: Console | None = None, finished: Mapping[str
     run = len(plan.cells) - unsupported.total() - done
     say(
         out,
-        f"{run} cells to run, {done} finished, {unsupported.total()} unsupported, "
+        f"{run} cells to run, {f'{done} finished, ' if done else ''}{unsupported.total()} unsupported, "
         f"{len(plan.excluded)} excluded; {plan.reference_count} references; weights read {plan.weight_reads} times",
     )
     say(out, f"folder: {plan.folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -13,7 +14,7 @@ from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import Store
 
 
-def finished_cells(plan: Plan, *, judged: bool) -> dict[str, tuple[Store, CellRecord]]:
+def finished_cells(plan: Plan, *, judged: bool | Literal["full"]) -> dict[str, tuple[Store, CellRecord]]:
     """Cell id -> where it lies and its record, of those cells of the plan that need not run again.
 
     A cell's id stands for all its choices and for its environment; with the same reference it is the same cell in any
@@ -21,7 +22,7 @@ def finished_cells(plan: Plan, *, judged: bool) -> dict[str, tuple[Store, CellRe
 
     Args:
         plan: what is to be run.
-        judged: a cell without a verdict does not count.
+        judged: as in `Store.finished`.
     """
     own = Store(plan.folder)
     others = _others(plan)
@@ -40,7 +41,9 @@ def _others(plan: Plan) -> list[Store]:
     return [Store(folder) for folder in folders if folder != plan.folder]
 
 
-def _elsewhere(planned: PlannedCell, others: Sequence[Store], *, judged: bool) -> tuple[Store, CellRecord] | None:
+def _elsewhere(
+    planned: PlannedCell, others: Sequence[Store], *, judged: bool | Literal["full"]
+) -> tuple[Store, CellRecord] | None:
     for store in others:
         with contextlib.suppress(ValidationError, OSError):  # of another version, or being written: it is run again
             record = store.finished(planned.cell_id, judged=judged)
