@@ -34,8 +34,11 @@ def carry_out(request: SweepRequest) -> int:
         from sweeper.environment import environment
         from sweeper.planning.plan import make_plan
         from sweeper.reports.plan import print_plan
+        from sweeper.sweep.finished import finished_cells, where
 
-        print_plan(make_plan(request, environment(request.device)))
+        plan = make_plan(request, environment(request.device))
+        found = finished_cells(plan, judged=request.settings.verdict)
+        print_plan(plan, finished={cell_id: where(store, plan) for cell_id, (store, _) in found.items()})
         return 0
     from sweeper.sinks.registry import make_sinks
     from sweeper.sweep.run import run

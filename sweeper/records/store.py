@@ -72,6 +72,15 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def adopt(self, other: Store, record: CellRecord) -> Path:
+        """Copies a finished cell of another sweep."""
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
+        try:
+            shutil.copytree(other.cells_folder / record.cell_id, temporary, dirs_exist_ok=True)
+            return self._put_in_place(temporary, record)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
         final = self.cells_folder / record.cell_id
         verdict = record.verdict

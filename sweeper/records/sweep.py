@@ -38,7 +38,9 @@ class SweepDescription(BaseModel):
         grid, sweep: names of the two folders.
         config: the composed config, with `config_dirs` (what `--config-dir` named), `overrides` (the arguments of the
             command line), `params` and `exclude`.
+        earlier: the configs of other commands that ran into the same folder, oldest first.
         cells: every cell of the plan, in the order in which they run; `cells/<cell_id>/` exists once one is finished.
+            Behind them what earlier commands left in the folder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +49,7 @@ class SweepDescription(BaseModel):
     grid: str
     sweep: str
     config: dict[str, Any]
+    earlier: tuple[dict[str, Any], ...] = ()
     cells: tuple[PlannedIds, ...]
 
 
@@ -84,8 +87,11 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """The command that made it, without the overrides that only say where results go."""
-        config = self.description.config
+        """The commands that made it, a line each, without the overrides that only say where results go."""
+        return "\n".join(map(self._command, (*self.description.earlier, self.description.config)))
+
+    @staticmethod
+    def _command(config: dict[str, Any]) -> str:
         folders = [word for folder in config.get("config_dirs", []) for word in ("--config-dir", folder)]
         overrides = [word for word in config.get("overrides", []) if not word.startswith(_ABOUT_THE_MACHINE)]
         return shlex.join(["python", "-m", "sweeper", *folders, *overrides])

@@ -145,8 +145,9 @@ def _labels(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
     own = {axis: {record.axes[axis] for record in cells} for axis in varying}
     telling = [axis for axis in varying if own[axis] != {record.axes[axis] for record in records}]
     alike = [record for record in records if all(record.axes[axis] in own[axis] for axis in telling)]
-    if telling and len(alike) == len(cells):
-        return " with ".join(_values(axis, alike) for axis in telling)
+    if telling and len(alike) == len(cells) > 1:
+        first, *rest = (_values(axis, alike) for axis in telling)
+        return first + (f" with {' and '.join(rest)}" if rest else "")
     labels = [short_label(record.axes, varying) for record in cells]
     more = f" and {len(labels) - _LABELS} more" if len(labels) > _LABELS else ""
     return ", ".join(labels[:_LABELS]) + more

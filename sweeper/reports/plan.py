@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -14,14 +16,18 @@ from sweeper.reports.terminal import drawn, output_console, say
 ROWS = 200  # more than anyone reads
 
 
-def print_plan(plan: Plan, console: Console | None = None) -> None:
-    """Prints the cells with their references, what is shared, unsupported and excluded, and the folder."""
+def print_plan(plan: Plan, console: Console | None = None, finished: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Prints the cells with their references, what is finished, unsupported and excluded, and the folder.
+
+    Args:
+        finished: cell id -> where, in words, of the cells that need not run.
+    """
     out = console or output_console()
     labels = [planned.cell.axes() for planned in plan.cells]
     varying = varying_axes(labels)
     say(out, "all cells: " + ", ".join(f"{axis}={label}" for axis, label in labels[0].items() if axis not in varying))
     rows = [
-        (planned.cell_id, *(str(axes[axis]) for axis in varying), *_reference_and_status(planned))
+        (planned.cell_id, *(str(axes[axis]) for axis in varying), *_reference_and_status(planned, finished))
         for planned, axes in zip(plan.cells[:ROWS], labels, strict=False)
     ]
     out.print(drawn(Table(("cell", *varying, "reference", "status"), tuple(rows))))
@@ -34,16 +40,20 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         say(out, sentence)
     for rule, count in Counter(str(rule) for _, rule in plan.excluded).items():
         say(out, f"excluded, {count} combinations: {rule}")
+    done = sum(planned.cell_id in finished for planned in plan.cells if not planned.unsupported)
+    run = len(plan.cells) - unsupported.total() - done
     say(
         out,
-        f"{len(plan.cells) - unsupported.total()} cells to run, {unsupported.total()} unsupported, "
+        f"{run} cells to run, {f'{done} finished, ' if done else ''}{unsupported.total()} unsupported, "
         f"{len(plan.excluded)} excluded; {plan.reference_count} references; weights read {plan.weight_reads} times",
     )
     say(out, f"folder: {plan.folder}")
 
 
-def _reference_and_status(planned: PlannedCell) -> tuple[str, str]:
+def _reference_and_status(planned: PlannedCell, finished: Mapping[str, str]) -> tuple[str, str]:
     """What the reference has other than the candidate, and whether that can run."""
     axes, reference = planned.cell.axes(), planned.reference.axes()
     differing = [f"{axis}={label}" for axis, label in reference.items() if label != axes[axis]]
-    return ", ".join(differing) or "itself", "unsupported" if planned.unsupported else "run"
+    return ", ".join(differing) or "itself", "unsupported" if planned.unsupported else finished.get(
+        planned.cell_id, "run"
+    )

@@ -16,10 +16,11 @@ from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import units_of
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord
-from sweeper.records.store import Store
-from sweeper.records.sweep import PlannedIds, SweepDescription
+from sweeper.records.store import SWEEP_FILE, Store
+from sweeper.records.sweep import PlannedIds, Sweep, SweepDescription
 from sweeper.sinks.sink import AllSinks, Sink
 from sweeper.sweep.exit_code import exit_code
+from sweeper.sweep.finished import finished_cells
 
 if TYPE_CHECKING:
     from sweeper.config import Settings
@@ -44,7 +45,7 @@ def run(
     store = Store(plan.folder)
     _check_references(plan, store)
     try:
-        store.open(_description(request, plan).model_dump(mode="json"))
+        store.open(_description(request, plan, store).model_dump(mode="json"))
     except OSError as error:
         raise ConfigError(
             f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
@@ -90,15 +91,14 @@ def _check_references(plan: Plan, store: Store) -> None:
 def _run_cells(
     plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: dict[str, CellRecord]
 ) -> None:
-    """Fills `records`: first those of an earlier run, then each that the launcher gives, once it is stored."""
-    missing = []
-    for planned in plan.cells:
-        record = store.finished(planned.cell_id, judged=settings.verdict)
-        if record is None:
-            missing.append(planned)
-        else:
-            records[record.cell_id] = record
-            sinks.cell_skipped(record)
+    """Fills `records`: first those of an earlier run or another sweep, then what the launcher gives, once stored."""
+    finished_before = finished_cells(plan, judged=settings.verdict)
+    missing = [planned for planned in plan.cells if planned.cell_id not in finished_before]
+    for at, record in finished_before.values():
+        if at.folder != store.folder:
+            store.adopt(at, record)
+        records[record.cell_id] = record
+        sinks.cell_skipped(record)
     if not missing:
         return
     _fix_cublas_workspace(plan)
@@ -141,6 +141,17 @@ def _shared_references(plan: Plan) -> frozenset[str]:
     return frozenset(reference for reference, cells in named.items() if cells > 1)
 
 
-def _description(request: SweepRequest, plan: Plan) -> SweepDescription:
-    pairs = (PlannedIds(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells)
-    return SweepDescription(grid=plan.grid, sweep=plan.sweep, config=request.config, cells=tuple(pairs))
+def _description(request: SweepRequest, plan: Plan, store: Store) -> SweepDescription:
+    """What is asked for; behind it what the folder holds of earlier commands, which a name that was given keeps."""
+    pairs = [PlannedIds(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells]
+    commands: tuple[dict[str, Any], ...] = ()
+    if (plan.folder / SWEEP_FILE).is_file():
+        before = Sweep.read(plan.folder)
+        planned = {pair.cell_id for pair in pairs}
+        held = [record for record in before.records if record.cell_id not in planned]
+        pairs += [PlannedIds(cell_id=record.cell_id, reference_id=record.reference_id) for record in held]
+        earlier = [*before.description.earlier, before.description.config]
+        commands = tuple(config for config in earlier if config.get("overrides") != request.config["overrides"])
+    return SweepDescription(
+        grid=plan.grid, sweep=plan.sweep, config=request.config, earlier=commands, cells=tuple(pairs)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from sweeper.environment import environment
 from sweeper.planning.plan import make_plan
 from sweeper.records.cell import CauseRecord
+from sweeper.sweep.judging import Causes
 from sweeper.sweep.runner import Runner
 from sweeper.verdict import likely_cause
+from sweeper.verdict.rules import Kind, Verdict
 from tests.composing import request_of
 
 
@@ -87,8 +90,10 @@ def test_an_argument_that_makes_another_function_is_named(
     assert 0 < cause.forwards <= likely_cause.FORWARDS
 
 
-def test_rounding_and_no_difference_have_no_cause(tmp_path: Path) -> None:
-    assert causes(tmp_path, "dtype=bfloat16,float32", "attention=sdpa") == [None, None]
+@pytest.mark.parametrize("kind", [Kind.ROUNDING, Kind.IDENTICAL, Kind.INCONCLUSIVE])
+def test_other_kinds_have_no_cause_and_cost_no_forward(kind: Kind) -> None:
+    judged: Any = SimpleNamespace(verdict=Verdict(kind, "because", ()))  # whatever else is looked at raises
+    assert Causes().of(judged, "c1") is None
 
 
 def test_a_cause_that_cannot_be_looked_for_leaves_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from sweeper.cli.run import carry_out
 from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
 from sweeper.records.store import Store
+from sweeper.records.sweep import Sweep
 from sweeper.sweep.runner import Runner
 from tests.composing import request_of
 
@@ -134,3 +135,40 @@ def test_a_page_that_cannot_be_written_hides_nothing_else(
     assert "starts at" in shown.out
     assert sweep(tmp_path, "verdict=false") == 0
     assert (store(tmp_path).folder / "index.html").is_file()
+
+
+def test_a_name_keeps_what_several_commands_left_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = count_runs(monkeypatch)
+    for dtype in ("bfloat16", "float16", "bfloat16"):
+        assert sweep(tmp_path, f"dtype={dtype}", "verdict=false") == 0
+    assert len(ran) == 2
+    held = Sweep.read(store(tmp_path).folder)
+    assert {record.cell_id for record in held.records} == set(ran)
+    assert [record.axes["dtype"] for record in held.records] == ["bfloat16", "float16"]
+    assert [line.split()[-2] for line in held.command.splitlines()] == ["dtype=float16", "dtype=bfloat16"]
+    last_table = capsys.readouterr().out.rpartition("all cells:")[2]
+    assert "float16" in last_table
+    assert "bfloat16" in last_table
+
+
+def test_a_sub_selection_finds_its_cells_in_another_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = count_runs(monkeypatch)
+    assert sweep(tmp_path, "dtype=bfloat16,float16", "verdict=false", "sweep=whole") == 0
+    assert sweep(tmp_path, "dtype=float16", "verdict=false", "sweep=part", "dry_run=true") == 0
+    assert "finished in single/whole" in (planned := capsys.readouterr().out)
+    assert "0 cells to run, 1 finished" in planned
+    assert not (tmp_path / "single" / "part").exists()
+    assert sweep(tmp_path, "dtype=float16", "verdict=false", "sweep=part") == 0
+    assert len(ran) == 2
+    (adopted,) = Store(tmp_path / "single" / "part").records()
+    assert adopted == Store(tmp_path / "single" / "whole").read(adopted.cell_id)
+    assert Store(tmp_path / "single" / "part").modules(adopted.cell_id)
+    other = "reference={dtype:float64}"
+    assert sweep(tmp_path, "dtype=float16", "verdict=false", "sweep=other", other) == 0
+    assert len(ran) == 3, "the same cell against another reference was taken for this one"
+    assert sweep(tmp_path, "dtype=float16", "sweep=judged") == 0
+    assert len(ran) == 4, "a cell without a verdict was taken where one is asked for"
