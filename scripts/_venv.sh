@@ -5,6 +5,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv"
 python="$venv/bin/python"
+wheels="$venv/wheels"
 lock_name=.sweeper.lock # stays for as long as .venv does: it also says that this script made the folder
 
 say() { echo "${0##*/}: $*" >&2; }
@@ -43,22 +44,64 @@ wait_for_lock() {
   "$1" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 }
 
+# Prints the wheel that the default checkpoint comes in; nothing where a sweep has been given another checkpoint, or where
+# it lies in the cache, converted.
+default_wheel() {
+  local name card sha cached
+  case " $* " in *" checkpoint="* | *" --help "*) return ;; esac
+  name=$(sed -n 's/^ *- checkpoint: *\([a-z0-9_]*\).*/\1/p' "$root/conf/config.yaml")
+  card="$root/conf/checkpoint/$name.yaml"
+  sha=$(sed -n 's/^sha256: *\([0-9a-f]\{16\}\).*/\1/p' "$card")
+  for cached in "${SWEEPER_CACHE:-$HOME/.cache/sweeper}" "$HOME/Library/Caches/sweeper"; do
+    compgen -G "$cached/checkpoints/*$sha*" >/dev/null && return
+  done
+  sed -n 's/^wheel: *//p' "$card"
+}
+
+# Usage: prefetch WHEEL. The sweep takes it out of the folder that SWEEPER_WHEELS names. Whatever fails here is tried
+# again, and said, there.
+prefetch() {
+  "$python" -m pip download --no-deps --only-binary=:all: --no-input --dest "$wheels.partial" -- "$1" >/dev/null 2>&1 &&
+    mkdir -p "$wheels" && mv "$wheels.partial"/*.whl "$wheels"
+  rm -rf "$wheels.partial"
+}
+
+# Usage: add_packages LOG [EXTRA]. With uv where it is there: it is faster, and knows which build of torch fits the
+# machine. It has a configuration of its own: where that cannot reach what it wants, pip may.
+add_packages() {
+  local log=$1 project="$root${2:+[$2]}" torch
+  for torch in $(command -v uv >/dev/null && echo --torch-backend=auto --); do
+    say "installing the pinned versions into .venv with uv"
+    [ "$torch" != -- ] || torch=
+    uv pip install --python "$python" ${torch:+"$torch"} -c "$root/constraints.txt" -e "$project" >"$log.uv" 2>&1 && return
+    say "uv ${torch:+$torch }failed (all it said: $log.uv): $(grep -m 1 -i -e 'caused\? \?by' -e 'cause:' -e error "$log.uv")"
+  done
+  say "installing the pinned versions into .venv with pip; the first time this takes minutes"
+  "$python" -m pip install -c "$root/constraints.txt" -e "$project" >"$log" 2>&1 ||
+    die "pip failed (all it said: $log): $(grep -m 1 "^ERROR" "$log")"
+}
+
 # Usage: install BASE [EXTRA]. Without a stamp, .venv is new or was left by an interrupted run: it is made again.
 install() {
-  local log="$venv/install.log"
+  local log="$venv/install.log" fetching=
   if ! usable "$python" || ! compgen -G "$venv/stamp*" >/dev/null; then
     say "making .venv with $("$1" --version)"
     find "$venv" -mindepth 1 ! -name "$lock_name" -delete
     "$1" -m venv "$venv" >"$log" 2>&1 || die "cannot make .venv: $(tail -n 1 "$log")"
   fi
   rm -f "$venv"/stamp*
-  say "installing the pinned versions into .venv; the first time this takes minutes"
-  "$python" -m pip install -c "$root/constraints.txt" -e "$root${2:+[$2]}" >"$log" 2>&1 ||
-    die "pip failed (all it said: $log): $(grep -m 1 "^ERROR" "$log")"
+  if [ -n "${wheel:-}" ]; then
+    say "fetching $wheel beside it"
+    prefetch "$wheel" 9>&- &
+    fetching=$!
+    trap "kill $fetching 2>/dev/null || true" EXIT
+  fi
+  add_packages "$log" "${2:-}"
+  [ -z "$fetching" ] || wait "$fetching" || true
   fingerprint | tee "$venv/stamp" ${2:+"$venv/stamp-$2"} >/dev/null
 }
 
-# Usage: ensure_venv [EXTRA]. Afterwards "$python" has the package, its pinned dependencies and those of the extra.
+# Usage: ensure_venv [EXTRA]. With the variable `wheel`, that is fetched beside an installation. Afterwards "$python" has the package, its pinned dependencies and those of the extra.
 ensure_venv() {
   local base stamp="$venv/stamp${1:+-$1}"
   installed "$stamp" && return

