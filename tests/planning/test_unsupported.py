@@ -29,7 +29,6 @@ CELL: dict[str, Any] = {
     "inputs": {"name": "inputs", "texts": ["a text"]},
     "device": "cpu",
 }
-ENCODER = {**CHECKPOINT, "pooling": "mean", "causal": False}
 
 
 def cell(**changes: Any) -> Cell:
@@ -56,11 +55,6 @@ def test_what_the_cpu_runs_is_supported(strategy: str, dtype: str, attention: st
 @pytest.mark.parametrize(
     ("refused", "supported", "words"),
     [
-        (
-            {"checkpoint": ENCODER, "layout": "packed"},
-            {"checkpoint": ENCODER, "layout": "single"},
-            "tiny is an encoder: nothing tells it where a packed text starts",
-        ),
         ({"load_strategy": "autocast", "dtype": "float32"}, {"load_strategy": "autocast"}, "not to float32"),
         (
             {"load_strategy": "autocast", "dtype": "float64"},

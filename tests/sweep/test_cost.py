@@ -23,7 +23,9 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def cell() -> Cell:
-    (cell,) = request_of("checkpoint=tiny_llama", "dtype=float32", "attention=eager", "wandb.mode=disabled").cells
+    (cell,) = request_of(
+        "checkpoint=tiny_llama", "dtype=float32", "attention=eager", "layout=padded_left", "wandb.mode=disabled"
+    ).cells
     return cell
 
 
