@@ -78,7 +78,8 @@ def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> 
     (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaModel"]}')
     done = sweeper("+grid=own", "--config-dir", str(conf), "device=cpu", "dry_run=true", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "sweeper" not in done.stderr  # a package that transformers imports may warn there
     assert "checkpoint=mine" in done.stdout
     assert f"folder: {Path('outputs/own')}" in done.stdout
     assert "2 cells to run" in done.stdout
