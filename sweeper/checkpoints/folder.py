@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from sweeper.config import FolderCheckpoint
 from sweeper.errors import CheckpointError
 
@@ -101,6 +99,8 @@ def has_tokenizer(path: Path) -> bool:
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """transformers' own bars off: they would write into the middle of sweeper's."""
+    from transformers.utils import logging as transformers_logging  # seconds
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

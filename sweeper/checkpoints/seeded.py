@@ -19,12 +19,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sweeper.checkpoints import cache
 from sweeper.checkpoints.folder import no_progress_bars
-from sweeper.config import Head, Pooling, SeededCheckpoint
+from sweeper.config import Head, SeededCheckpoint
 from sweeper.errors import ConfigError
 
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig}
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-_ENCODERS = ("bert",)
 _BYTES = 256
 # what decides on no weight
 _NOT_DRAWN = {"name", "pooling", "causal", "init_on_device", "normalize", "prompt", "max_tokens", "ignore_weights"}
@@ -49,17 +48,6 @@ def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None
 
     key = f"seeded-{checkpoint.architecture}-{digest[:16]}"
     return cache.build_once(key, build, say), f"seeded:{digest}"
-
-
-def settled(checkpoint: SeededCheckpoint) -> SeededCheckpoint:
-    """The checkpoint with all that it leaves open filled in, as its architecture has it."""
-    causal = checkpoint.architecture not in _ENCODERS if checkpoint.causal is None else checkpoint.causal
-    head = (Head.CAUSAL_LM if causal else Head.BASE) if checkpoint.head is Head.AUTO else checkpoint.head
-    usual = Pooling.LAST_TOKEN if causal else Pooling.MEAN
-    pooling = usual if checkpoint.pooling is Pooling.AUTO else checkpoint.pooling
-    if (causal, head, pooling) == (checkpoint.causal, checkpoint.head, checkpoint.pooling):
-        return checkpoint
-    return checkpoint.model_copy(update={"causal": causal, "head": head, "pooling": pooling})
 
 
 def model_config(checkpoint: SeededCheckpoint) -> transformers.PreTrainedConfig:

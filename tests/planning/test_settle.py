@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,12 @@ def test_a_grid_without_its_first_line_is_told_so(tmp_path: Path) -> None:
     grid.write_text(grid.read_text().partition("\n")[2])
     with pytest.raises(ConfigError, match="the first line of the grid's file must be: # @package _global_"):
         request_of("+grid=mine", user_conf=folder)
+
+
+def test_a_plan_of_a_checkpoint_that_states_everything_imports_no_transformers(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sweeper.cli.main import dispatch\n"
+        "assert dispatch(['checkpoint=tiny_llama', 'device=cpu', 'dry_run=true']) == 0\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
