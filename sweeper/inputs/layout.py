@@ -244,7 +244,7 @@ def is_second_map(tensor: Tensor, tokens: Tokens) -> bool:
 
 
 def same_text(tokens: Tokens) -> Tensor:
-    """Of a packed row, which tokens are of one text, [1, 1, T, T]."""
+    """Which tokens of a packed row are of one text, [1, 1, T, T]."""
     text_T = torch.repeat_interleave(torch.tensor(tokens.lengths)).to(tokens.flat_N.device)
     return (text_T[:, None] == text_T)[None, None]
 

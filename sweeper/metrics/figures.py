@@ -119,7 +119,7 @@ def embedding_figures(reference_SD: Tensor, candidate_SD: Tensor, *, normalize: 
 
 
 def neighbours_changed(reference_SD: Tensor, candidate_SD: Tensor) -> Tensor:
-    """Of how many texts the nearest other one, by cosine, is another; of no more than one text there is none.
+    """Counts the texts whose nearest other one, by cosine, is another; a text alone has none.
 
     Does not synchronise with the device.
     """

@@ -126,7 +126,7 @@ class _Tree:
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of a module's own tensors, by name."""
+    """The shapes of a module's own tensors, by name."""
     own = [*module._parameters.items(), *module._buffers.items()]
     return {name: tuple(tensor.shape) for name, tensor in own if tensor is not None}
 

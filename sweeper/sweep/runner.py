@@ -178,7 +178,7 @@ class Runner:
         return measured, figures, bits
 
     def _fingerprint(self, loaded: LoadedModel) -> str:
-        """Of a model that the pool keeps, taken once."""
+        """The fingerprint of a model that the pool keeps, taken once."""
         if loaded.key not in self._fingerprints:
             self._fingerprints[loaded.key] = model_fingerprint(loaded.model)
         return self._fingerprints[loaded.key]

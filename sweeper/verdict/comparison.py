@@ -158,7 +158,7 @@ def _random(
 
 
 def _steady(ran: FirstRun, evidence: ReferenceEvidence, *, full: bool) -> Comparison:
-    """Of sides that give the same output twice."""
+    """Compares sides that give the same output twice."""
     reference, candidate, native = ran.reference, ran.candidate, ran.native
     found = provenance(reference.model, candidate.model)
     if ran.same:

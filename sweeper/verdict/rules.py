@@ -128,7 +128,7 @@ class OwnError:
         return self.own / self.floor if self.floor != 0 else math.inf if self.own > 0 else 0.0
 
     def worse_than(self, other: OwnError) -> bool:
-        """Of two calls of one module."""
+        """Whether it is the worse of two calls of one module."""
         mine, theirs = (0.0 if math.isnan(one.floor) else one.floors for one in (self, other))
         return (mine, self.own) > (theirs, other.own)
 
