@@ -18,7 +18,7 @@ _ODD = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as int64 has it
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Fingerprints named tensors: names, shapes, dtypes, bits. What lies on a device is summed up there, and waited for once."""
+    """Fingerprints tensors: names, shapes, dtypes, bits. What lies on a device is summed up there, and waited for once."""
     digest = hashlib.sha256()
     sums: list[Tensor] = []
     for name, tensor in tensors:
@@ -64,7 +64,7 @@ def _weights(number: int, device: torch.device) -> Tensor:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Fingerprints all that a model computes with: parameters and buffers, non-persistent ones too; classes, modes and config."""
+    """Fingerprints all that a model computes with: parameters, all buffers, classes, modes and config."""
     config = config_of(model)
     said = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else ""
     modules = [
