@@ -18,7 +18,7 @@ _ODD = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as int64 has it
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Fingerprints tensors: names, shapes, dtypes, bits. What lies on a device is summed up there, and waited for once."""
+    """Fingerprints tensors: names, shapes, dtypes, bits. What lies on a device is summed up there, and awaited once."""
     digest = hashlib.sha256()
     sums: list[Tensor] = []
     for name, tensor in tensors:
