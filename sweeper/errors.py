@@ -17,6 +17,10 @@ class ConfigError(SweeperError, ValueError):
     """Something was asked for that does not exist or cannot be combined. Exit code 2, before any model is loaded."""
 
 
+class DamagedError(ConfigError):
+    """A file of a sweep that is not what was written, or not for this version. The message begins with its path."""
+
+
 class UnsupportedError(SweeperError, RuntimeError):
     """A cell that cannot run on this machine or with this checkpoint; its message is the reason. No failure."""
 

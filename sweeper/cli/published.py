@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+
+from sweeper.records.sweep import Sweep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,4 +29,6 @@ def main(arguments: Sequence[str]) -> int:
     from sweeper.published.page import write_page  # after the arguments: what is wrong with them is said at once
 
     print(*write_page(asked.file, asked.sweeps), sep="\n")
+    for line in (line for folder in asked.sweeps for line in Sweep.read(folder).damaged):
+        print(f"sweeper published: {line}", file=sys.stderr)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     if asked.sweep is None:
         raise ConfigError("which sweep? Give its folder: outputs/<grid>/<sweep>")
     sweep = Sweep.read(asked.sweep)
+    for line in sweep.damaged:
+        print(f"sweeper report: {line}", file=sys.stderr)
     if asked.markdown is not None:
         from sweeper.reports.markdown import markdown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def carry_out(request: SweepRequest) -> int:
         from sweeper.sweep.finished import finished_cells, where
 
         plan = make_plan(request, environment(request.device))
-        found = finished_cells(plan, judged=request.settings.verdict)
+        found = finished_cells(plan, judged=request.settings.verdict, say=lambda line: print(line, file=sys.stderr))
         print_plan(plan, finished={cell_id: where(store, plan) for cell_id, (store, _) in found.items()})
         return 0
     from sweeper.sinks.registry import make_sinks

@@ -26,6 +26,7 @@ outputs/<grid>/<sweep>/
   sweep.json                          what was asked for
   cells/<cell_id>/cell.json           one finished cell
   cells/<cell_id>/modules.parquet     its modules, a row each
+  cells/<cell_id>/SHA256SUMS          of the two, for `sha256sum -c`; a cell whose files are others is run again
   reported.json                       published figures beside the measured ones, with reported=NAME
   index.html                          the page, made from the above
   wandb/                              made from the above, unless wandb.mode=disabled

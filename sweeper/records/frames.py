@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.records.cell import CellRecord
-from sweeper.records.store import MODULES_FILE, Store
+from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ class OpenedSweep:
 
         frames = []
         for sweep in self._sweeps:
-            folder = Store(sweep.folder).cells_folder
+            store = Store(sweep.folder)
             for record in sweep.records:
-                rows = pandas.read_parquet(folder / record.cell_id / MODULES_FILE)
+                rows = store.modules_table(record.cell_id).to_pandas()
                 known = _identified(sweep, record, taken=rows.columns)
                 frames.append(pandas.concat([pandas.DataFrame([known] * len(rows)), rows], axis=1))
         filled = [frame for frame in frames if len(frame)]
@@ -53,8 +54,13 @@ def open_sweep(folder: str | Path, *more: str | Path) -> OpenedSweep:
 
     Raises:
         ConfigError: one of them is no sweep's folder.
+
+    A cell whose files are not what was written is left out, with a warning that names the file.
     """
-    return OpenedSweep(tuple(Sweep.read(Path(path)) for path in (folder, *more)))
+    sweeps = tuple(Sweep.read(Path(path)) for path in (folder, *more))
+    for line in (line for sweep in sweeps for line in sweep.damaged):
+        warnings.warn(line, stacklevel=2)
+    return OpenedSweep(sweeps)
 
 
 def cell_row(sweep: Sweep, record: CellRecord) -> dict[str, Any]:

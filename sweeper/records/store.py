@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -9,11 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
+from sweeper.errors import DamagedError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
+from sweeper.records.sums import SUMS_FILE, read_checked, sums_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -25,10 +28,24 @@ EXPLAIN_FOLDER = "explain"
 PAGE_FILE = "index.html"
 
 _MODULES = TypeAdapter(list[ModuleRecord])
+_Document = TypeVar("_Document", bound=BaseModel)
+
+
+class _Versioned(BaseModel):
+    """What every document says of itself, looked at before the rest, which a newer version may have changed."""
+
+    schema_version: int
+
+    @field_validator("schema_version")
+    @classmethod
+    def _is_known(cls, version: int) -> int:
+        if version > SCHEMA_VERSION:
+            raise ValueError(f"{version} is of a newer sweeper; this one reads versions up to {SCHEMA_VERSION}")
+        return version
 
 
 class Store:
-    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,modules.parquet}`."""
+    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,modules.parquet,SHA256SUMS}`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,24 +67,41 @@ class Store:
         Args:
             cell_id: which cell.
             judged: a cell that was measured without a verdict runs again too; `full`: or without all evidence.
+
+        Raises:
+            DamagedError: its files are not what was written.
         """
         record = self.read(cell_id)
-        if record is None or record.status is Status.FAILED:
-            return None
+        return record if record is not None and self.need_not_run(record, judged=judged) else None
+
+    @staticmethod
+    def need_not_run(record: CellRecord, *, judged: bool | Literal["full"]) -> bool:
+        """Whether a record is that of a finished cell: see `finished`."""
         lacks = record.verdict is None or (judged == "full" and not record.verdict.complete)
-        return None if judged and record.status is Status.OK and lacks else record
+        return record.status is not Status.FAILED and not (judged and record.status is Status.OK and lacks)
 
     def read(self, cell_id: str) -> CellRecord | None:
-        path = self.cells_folder / cell_id / CELL_FILE
-        return CellRecord.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        """The record of a cell, all of whose files are whole; None where nothing lies.
+
+        Raises:
+            DamagedError: its files are not what was written, or of a version that this one does not read.
+        """
+        folder = self.cells_folder / cell_id
+        if not os.path.lexists(folder):
+            return None
+        try:
+            return _read_cell(folder)
+        except DamagedError:
+            return _read_cell(folder)  # in between, another process may have put a better attempt in its place
 
     def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> Path:
         """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way."""
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
         try:
             temporary.chmod(0o755)
-            _write_durably(temporary / CELL_FILE, record.model_dump_json(indent=2).encode() + b"\n")
-            _write_modules(temporary / MODULES_FILE, modules)
+            files = {CELL_FILE: record.model_dump_json(indent=2).encode() + b"\n", MODULES_FILE: _parquet(modules)}
+            for name, data in {**files, SUMS_FILE: sums_of(files)}.items():
+                _write_durably(temporary / name, data)
             return self._put_in_place(temporary, record)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -84,12 +118,13 @@ class Store:
     def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
         final = self.cells_folder / record.cell_id
         verdict = record.verdict
-        if self.finished(record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None):
-            return final  # another process was first; its cell has the same choices and environment
-        if final.exists():
+        with contextlib.suppress(DamagedError):  # it makes way
+            if self.finished(record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None):
+                return final  # another process was first; its cell has the same choices and environment
+        if os.path.lexists(final):
             aside = temporary.with_name(f"{temporary.name}-replaced")
             final.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            _discard(aside)
         temporary.rename(final)
         return final
 
@@ -100,19 +135,72 @@ class Store:
         write_whole(path, explanation.model_dump_json(indent=2) + "\n")
         return path
 
+    def cell_ids(self) -> list[str]:
+        """Every cell that lies here, whole or not, in order."""
+        return sorted(path.name for path in self.cells_folder.glob("[!.]*"))
+
     def records(self) -> list[CellRecord]:
-        """Every cell that lies here, in the order of the cells' ids."""
-        found = (self.read(path.parent.name) for path in sorted(self.cells_folder.glob(f"*/{CELL_FILE}")))
+        """Every cell that lies here, in the order of the cells' ids.
+
+        Raises:
+            DamagedError: the files of one are not what was written.
+        """
+        found = map(self.read, self.cell_ids())
         return [record for record in found if record is not None]
 
     def modules(self, cell_id: str) -> list[ModuleRecord]:
-        """Every module of a cell in order of execution; none if the cell did not get that far."""
-        import pyarrow.parquet
+        """Every module of a cell in order of execution; none if the cell did not get that far.
 
-        rows = pyarrow.parquet.ParquetFile(self.cells_folder / cell_id / MODULES_FILE).read().to_pylist()
+        Raises:
+            DamagedError: modules.parquet is not what was written.
+        """
+        rows = self.modules_table(cell_id).to_pylist()
         for row in rows:
             row["measures"] = {name: row.pop(name) for name in PairMeasures.model_fields}
         return _MODULES.validate_python(rows)
+
+    def modules_table(self, cell_id: str) -> pyarrow.Table:
+        """`modules.parquet` of a cell as it is.
+
+        Raises:
+            DamagedError: see `modules`.
+        """
+        folder = self.cells_folder / cell_id
+        return _table(folder / MODULES_FILE, read_checked(folder, (MODULES_FILE,))[MODULES_FILE])
+
+
+def read_document(path: Path, data: bytes, kind: type[_Document]) -> _Document:
+    """A JSON file with a `schema_version` as a record.
+
+    Raises:
+        DamagedError: it is no JSON, no such record, or of a newer version than this one reads.
+    """
+    try:
+        _Versioned.model_validate_json(data)
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"{path}: {where}{': ' * bool(where)}{first['msg']}") from None
+
+
+def _read_cell(folder: Path) -> CellRecord:
+    files = read_checked(folder, (CELL_FILE, MODULES_FILE))
+    record = read_document(folder / CELL_FILE, files[CELL_FILE], CellRecord)
+    if record.cell_id != folder.name:
+        raise DamagedError(f"{folder / CELL_FILE}: is the record of another cell, {record.cell_id}")
+    if not (folder / SUMS_FILE).exists():
+        _table(folder / MODULES_FILE, files[MODULES_FILE])
+    return record
+
+
+def _table(path: Path, data: bytes) -> pyarrow.Table:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DamagedError(f"{path}: {str(error).partition(chr(10))[0]}") from None
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -144,14 +232,21 @@ def modules_schema() -> pyarrow.Schema:
     return pyarrow.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
-def _write_modules(path: Path, modules: Sequence[ModuleRecord]) -> None:
+def _parquet(modules: Sequence[ModuleRecord]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.Table.from_pylist(module_rows(modules), schema=modules_schema())
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
-    _write_durably(path, sink.getvalue())
+    return sink.getvalue().to_pybytes()
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

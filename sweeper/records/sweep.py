@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, DamagedError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord
-from sweeper.records.store import SWEEP_FILE, Store
+from sweeper.records.store import SWEEP_FILE, Store, read_document
+from sweeper.records.sums import read_bytes
 
 _ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
 
@@ -61,29 +63,35 @@ class Sweep:
         folder: `outputs/<grid>/<sweep>`.
         description: `sweep.json`.
         records: of the cells that have one, in the order of the plan.
+        damaged: a line a cell whose files are not what was written: it is not among the records.
     """
 
     folder: Path
     description: SweepDescription
     records: tuple[CellRecord, ...]
+    damaged: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """Reads `sweep.json` and every `cell.json`.
+        """Reads `sweep.json` and the files of every cell.
 
         Raises:
-            ConfigError: `folder` is not the folder of a sweep, or its sweep.json cannot be read.
+            ConfigError: `folder` is not the folder of a sweep.
+            DamagedError: its sweep.json cannot be read.
         """
-        path = folder / SWEEP_FILE
-        if not path.is_file():
-            raise ConfigError(_no_sweep(folder))
         try:
-            description = SweepDescription.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {error.errors()[0]['msg']}") from None
-        store = Store(folder)
-        found = (store.read(pair.cell_id) for pair in description.cells)
-        return cls(folder, description, tuple(record for record in found if record is not None))
+            description = read_description(folder)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; the sweep's command, typed again, writes it anew") from None
+        store, records, damaged = Store(folder), [], []
+        for pair in description.cells:
+            try:
+                record = store.read(pair.cell_id)
+            except DamagedError as error:
+                damaged.append(f"{error}; left out, the same command runs this cell again")
+            else:
+                records += [record] if record is not None else []
+        return cls(folder, description, tuple(records), tuple(damaged))
 
     @property
     def command(self) -> str:
@@ -116,8 +124,21 @@ class Sweep:
             return matching[0]
         problem = "several cells start so" if matching else "no such cell"
         named = [f"{record.cell_id}: {short_label(record.axes, self.varying)}" for record in matching or self.records]
-        listed = "; ".join(named)
+        listed = "; ".join([*named, *self.damaged])
         raise ConfigError(f"{prefix}: {problem}. Give one of: {listed or 'none is finished'}")
+
+
+def read_description(folder: Path) -> SweepDescription:
+    """`sweep.json` of a sweep.
+
+    Raises:
+        ConfigError: `folder` is not the folder of a sweep.
+        DamagedError: the file cannot be read.
+    """
+    path = folder / SWEEP_FILE
+    if not os.path.lexists(path):
+        raise ConfigError(_no_sweep(folder))
+    return read_document(path, read_bytes(path), SweepDescription)
 
 
 def varying_axes(axes: Sequence[dict[str, str | bool]]) -> list[str]:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Self
 
 from sweeper.records.cell import CellRecord, StateFigures, Status
-from sweeper.records.sweep import short_ids, varying_axes
+from sweeper.records.sweep import Sweep, short_ids, varying_axes
 
 FIGURE_HEADINGS = ("max |Δ|", "mean |Δ|", "equal", "cosine", "KL", "top-1")
 FIGURES = frozenset(
@@ -147,8 +147,9 @@ def differs(record: CellRecord) -> bool:
     return record.first_divergence is not None
 
 
-def summary(records: Sequence[CellRecord], planned: int) -> str:
+def summary(sweep: Sweep) -> str:
     """How the cells ended, in a sentence."""
+    records, planned, damaged = sweep.records, len(sweep.description.cells), len(sweep.damaged)
     measured = [record for record in records if record.output is not None]
     equal = sum(not differs(record) for record in measured)
     ended = Counter(record.status for record in records)
@@ -156,7 +157,8 @@ def summary(records: Sequence[CellRecord], planned: int) -> str:
     parts = [f"{equal} equal to their reference in every module's output", f"{len(measured) - equal} not"]
     parts += [f"{ended[kind]} {kind.value}" for kind in (Status.UNSUPPORTED, Status.FAILED) if ended[kind]]
     parts += [f"verdicts: {', '.join(f'{n} {kind}' for kind, n in verdicts.most_common())}"] * bool(verdicts)
-    parts += [f"{planned - len(records)} not run yet"] * (planned > len(records))
+    parts += [f"{damaged} with files that are not what was written"] * bool(damaged)
+    parts += [f"{planned - len(records) - damaged} not run yet"] * (planned > len(records) + damaged)
     return f"{planned} cell{'s' * (planned != 1)}: " + ", ".join(parts)
 
 

@@ -67,6 +67,7 @@ def as_json(sweep: Sweep) -> str:
         "command": sweep.command,
         "answer": [{"end": line.end, "text": line.text} for line in answer(sweep.records, sweep.folder)],
         "planned": len(description.cells),
+        "damaged": list(sweep.damaged),
         "cells": cells,
     }
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

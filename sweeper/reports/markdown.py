@@ -17,7 +17,7 @@ def markdown(sweep: Sweep) -> str:
     lines = [f"# {escaped(sweep.description.grid)}", "", "```", sweep.command, "```", ""]
     lines += [f"- {escaped(line)}" for line in made_on(sweep.records)]
     lines += [f"- all cells: {escaped(table.constant)}", ""]
-    lines += [escaped(summary(sweep.records, len(sweep.description.cells))) + ".", ""]
+    lines += [escaped(summary(sweep)) + ".", ""]
     folder = Path("outputs", sweep.description.grid, sweep.description.sweep)  # not where it lies on this machine
     lines += [*(f"- {escaped(line.text)}" for line in answer(sweep.records, folder)), ""]
     legend = table.legend(output_name(sweep.records))

@@ -64,7 +64,7 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
         say(out, "\nwhere it starts", "bold")
     for label, where in starts:
         out.print(Text(f"  {label}: {where}"))
-    say(out, f"\n{summary(sweep.records, len(sweep.description.cells))}")
+    say(out, f"\n{summary(sweep)}")
     say(out, f"results: {sweep.folder}")
     if (page := sweep.folder / PAGE_FILE).exists():
         say(out, f"page: {page}")

@@ -98,4 +98,4 @@ class AllSinks(Sink):
                 self.failed = True
                 del self._told[name]
                 reason = str(error).partition("\n")[0]
-                self.said(f"{name}: {type(error).__name__}: {reason}; the files of the cells are complete")
+                self.said(f"{name}: {type(error).__name__}: {reason}; it is told no more of this sweep")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
+from sweeper.errors import ConfigError, DamagedError
 from sweeper.planning.plan import Plan, PlannedCell
 from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import Store
 
 
-def finished_cells(plan: Plan, *, judged: bool | Literal["full"]) -> dict[str, tuple[Store, CellRecord]]:
+def finished_cells(
+    plan: Plan, *, judged: bool | Literal["full"], say: Callable[[str], None]
+) -> dict[str, tuple[Store, CellRecord]]:
     """Cell id -> where it lies and its record, of those cells of the plan that need not run again.
 
     A cell's id stands for all its choices and for its environment; with the same reference it is the same cell in any
@@ -23,16 +24,35 @@ def finished_cells(plan: Plan, *, judged: bool | Literal["full"]) -> dict[str, t
     Args:
         plan: what is to be run.
         judged: as in `Store.finished`.
+        say: takes a line for every cell whose files are not what was written.
+
+    Raises:
+        ConfigError: a folder that was given a name holds cells of another reference.
     """
     own = Store(plan.folder)
     others = _others(plan)
     found = {}
     for planned in plan.cells:
-        record = own.finished(planned.cell_id, judged=judged)
-        at = (own, record) if record is not None else _elsewhere(planned, others, judged=judged)
-        if at is not None:
+        record = None
+        try:
+            record = own.read(planned.cell_id)
+        except DamagedError as error:
+            say(f"{error}; its cell runs again")
+        _check_reference(plan, planned, record)
+        if record is not None and own.need_not_run(record, judged=judged):
+            found[planned.cell_id] = own, record
+        elif at := _elsewhere(planned, others, judged=judged):
             found[planned.cell_id] = at
     return found
+
+
+def _check_reference(plan: Plan, planned: PlannedCell, record: CellRecord | None) -> None:
+    """A folder's cells are found by their ids, which do not tell what they were compared with."""
+    if record is not None and record.status is not Status.FAILED and record.reference_id != planned.reference_id:
+        raise ConfigError(
+            f"sweep={plan.sweep}: {plan.folder} holds cells that were compared with another reference; "
+            "type another name: sweep=NAME"
+        )
 
 
 def _others(plan: Plan) -> list[Store]:
@@ -45,7 +65,7 @@ def _elsewhere(
     planned: PlannedCell, others: Sequence[Store], *, judged: bool | Literal["full"]
 ) -> tuple[Store, CellRecord] | None:
     for store in others:
-        with contextlib.suppress(ValidationError, OSError):  # of another version, or being written: it is run again
+        with contextlib.suppress(DamagedError, OSError):  # it runs again, in this sweep
             record = store.finished(planned.cell_id, judged=judged)
             if record and record.status is Status.OK and record.reference_id == planned.reference_id:
                 return store, record

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sweeper.environment import environment
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, DamagedError
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import units_of
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord
 from sweeper.records.store import SWEEP_FILE, Store
-from sweeper.records.sweep import PlannedIds, Sweep, SweepDescription
+from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
 from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.finished import finished_cells
@@ -43,9 +43,10 @@ def run(
     """
     plan = make_plan(request, environment(request.device))
     store = Store(plan.folder)
-    _check_references(plan, store)
+    said: list[str] = []  # until somebody is told
+    finished_before = finished_cells(plan, judged=request.settings.verdict, say=said.append)
     try:
-        store.open(_description(request, plan, store).model_dump(mode="json"))
+        store.open(_description(request, plan, store, said.append).model_dump(mode="json"))
     except OSError as error:
         raise ConfigError(
             f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
@@ -53,7 +54,10 @@ def run(
     records: dict[str, CellRecord] = {}
     told = AllSinks(sinks)
     told.sweep_started(plan)
+    for line in said:
+        told.said(line)
     try:
+        _adopt(finished_before, store, told, records)
         _run_cells(plan, request.settings, launcher or InlineLauncher(), store, told, records)
     except KeyboardInterrupt:
         told.interrupted(_in_order(plan, records))
@@ -73,32 +77,22 @@ def _in_order(plan: Plan, records: Mapping[str, CellRecord]) -> list[CellRecord]
     return [records[planned.cell_id] for planned in plan.cells if planned.cell_id in records]
 
 
-def _check_references(plan: Plan, store: Store) -> None:
-    """A folder's cells are found by their ids, which do not tell what they were compared with.
-
-    Raises:
-        ConfigError: a folder that was given a name holds cells of another reference.
-    """
-    for planned in plan.cells:
-        record = store.finished(planned.cell_id)
-        if record is not None and record.reference_id != planned.reference_id:
-            raise ConfigError(
-                f"sweep={plan.sweep}: {plan.folder} holds cells that were compared with another reference; "
-                "type another name: sweep=NAME"
-            )
+def _adopt(
+    finished: Mapping[str, tuple[Store, CellRecord]], store: Store, sinks: Sink, records: dict[str, CellRecord]
+) -> None:
+    """Fills `records` with those of an earlier run or another sweep."""
+    for at, record in finished.values():
+        if at.folder != store.folder:
+            store.adopt(at, record)
+        records[record.cell_id] = record
+        sinks.cell_skipped(record)
 
 
 def _run_cells(
     plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: dict[str, CellRecord]
 ) -> None:
-    """Fills `records`: first those of an earlier run or another sweep, then what the launcher gives, once stored."""
-    finished_before = finished_cells(plan, judged=settings.verdict)
-    missing = [planned for planned in plan.cells if planned.cell_id not in finished_before]
-    for at, record in finished_before.values():
-        if at.folder != store.folder:
-            store.adopt(at, record)
-        records[record.cell_id] = record
-        sinks.cell_skipped(record)
+    """Adds to `records` what the launcher gives of the cells that are missing, once stored."""
+    missing = [planned for planned in plan.cells if planned.cell_id not in records]
     if not missing:
         return
     _fix_cublas_workspace(plan)
@@ -141,17 +135,29 @@ def _shared_references(plan: Plan) -> frozenset[str]:
     return frozenset(reference for reference, cells in named.items() if cells > 1)
 
 
-def _description(request: SweepRequest, plan: Plan, store: Store) -> SweepDescription:
+def _description(request: SweepRequest, plan: Plan, store: Store, say: Callable[[str], None]) -> SweepDescription:
     """What is asked for; behind it what the folder holds of earlier commands, which a name that was given keeps."""
     pairs = [PlannedIds(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells]
     commands: tuple[dict[str, Any], ...] = ()
-    if (plan.folder / SWEEP_FILE).is_file():
-        before = Sweep.read(plan.folder)
-        planned = {pair.cell_id for pair in pairs}
-        held = [record for record in before.records if record.cell_id not in planned]
-        pairs += [PlannedIds(cell_id=record.cell_id, reference_id=record.reference_id) for record in held]
-        earlier = [*before.description.earlier, before.description.config]
-        commands = tuple(config for config in earlier if config.get("overrides") != request.config["overrides"])
+    held = set(store.cell_ids()) - {pair.cell_id for pair in pairs}
+    if os.path.lexists(plan.folder / SWEEP_FILE):
+        try:
+            before = read_description(plan.folder)
+        except DamagedError as error:
+            say(f"{error}; written anew, without the commands that it held")
+            pairs += _held(store, sorted(held))
+        else:
+            pairs += [pair for pair in before.cells if pair.cell_id in held]
+            earlier = [*before.earlier, before.config]
+            commands = tuple(config for config in earlier if config.get("overrides") != request.config["overrides"])
     return SweepDescription(
         grid=plan.grid, sweep=plan.sweep, config=request.config, earlier=commands, cells=tuple(pairs)
     )
+
+
+def _held(store: Store, cell_ids: Iterable[str]) -> Iterator[PlannedIds]:
+    """Cells as a plan names them, as far as their records are whole."""
+    for cell_id in cell_ids:
+        with contextlib.suppress(DamagedError):
+            if record := store.read(cell_id):
+                yield PlannedIds(cell_id=cell_id, reference_id=record.reference_id)

@@ -71,7 +71,7 @@ def test_a_folder_above_the_sweep_names_the_sweep(tmp_path: Path) -> None:
 
 def test_a_broken_description_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"sweep.json: Invalid JSON"):
+    with pytest.raises(ConfigError, match=r"sweep.json: Invalid JSON.*typed again, writes it anew"):
         Sweep.read(tmp_path)
 
 

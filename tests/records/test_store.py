@@ -78,7 +78,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_is_written_is_read_back(store: Store) -> None:
     folder = store.write(record(), [MODULE])
-    assert sorted(path.name for path in folder.iterdir()) == ["cell.json", "modules.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "cell.json", "modules.parquet"]
     read = store.finished("0123456789ab")
     assert read is not None
     assert read.output is not None
@@ -158,6 +158,7 @@ def test_a_record_with_the_older_name_of_a_field_is_read(store: Store) -> None:
     told = record().model_copy(update={"without_effect": {"matmul_tf32": "cuda only"}})
     path = store.write(told, ()) / "cell.json"
     path.write_text(path.read_text().replace('"without_effect"', '"numerics_without_effect"'))
+    path.with_name("SHA256SUMS").unlink()  # as old as that
     found = store.read(told.cell_id)
     assert found is not None
     assert found.without_effect == {"matmul_tf32": "cuda only"}

@@ -54,7 +54,7 @@ def test_a_sink_that_fails_is_said_and_told_no_more() -> None:
     assert told.failed
     assert other.heard == ["said", "sweep_started", "texts_done"]
     assert failing.heard == ["sweep_started", "said"]  # what is said still reaches it: it may be the terminal
-    assert other.lines == failing.lines == ["failing: RuntimeError: boom; the files of the cells are complete"]
+    assert other.lines == failing.lines == ["failing: RuntimeError: boom; it is told no more of this sweep"]
 
 
 def test_a_request_gets_the_sinks_that_it_asks_for() -> None:

@@ -131,7 +131,7 @@ def test_a_page_that_cannot_be_written_hides_nothing_else(
         patch.setattr("sweeper.sinks.page.page", fail)
         assert sweep(tmp_path, "verdict=false") == 1
     shown = capsys.readouterr()
-    assert "page: RuntimeError: no such template; the files of the cells are complete" in shown.err
+    assert "page: RuntimeError: no such template; it is told no more of this sweep" in shown.err
     assert "starts at" in shown.out
     assert sweep(tmp_path, "verdict=false") == 0
     assert (store(tmp_path).folder / "index.html").is_file()

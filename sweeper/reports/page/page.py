@@ -78,7 +78,7 @@ def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = Mapping
     ]
     return _template().render(
         sweep=sweep,
-        summary=summary(sweep.records, len(sweep.description.cells)),
+        summary=summary(sweep),
         made_on=[line.partition(": ")[::2] for line in made_on(sweep.records)],
         table=table,
         legend=table.legend(output_name(sweep.records)),
