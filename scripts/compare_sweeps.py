@@ -297,12 +297,29 @@ def sweeps_in(folder: Path) -> dict[str, Path]:
     return {"/".join(path.parent.parts[-2:]): path.parent for path in sorted(folder.glob("*/*/sweep.json"))}
 
 
-def cells_in(sweep: Path) -> list[Cell]:
-    """The finished cells, in the order of the plan."""
-    planned = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["cells"]
-    paths = [sweep / "cells" / cell["cell_id"] / "cell.json" for cell in planned]
-    found = [path for path in paths if path.is_file()]
-    return [Cell(_renamed(json.loads(path.read_text(encoding="utf-8"))), path.parent, sweep) for path in found]
+def cells_in(sweep: Path, tally: Tally) -> list[Cell]:
+    """The finished cells, in the order of the plan; one whose files cannot be read fails, and is left out."""
+    cells = []
+    for planned in (_read(sweep / "sweep.json", tally) or {}).get("cells", ()):
+        folder = sweep / "cells" / planned["cell_id"]
+        record = _read(folder / "cell.json", tally) if folder.exists() else None
+        if record is not None and _read(folder / "modules.parquet", tally) is not None:
+            cells.append(Cell(_renamed(record), folder, sweep))
+    return cells
+
+
+def _read(path: Path, tally: Tally) -> Any:
+    """A JSON or parquet file; None where it is damaged, which fails."""
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("no JSON object")
+            return found
+        return pyarrow.parquet.ParquetFile(path).read()
+    except (OSError, ValueError, RecursionError, pyarrow.ArrowException) as error:
+        tally.fail(f"{path}: cannot be read: {str(error).partition(chr(10))[0]}")
+        return None
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:
@@ -318,7 +335,7 @@ def compare_folders(old: Path, new: Path, tally: Tally, *, ulp: int, other_evide
         if (name in sides[0]) != (name in sides[1]):
             tally.fail(f"{name}: only {_side(name in sides[0])} has this sweep")
             continue
-        pairs = paired_cells(cells_in(sides[0][name]), cells_in(sides[1][name]), name, tally)
+        pairs = paired_cells(cells_in(sides[0][name], tally), cells_in(sides[1][name], tally), name, tally)
         print(f"{name or old}: {len(pairs)} cells")
         for label, first, second in pairs:
             counts = compare_cells(first, second, tally, ulp=ulp, other_evidence=other_evidence)

@@ -14,6 +14,7 @@ import pytest
 from scripts import compare_sweeps
 from sweeper.records.cell import CellRecord, EvidenceRecord, ExplanationRecord, ModuleRecord, VerdictRecord
 from sweeper.records.store import Store
+from tests.damage import ANY_FILE
 from tests.sinks.records import cell, measures
 from tests.sinks.sweeps import layered, measured, stored
 
@@ -257,3 +258,13 @@ def test_the_zoos_table_may_lose_the_columns_of_sizes(tmp_path: Path, run: Run) 
     assert code == 0
     assert "only OLD has the column 'in float64' (×2)" in out
     assert "cause: 2 compared" in out
+
+
+@pytest.mark.parametrize("file", ["cells/n2/cell.json", "cells/n2/modules.parquet", "sweep.json"])
+@pytest.mark.parametrize("kind", ["empty", "cut in half", "binary", "a folder", "missing"])
+def test_a_damaged_file_is_named_and_fails(old: Path, new: Path, run: Run, file: str, kind: str) -> None:
+    path = new / "load_strategy" / "tiny" / file
+    ANY_FILE[kind](path)
+    code, shown = run(old, new)
+    assert code == 1
+    assert f"DIFFERS: {path}: cannot be read" in shown or (file == "sweep.json" and "only OLD has this sweep" in shown)
