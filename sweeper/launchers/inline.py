@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 
-from sweeper.launchers.launcher import Finished, MakeWorker, Unit
+from sweeper.launchers.launcher import Finished, MakeWorker, Work
 from sweeper.sinks.sink import Sink
 
 
 class InlineLauncher:
     """Runs everything with one worker, which keeps models and references from cell to cell."""
 
-    def launch(self, units: Sequence[Unit], make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
+    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
+        unit = work.take()
+        if unit is None:
+            return
         worker = make_worker(sink)
         with _imports_not_collected():
-            for planned in (planned for unit in units for planned in unit.cells):
-                sink.cell_started(planned)
-                yield Finished(*worker.run(planned))
+            while unit is not None:
+                for planned in unit.cells:
+                    sink.cell_started(planned)
+                    yield Finished(*worker.run(planned))
+                unit = work.take()
 
 
 @contextlib.contextmanager

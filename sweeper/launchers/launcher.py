@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.sinks.sink import Sink
@@ -19,10 +19,24 @@ class Unit:
     Attributes:
         reference_id: of the reference that all cells name.
         cells: the candidates, in the order of the plan; at least one.
+        risky: ids of cells that ended the processes which ran them: each is to be run in a process of its own.
     """
 
     reference_id: str
     cells: tuple[PlannedCell, ...]
+    risky: frozenset[str] = frozenset()
+
+
+class Work(Protocol):
+    """The units that are left. Several processes may share them: each takes what it can run next."""
+
+    def take(self, like: Unit | None = None, beside: Sequence[Unit] = ()) -> Unit | None:
+        """A unit that is to be run here, or None: nothing is left, or another process runs all that is.
+
+        Args:
+            like: what the same worker ran last; a unit that reads the same weights comes first.
+            beside: what other workers run: a unit that reads other weights than theirs comes next.
+        """
 
 
 class Finished(NamedTuple):
@@ -47,20 +61,27 @@ needs only when it is called: a launcher may call it in other processes, once in
 class Launcher(Protocol):
     """Who runs the cells of a plan: this process, one process a GPU, a cluster."""
 
-    def launch(self, units: Sequence[Unit], make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
-        """Runs all cells and yields each as it finishes, in whatever order.
+    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
+        """Runs all cells that it can take and yields each as it finishes, in whatever order.
 
         The caller stores what it gets before it asks for the next, and closes the generator where it stops early: what
         still runs ends then.
 
         Args:
-            units: what is to be run.
+            work: gives what is to be run, a unit at a time.
             make_worker: makes what runs it.
             sink: is told of every cell that starts, and what workers have to say.
         """
 
 
 def units_of(cells: Iterable[PlannedCell]) -> list[Unit]:
-    """The units of a plan's cells: runs of cells that name one reference, in the order of the plan."""
-    runs = itertools.groupby(cells, key=lambda planned: planned.reference_id)
-    return [Unit(reference_id=reference_id, cells=tuple(run)) for reference_id, run in runs]
+    """The units of a plan's cells: all that name one reference, in the order of the plan."""
+    candidates: dict[str, list[PlannedCell]] = {}
+    for planned in cells:
+        candidates.setdefault(planned.reference_id, []).append(planned)
+    return [Unit(reference_id=reference_id, cells=tuple(found)) for reference_id, found in candidates.items()]
+
+
+def weights_of(unit: Unit) -> Hashable:
+    """What a unit's candidates read from files: units with the same are best run by one worker."""
+    return frozenset(WeightsKey.of(planned.cell).read for planned in unit.cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -118,15 +119,23 @@ class Store:
     def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
         final = self.cells_folder / record.cell_id
         verdict = record.verdict
-        with contextlib.suppress(DamagedError):  # it makes way
-            if self.finished(record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None):
-                return final  # another process was first; its cell has the same choices and environment
-        if os.path.lexists(final):
+        while True:
+            with contextlib.suppress(DamagedError):  # it makes way
+                if self.finished(
+                    record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None
+                ):
+                    return final  # another process was first; its cell has the same choices and environment
             aside = temporary.with_name(f"{temporary.name}-replaced")
-            final.rename(aside)
-            _discard(aside)
-        temporary.rename(final)
-        return final
+            with contextlib.suppress(FileNotFoundError):  # nothing is there, or another process put it aside
+                final.rename(aside)
+                _discard(aside)
+            try:
+                temporary.rename(final)
+                return final
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # another process put its cell there in between: whose stays?
 
     def write_explanation(self, explanation: ExplanationRecord) -> Path:
         """Writes `explain/<cell_id>.json`, whole or not at all; a newer one takes the place of an older."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sweeper.environment import environment
 from sweeper.errors import ConfigError, DamagedError
 from sweeper.launchers.inline import InlineLauncher
-from sweeper.launchers.launcher import units_of
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord
 from sweeper.records.store import SWEEP_FILE, Store
@@ -21,6 +20,7 @@ from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
 from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.finished import finished_cells
+from sweeper.sweep.shared_work import SharedWork
 
 if TYPE_CHECKING:
     from sweeper.config import Settings
@@ -98,11 +98,23 @@ def _run_cells(
     _fix_cublas_workspace(plan)
     shared = _shared_references(plan) if settings.weights == "resident" else frozenset()
     make_worker = partial(_make_runner, environment=plan.environment, settings=settings, shared=shared)
-    with contextlib.closing(launcher.launch(units_of(missing), make_worker, sinks)) as finished:
-        for record, modules in finished:
-            store.write(record, modules)
-            sinks.cell_finished(record, modules)
-            records[record.cell_id] = record
+
+    def found(record: CellRecord) -> None:
+        records[record.cell_id] = record
+        sinks.cell_skipped(record)
+
+    work = SharedWork(missing, store, judged=settings.verdict, found=found)
+    try:
+        while work.left:
+            told = AllSinks({"claims": work, "sinks": sinks})
+            with contextlib.closing(launcher.launch(work, make_worker, told)) as finished:
+                for record, modules in finished:
+                    store.write(record, modules)
+                    records[record.cell_id] = record
+                    told.cell_finished(record, modules)
+            work.wait(sinks.said)
+    finally:
+        work.close(finished=len(records) == len(plan.cells))
 
 
 def _make_runner(sink: Sink, *, environment: dict[str, Any], settings: Settings, shared: frozenset[str]) -> Runner:

@@ -13,7 +13,7 @@ import pytest
 from sweeper.environment import environment
 from sweeper.errors import ConfigError
 from sweeper.launchers.inline import InlineLauncher
-from sweeper.launchers.launcher import Finished, MakeWorker, Unit, units_of
+from sweeper.launchers.launcher import Finished, MakeWorker, Unit, Work, units_of
 from sweeper.launchers.registry import LAUNCHERS, make_launcher
 from sweeper.planning.plan import PlannedCell, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
@@ -57,6 +57,16 @@ class Listening(Sink):
         self.ended = [record.cell_id for record in records]
 
 
+class Listed:
+    """Units that no other process shares."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = list(units)
+
+    def take(self, like: Unit | None = None, beside: Sequence[Unit] = ()) -> Unit | None:
+        return self._units.pop(0) if self._units else None
+
+
 class Counting:
     """A worker that measures nothing."""
 
@@ -81,7 +91,7 @@ def test_inline_makes_one_worker_and_yields_every_cell_as_it_finishes() -> None:
         made.append(Counting())
         return made[-1]
 
-    running = InlineLauncher().launch(units_of(cells), make_worker, sink)
+    running = InlineLauncher().launch(Listed(units_of(cells)), make_worker, sink)
     assert made == []
     assert next(running).record.cell_id == cells[0].cell_id
     assert sink.started == [cells[0].cell_id]  # the second waits until the first is stored
@@ -107,9 +117,9 @@ def in_a_worker_process(make_worker: bytes, unit: Unit) -> list[Finished]:
 class ProcessAUnit:
     """What a launcher of several processes comes to: a fresh process for each unit, the last unit first."""
 
-    def launch(self, units: Sequence[Unit], make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
+    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
         pickled = pickle.dumps(make_worker)
-        for unit in reversed(units):
+        for unit in reversed(list(iter(work.take, None))):
             for planned in unit.cells:
                 sink.cell_started(planned)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

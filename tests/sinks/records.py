@@ -125,10 +125,9 @@ def record(cell_id: str = "c1", attempt: str = "a1", status: Status = Status.OK,
         started_at="2026-01-01T00:00:00Z",
         axes=cell().axes(),
         choices={},
-        reference_id="r1",
         reference_axes=REFERENCE_AXES,
         environment={"torch": "2.13.0", "device": "cpu"},
-        **(figures | fields),
+        **({"reference_id": "r1"} | figures | fields),
     )
 
 
