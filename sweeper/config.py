@@ -133,18 +133,30 @@ class WheelCheckpoint(_CheckpointBase):
 
 
 class HubCheckpoint(_CheckpointBase):
-    """A model of the Hugging Face hub. `revision` is resolved to a commit, which is recorded."""
+    """A model of the Hugging Face hub. `revision` is resolved to a commit, which is recorded.
+
+    Attributes:
+        base: see `FolderCheckpoint`.
+    """
 
     source: Literal["hub"]
     repo_id: str
     revision: str = "main"
+    base: str | None = None
 
 
 class FolderCheckpoint(_CheckpointBase):
-    """A local folder with `config.json` and safetensors weights."""
+    """A local folder with `config.json` and safetensors weights; or a GGUF file, or a folder with one.
+
+    Attributes:
+        path: of the folder or the GGUF file.
+        base: of an adapter (PEFT): the folder, or ORG/NAME on the hub, of the model that it was trained on. None is
+            what its adapter_config.json names.
+    """
 
     source: Literal["folder"]
     path: str
+    base: str | None = None
 
 
 class SeededCheckpoint(_CheckpointBase):

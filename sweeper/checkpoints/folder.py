@@ -27,12 +27,15 @@ _FILES = (
     "*.model",
     "chat_template.jinja",
     "adapter_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 )
 _FILES_OF_A_PART = ("config.json", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+_FILES_OF_A_TOKENIZER = (*_TOKENIZER_FILES, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -50,6 +53,33 @@ def wanted(names: Iterable[str], *, weights: bool = True) -> list[str]:
         if any(fnmatch(file, pattern) for pattern in (_FILES_OF_A_PART if part else _FILES)):
             chosen.append(name)
     return [name for name in chosen if weights or not name.endswith(".safetensors")]
+
+
+def all_files(path: Path) -> list[Path]:
+    """The files of a folder and of the parts of a sentence-transformers model in it."""
+    return sorted(file for pattern in ("*", "[0-9]*_*/*") for file in path.glob(pattern) if file.is_file())
+
+
+def is_tokenizers(name: str) -> bool:
+    """Whether a file is part of a tokenizer, its chat template included."""
+    return any(fnmatch(name, pattern) for pattern in (*_FILES_OF_A_TOKENIZER, "chat_template.jinja"))
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that is meant by its own path, or by that of a folder without safetensors; None where none is.
+
+    Raises:
+        CheckpointError: the folder holds several.
+    """
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise CheckpointError(f"{path} holds several GGUF files; type checkpoint={path}/FILE, of: {names}")
+    return files[0] if files else None
 
 
 def prepare(checkpoint: FolderCheckpoint) -> tuple[Path, str]:
@@ -71,8 +101,10 @@ def require_weights(path: Path) -> None:
         CheckpointError: something is missing; names what is there instead.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder; give one with config.json and *.safetensors")
+        raise CheckpointError(f"{path} is no folder; give one with config.json and *.safetensors, or a .gguf file")
     names = sorted(entry.name for entry in path.iterdir())
+    if {"adapter_config.json", "adapter_model.safetensors"} <= {*names}:
+        return  # its config is its base's
     missing = [pattern for pattern in ("config.json", "*.safetensors") if not any(fnmatch(n, pattern) for n in names)]
     if missing:
         raise CheckpointError(

@@ -72,10 +72,11 @@ def _fetch(repo_id: str, revision: str, say: Callable[[str], None] | None) -> Pa
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except _UNREACHABLE as error:
-        cached = try_to_load_from_cache(repo_id, "config.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
-        if not isinstance(cached, str):
-            raise error from None
-        return Path(cached).parent
+        for name in ("config.json", "adapter_config.json"):
+            cached = try_to_load_from_cache(repo_id, name, revision=revision, cache_dir=constants.HF_HUB_CACHE)
+            if isinstance(cached, str):
+                return Path(cached).parent
+        raise error from None
     names = [sibling.rfilename for sibling in info.siblings or ()]
     _require_safetensors(repo_id, names)
     if say is not None:
@@ -88,7 +89,15 @@ def _require_safetensors(repo_id: str, names: list[str]) -> None:
     """Before a byte of it is fetched."""
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         held = ", ".join(names) or "nothing"
-        raise CheckpointError(f"{repo_id} has no *.safetensors, the only weights that are read (it holds: {held})")
+        raise CheckpointError(
+            f"{repo_id} has no *.safetensors, the only weights that are read{_how(names)} (it holds: {held})"
+        )
+
+
+def _how(names: list[str]) -> str:
+    """What to do about a repository of GGUF files."""
+    is_gguf = any(name.endswith(".gguf") for name in names)
+    return "; fetch one GGUF file of it with `hf download`, and type checkpoint=PATH/FILE.gguf" if is_gguf else ""
 
 
 def _first_line(error: Exception) -> str:

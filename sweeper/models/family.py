@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from sweeper.config import Attention, Head, Inputs
+from sweeper.environment import version
 from sweeper.errors import UnsupportedError
 from sweeper.models.backends import implementation
 
@@ -65,6 +66,36 @@ def _config(folder: Path) -> Any:
     except (ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split()).partition(" You can update Transformers")[0]
         raise UnsupportedError(f"transformers {transformers.__version__} cannot read {folder}: {reason}") from None
+
+
+def cannot_load(folder: Path) -> str | None:
+    """Why nothing here loads a folder, before its weights are read, and what to install; None where something does.
+
+    Adapters need PEFT: without it transformers loads the base alone and says nothing. Of a quantisation transformers
+    itself says what it needs.
+    """
+    changed = (folder / "config.json").stat().st_mtime_ns
+    if (folder / "adapter_config.json").is_file() and version("peft") is None:
+        return "an adapter needs the package peft, which is not installed: pip install peft"
+    return _cannot_dequantise(folder, changed)
+
+
+@cache
+def _cannot_dequantise(folder: Path, _changed_ns: int) -> str | None:
+    stated = getattr(_config(folder), "quantization_config", None)
+    if stated is None:
+        return None
+    from transformers.quantizers import AutoHfQuantizer
+
+    method = stated.get("quant_method") if isinstance(stated, dict) else type(stated).__name__
+    try:
+        AutoHfQuantizer.from_config(stated, pre_quantized=True).validate_environment(
+            dtype=None, device_map=None, weights_only=True
+        )
+    except (ImportError, RuntimeError, ValueError, NameError) as error:
+        reason = " ".join(str(error).split())
+        return f'weights quantised with {method} cannot be loaded here: transformers says "{reason}"'
+    return None
 
 
 def accepts(model: nn.Module | type[Any], argument: str) -> bool:

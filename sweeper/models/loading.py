@@ -42,7 +42,21 @@ def load(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         attention: transformers' name of the attention implementation.
     """
     model = _read(folder, key.read, attention)
-    return model if key.cast is None else model.to(TORCH_DTYPES[key.cast])
+    return model if key.cast is None else _to(model, TORCH_DTYPES[key.cast])
+
+
+def _to(model: nn.Module, place: torch.dtype | str) -> nn.Module:
+    """`model.to(place)`.
+
+    Raises:
+        UnsupportedError: quantised weights cannot be cast or moved so; transformers' own reason.
+    """
+    try:
+        return model.to(place)
+    except ValueError as error:
+        raise UnsupportedError(
+            f'the weights cannot go to {place}: transformers says "{" ".join(str(error).split())}"'
+        ) from None
 
 
 def _read(folder: Path, read: Read, attention: str) -> nn.Module:
@@ -55,13 +69,13 @@ def _read(folder: Path, read: Read, attention: str) -> nn.Module:
     }
     model = whole_model(folder, read.checkpoint, options)
     if read.cast_before_move is not None:
-        model = model.to(TORCH_DTYPES[read.cast_before_move])
-    return (model if read.device_map else model.to(read.device)).eval()
+        model = _to(model, TORCH_DTYPES[read.cast_before_move])
+    return (model if read.device_map else _to(model, read.device)).eval()
 
 
 def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """What `model.to(dtype)` makes of the model, which stays as it is. Tensors that are of that dtype are shared."""
-    return sharing_copy(model).to(dtype)
+    return _to(sharing_copy(model), dtype)
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:

@@ -51,9 +51,19 @@ def packages(cell: Cell) -> tuple[str, ...]:
         case WheelCheckpoint(format="gguf"):
             return ("gguf",)  # dequantises it
         case FolderCheckpoint():
-            config = Path(checkpoint.path).expanduser() / "config.json"
-            return _of_config(config, config.stat().st_mtime_ns) if config.is_file() else _EVERYTHING
+            return _of_place(Path(checkpoint.path).expanduser(), checkpoint.base)
     return _EVERYTHING
+
+
+def _of_place(place: Path, base: str | None) -> tuple[str, ...]:
+    """Those of a folder, which an adapter's base may be in; of a GGUF file what dequantises it."""
+    if place.suffix == ".gguf" or (any(place.glob("*.gguf")) and not any(place.glob("*.safetensors"))):
+        return ("gguf",)
+    if base is not None:
+        in_base = _of_place(Path(base), None) if Path(base).is_absolute() else _EVERYTHING
+        return tuple(dict.fromkeys([*in_base, *ADAPTERS]))
+    config = place / "config.json"
+    return _of_config(config, config.stat().st_mtime_ns) if config.is_file() else _EVERYTHING
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from sweeper.checkpoints.adapter import BASE
 from sweeper.checkpoints.card import read_card
 from sweeper.checkpoints.folder import no_progress_bars
 from sweeper.config import Checkpoint, Head
@@ -30,17 +32,28 @@ def whole_model(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) -
         UnsupportedError: transformers refuses the attention implementation, or lacks a package.
         CheckpointError: weights are missing, left over or of another shape.
     """
+    base = folder / BASE
+    if base.is_dir():  # what transformers tells of an adapter's load speaks of the adapter's own weights alone
+        place = {} if is_quantised(folder) else {"device_map": "meta"}
+        pooler = _checked(base, checkpoint, {**options, **place})[1]
+        options = {**options, **pooler}
+    return _checked(folder, checkpoint, options)[0]
+
+
+def _checked(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and what had to be asked for besides."""
     kind = model_class(folder, checkpoint.head)
     model, info = _pretrained(kind, folder, options)
-    missing = sorted(info["missing_keys"])
+    missing, more = sorted(info["missing_keys"]), {}
     if missing and all("pooler." in name for name in missing) and _takes(kind, "add_pooling_layer"):
-        model, info = _pretrained(kind, folder, {**options, "add_pooling_layer": False})
+        more = {"add_pooling_layer": False}
+        model, info = _pretrained(kind, folder, {**options, **more})
         missing = sorted(info["missing_keys"])
     if mismatched := sorted(info["mismatched_keys"]):
         shapes = [f"{name} {tuple(in_file)} where {tuple(asked)} is needed" for name, in_file, asked in mismatched]
         raise CheckpointError(f"{folder} holds weights of other shapes than config.json asks for: {_some(shapes)}")
     _check(folder, checkpoint, model, missing, sorted(info["unexpected_keys"]))
-    return model
+    return model, more
 
 
 def _pretrained(kind: type[Any], folder: Path, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -51,10 +64,17 @@ def _pretrained(kind: type[Any], folder: Path, options: dict[str, Any]) -> tuple
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except (ValueError, ImportError) as error:
-        if isinstance(error, ImportError) or "attention" in str(error) or "attn" in str(error):
+        if any(word in str(error) for word in ("attention", "attn")):
             raise UnsupportedError(refused(options["attn_implementation"], error)) from None
+        if isinstance(error, ImportError) or is_quantised(folder):
+            raise UnsupportedError(refused(f"{folder.name}", error)) from None
         raise
     return model, info
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether config.json says that the weights are stored as other numbers than they stand for."""
+    return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config"))
 
 
 def _check(folder: Path, checkpoint: Checkpoint, model: nn.Module, missing: list[str], unexpected: list[str]) -> None:

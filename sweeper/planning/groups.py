@@ -68,17 +68,18 @@ class Groups:
     def _at_place(self, axis: Axis, place: str) -> DictConfig:
         """The whole config with a folder, or a model of the hub, as its checkpoint."""
         path = Path(place).expanduser()
-        is_folder = path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith(".")
+        is_folder = path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith(".")
         found = copy.deepcopy(self._compose(axis, "folder" if is_folder else "hub"))
-        stated = {"path": place, "name": path.resolve().name} if is_folder else {"repo_id": place, "name": path.name}
+        name = path.resolve().name.removesuffix(".gguf")
+        stated = {"path": place, "name": name} if is_folder else {"repo_id": place, "name": path.name}
         for key, value in stated.items():
             OmegaConf.update(found, f"{axis.name}.{key}", value)
         return found
 
 
 def is_place(choice: str) -> bool:
-    """Whether this names a folder or a model of the hub, in place of a config file."""
-    return "/" in choice or choice in (".", "..", "~")
+    """Whether this names a folder, a GGUF file or a model of the hub, in place of a config file."""
+    return "/" in choice or choice in (".", "..", "~") or choice.endswith(".gguf")
 
 
 def _changed(composed: DictConfig, axis: Axis, before: dict[str, Any], changes: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from sweeper.checkpoints.folder import all_files
 from sweeper.config import Cell, FolderCheckpoint
 from sweeper.environment import identity, versions
 from sweeper.models import axes
@@ -22,7 +23,7 @@ from sweeper.planning.grid import SweepRequest
 from sweeper.planning.settle import Settler
 from sweeper.planning.unsupported import unsupported_reason
 
-_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
+_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +133,19 @@ def _files(cell: Cell) -> dict[str, Any]:
         path = Path(cell.inputs.file)
         files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
     if isinstance(cell.checkpoint, FolderCheckpoint):
-        folder = Path(cell.checkpoint.path).expanduser()
-        paths = [*folder.glob("*"), *folder.glob("[0-9]_*/*")]  # the parts of a sentence-transformers model
-        found = sorted(path for path in paths if path.suffix in _CHECKPOINT_SUFFIXES)
-        files["checkpoint"] = [
-            (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in found
-        ]
+        files["checkpoint"] = _checkpoint_files(Path(cell.checkpoint.path).expanduser())
+    base = getattr(cell.checkpoint, "base", None)
+    if base is not None and Path(base).is_absolute():  # else it is one of the hub
+        files["base"] = _checkpoint_files(Path(base))
     return files
+
+
+def _checkpoint_files(place: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file of a folder that counts; of a GGUF file its own."""
+    if place.is_file():
+        return [("", place.stat().st_size, place.stat().st_mtime_ns)]
+    found = [path for path in all_files(place) if path.suffix in _CHECKPOINT_SUFFIXES]
+    return [(str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
 
 @lru_cache(maxsize=64)

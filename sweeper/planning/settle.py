@@ -45,11 +45,14 @@ class Settler:
 
     def unsupported(self, cell: Cell) -> str | None:
         """Why the class of a settled cell's model cannot run it."""
-        kind = _model_class(*self._settled(cell.checkpoint))
-        if kind is None:
+        checkpoint, folder = self._settled(cell.checkpoint)
+        kind = _model_class(checkpoint, folder)
+        if kind is None or folder is None:
             return None
-        from sweeper.models.family import cannot_pack, cannot_read
+        from sweeper.models.family import cannot_load, cannot_pack, cannot_read
 
+        if reason := cannot_load(folder):
+            return reason
         packs = cell.layout is Layout.PACKED
         reason = cannot_pack(kind, cell.attention, causal=bool(cell.checkpoint.causal)) if packs else None
         return reason or cannot_read(kind, cell.inputs)

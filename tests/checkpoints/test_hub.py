@@ -32,6 +32,11 @@ REPOSITORIES = {
         "config.json": b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
         "model.safetensors": b"weights",
     },
+    "lab/adapter": {
+        "adapter_config.json": b'{"base_model_name_or_path": "lab/llama"}',
+        "adapter_model.safetensors": b"a few weights",
+    },
+    "lab/gguf": {"model-q4.gguf": b"GGUF"},
     "lab/pickled": {"config.json": b"{}", "pytorch_model.bin": b"a pickle"},
 }
 
@@ -172,3 +177,30 @@ def test_what_a_model_is_can_be_asked_without_its_weights(hub: ThreadingHTTPServ
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     assert (found.head, found.causal, found.pooling) == (Head.CAUSAL_LM, True, Pooling.CLS)
     assert settled(found, lambda _: None) == (found, folder)
+
+
+@pytest.mark.parametrize("how", ["reachable", "unreachable", "offline"])
+def test_an_adapter_comes_with_the_base_that_it_names(
+    hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    if how != "reachable":
+        fetched("lab/adapter")
+        cut_off(hub, monkeypatch, how)
+    local = fetched("lab/adapter")
+    assert (local.folder / "model.safetensors").read_bytes() == b"weights"
+    assert (local.folder / "adapter_model.safetensors").read_bytes() == b"a few weights"
+    assert local.revision == f"commit:{COMMIT}+commit:{COMMIT}"
+    found, folder = settled(HubCheckpoint(source="hub", name="hub", repo_id="lab/adapter"), lambda _: None)
+    assert isinstance(found, HubCheckpoint)
+    assert (found.head, found.base) == (Head.CAUSAL_LM, "lab/llama")
+    assert folder is not None
+    if how == "reachable":
+        assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_repository_of_gguf_files_says_how_one_is_read(hub: ThreadingHTTPServer) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"fetch one GGUF file of it with `hf download`, and type checkpoint=PATH"
+    ):
+        fetched("lab/gguf")
