@@ -12,9 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from sweeper.published.lookup import Reproduction
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures, TokenFigures
 from sweeper.records.store import modules_schema
 from sweeper.records.sweep import SweepDescription
+from sweeper.records.tokens import tokens_schema
 
 INTRODUCTION = f"""# The files of a sweep
 
@@ -26,7 +27,8 @@ outputs/<grid>/<sweep>/
   sweep.json                          what was asked for
   cells/<cell_id>/cell.json           one finished cell
   cells/<cell_id>/modules.parquet     its modules, a row each
-  cells/<cell_id>/SHA256SUMS          of the two, for `sha256sum -c`; a cell whose files are others is run again
+  cells/<cell_id>/tokens.parquet      its layers token by token, of the worst texts, where anything differs
+  cells/<cell_id>/SHA256SUMS          of these, for `sha256sum -c`; a cell whose files are others is run again
   reported.json                       published figures beside the measured ones, with reported=NAME
   index.html                          the page, made from the above
   wandb/                              made from the above, unless wandb.mode=disabled
@@ -42,6 +44,7 @@ written: pin a commit where `main` moves. In JSON, not-a-number and infinity are
 def schema_markdown() -> str:
     """The page as Markdown: every field of every record, with its type and its meaning from the docstrings."""
     parts = [INTRODUCTION, "## cell.json\n", *_with_its_records(CellRecord), "## modules.parquet\n", _modules()]
+    parts += ["## tokens.parquet\n", _tokens()]
     parts += ["## sweep.json\n", *_with_its_records(SweepDescription), "## reported.json\n"]
     parts += ["The publication, as in `conf/reported`, and under `numbers` a list of these.\n", _record(Reproduction)]
     return "\n".join(parts)
@@ -76,6 +79,13 @@ def _modules() -> str:
         for column in modules_schema()
     ]
     return f"{about} The measures are those of `PairMeasures`.\n\n{_table(('column', 'type', 'meaning'), rows)}\n"
+
+
+def _tokens() -> str:
+    about, meanings = _documented(TokenFigures)
+    meanings |= {"name": "of the layer's output, as in modules.parquet", "layer": "index of the layer"}
+    rows = [(column.name, str(column.type), meanings[column.name]) for column in tokens_schema()]
+    return f"{about}\n\n{_table(('column', 'type', 'meaning'), rows)}\n"
 
 
 def _documented(kind: type[BaseModel]) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sweeper.comparator.module_pairs import ModulePair, ModulePairs
 from sweeper.comparator.places import Places
 from sweeper.comparator.text_figures import TextAccumulator
+from sweeper.comparator.token_figures import TokenAccumulator
 from sweeper.devices import to_device
 from sweeper.metrics.figures import neighbours_changed
 from sweeper.metrics.language import LanguageAccumulator
@@ -55,7 +56,7 @@ class Figures:
 class Comparer:
     """Compares a candidate with its reference while they run; no device synchronisation until `finish`.
 
-    A batch: the modules' outputs of both sides into `modules`, then `end_batch`.
+    A batch: `begin_batch`, the modules' outputs of both sides into `modules`, then `end_batch`.
 
     Args:
         token_ids: of every text; both sides run these.
@@ -79,7 +80,8 @@ class Comparer:
         steady: Container[str] = frozenset(),
         launch_bytes: int = 0,
     ) -> None:
-        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes)
+        self._tokens = TokenAccumulator([len(ids) for ids in token_ids])
+        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes, watch=self._watch)
         self._token_ids = token_ids
         self._texts: TextAccumulator | None = None
         self._is_logits = is_logits
@@ -89,6 +91,17 @@ class Comparer:
         self._neighbours: list[Tensor] = []  # of the batches of several texts, how many have another one
         self._among_others = 0  # texts of these
         self._order: list[int] = []
+        self._is_layer: dict[str, bool] = {}
+
+    def begin_batch(self, texts: Sequence[int]) -> None:
+        """Says which texts come next; without it there are no figures by token of them."""
+        self._tokens.begin_batch(texts)
+
+    def _watch(self, name: str, reference_NF: Tensor, candidate_NF: Tensor) -> None:
+        if name not in self._is_layer:
+            self._is_layer[name] = layer_and_kind(name)[1] == "layer"
+        if self._is_layer[name]:
+            self._tokens.take(name, reference_NF, candidate_NF)
 
     def end_batch(self, texts: Sequence[int], reference: BatchOutputs, candidate: BatchOutputs) -> None:
         """Compares what is left of a batch of these texts.
@@ -106,6 +119,7 @@ class Comparer:
             lengths = [1 if a_row_a_text else len(ids) for ids in self._token_ids]
             self._texts = TextAccumulator(lengths, normalize=self._normalize)
         self._texts.update(texts, (reference_NF, candidate.output_NF), embeddings)
+        self._tokens.end_batch(self._texts.moved(len(texts)))
         if self._is_logits:
             self._language = self._language or LanguageAccumulator(device)
             self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
@@ -133,8 +147,9 @@ class Comparer:
         pairs = self.modules.modules
         measures = finished([pair.accumulator for pair in pairs.values()])
         places = Places([len(ids) for ids in self._token_ids], self._order)
+        tokens = self._tokens.finish()
         rows = [
-            _module_row(order, name, pair, places, figures)
+            _module_row(order, name, pair, places, figures) | {"tokens": tokens.get(name)}
             for order, ((name, pair), figures) in enumerate(zip(pairs.items(), measures, strict=True))
         ]
         modules = _MODULES.validate_python(rows)

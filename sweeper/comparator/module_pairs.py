@@ -7,7 +7,7 @@ out among calls as they like. Shapes: N tokens, F features.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,17 +48,24 @@ class ModulePairs:
         steady: outputs of the candidate that no later module overwrites; the others are copied.
         launch_bytes: of both sides, that may wait for a launch.
         tables: the launches' addresses; None: tables of its own.
+        watch: is given the name and both sides' rows of every pair.
 
     Attributes:
         modules: what has been compared, by name, in the candidate's order of execution.
     """
 
     def __init__(
-        self, *, steady: Container[str] = frozenset(), launch_bytes: int = 0, tables: Tables | None = None
+        self,
+        *,
+        steady: Container[str] = frozenset(),
+        launch_bytes: int = 0,
+        tables: Tables | None = None,
+        watch: Callable[[str, Tensor, Tensor], None] = lambda _name, _reference_NF, _candidate_NF: None,
     ) -> None:
         self.modules: dict[str, ModulePair] = {}
         self._tables = Tables() if tables is None else tables
         self._steady = steady
+        self._watch = watch
         self._launch_bytes = launch_bytes
         self._waiting: defaultdict[str, deque[Tensor]] = defaultdict(deque)
         self._pending: list[Update] = []
@@ -103,6 +110,7 @@ class ModulePairs:
         candidate_NF = output.lasting(self._steady)
         if reference_NF.device != candidate_NF.device:
             reference_NF = reference_NF.to(candidate_NF.device)
+        self._watch(output.name, reference_NF, candidate_NF)
         self._pending.append(Update(pair.accumulator, reference_NF, candidate_NF))
         self._pending_bytes += reference_NF.nbytes + candidate_NF.nbytes
         if self._pending_bytes >= self._launch_bytes:

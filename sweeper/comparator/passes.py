@@ -118,6 +118,7 @@ def compare_kept(
         for texts, calls, reference in zip(
             _told(batches, progress), side.in_batches(batches), kept.batches, strict=True
         ):
+            comparer.begin_batch(texts)
             for name, reference_NF in reference.modules:
                 comparer.modules.give(name, reference_NF)
             with around_first or nullcontext():
@@ -157,6 +158,7 @@ def compare_in_step(
         hooked(candidate, in_step.take) as right,
     ):
         for texts, *pair in zip(_told(batches, progress), *calls, strict=True):
+            comparer.begin_batch(texts)
             outputs = in_step.run(functools.partial(left.run, pair[0]), functools.partial(right.run, pair[1]))
             comparer.end_batch(texts, *outputs)
         return left, right

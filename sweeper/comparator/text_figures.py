@@ -68,6 +68,14 @@ class TextAccumulator:
         self._embeddings_S3[rows] = embedding_figures(*embeddings, normalize=self._normalize)
         self._order += texts
 
+    def moved(self, last: int) -> Tensor:
+        """How far the output of each of the last so many texts moved, `rel_l2`; infinity where one is not finite."""
+        rows = slice(len(self._order) - last, len(self._order))
+        reals_SK, counts_SK = (numbers_SK[rows] for numbers_SK in self._states_SK)
+        squares_S, of_reference_S = reals_SK[:, Real.DIFFERENCE_SQUARES], reals_SK[:, Real.REFERENCE_SQUARES]
+        moved_S = (squares_S / of_reference_S).sqrt().masked_fill(squares_S == 0, 0.0)
+        return moved_S.masked_fill(counts_SK[:, Count.NONFINITE_MISMATCH] > 0, torch.inf)
+
     def finish(self) -> tuple[PairMeasures, tuple[TextFigures, ...]]:
         """The figures of all texts together, with `worst_token` in their order, and of each."""
         assert self._dtypes is not None, "at least one text"

@@ -80,6 +80,24 @@ class PairMeasures(_Record):
     worst_candidate: float | None
 
 
+class TokenFigures(_Record):
+    """A layer's output token by token: rows of `tokens.parquet`, of the up to three texts whose output moved most.
+
+    Of a batch 512 tokens are watched, of its first texts, and of a text its first 128. The worst text comes first.
+
+    Attributes:
+        text, position: which text, and the token in it.
+        max_abs: the largest difference of the token's features, as in `PairMeasures`.
+        rel_l2: 2-norm of the difference over that of the reference, of the token's features. Both are not numbers, or
+            infinite, where a feature is not finite on either side.
+    """
+
+    text: tuple[int, ...]
+    position: tuple[int, ...]
+    max_abs: tuple[float, ...]
+    rel_l2: tuple[float, ...]
+
+
 class ModuleRecord(_Record):
     """One row of `modules.parquet`: the output of one module.
 
@@ -92,6 +110,8 @@ class ModuleRecord(_Record):
         reference_dtype, candidate_dtype: of the two tensors.
         worst_text, worst_position: the text and the token in it that `measures.worst_token` is.
         measures: the figures.
+        tokens: the figures by token, of a layer where anything differs; they lie in `tokens.parquet`, and a module that
+            is read back has None.
     """
 
     order: int
@@ -104,6 +124,7 @@ class ModuleRecord(_Record):
     worst_text: int | None
     worst_position: int | None
     measures: PairMeasures
+    tokens: TokenFigures | None = None
 
 
 class LanguageFigures(_Record):

@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from sweeper.errors import DamagedError
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ExplanationRecord, ModuleRecord, PairMeasures, Status
-from sweeper.records.sums import SUMS_FILE, read_checked, sums_of
+from sweeper.records.cell import (
+    SCHEMA_VERSION,
+    CellRecord,
+    ExplanationRecord,
+    ModuleRecord,
+    PairMeasures,
+    Status,
+    TokenFigures,
+)
+from sweeper.records.sums import SUMS_FILE, names_in, read_checked, sums_of
+from sweeper.records.tokens import TOKENS_FILE, tokens_by_layer, tokens_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -46,7 +55,7 @@ class _Versioned(BaseModel):
 
 
 class Store:
-    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,modules.parquet,SHA256SUMS}`."""
+    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,*.parquet,SHA256SUMS}`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,6 +110,8 @@ class Store:
         try:
             temporary.chmod(0o755)
             files = {CELL_FILE: record.model_dump_json(indent=2).encode() + b"\n", MODULES_FILE: _parquet(modules)}
+            if (tokens := tokens_table(modules)) is not None:
+                files[TOKENS_FILE] = _parquet_bytes(tokens)
             for name, data in {**files, SUMS_FILE: sums_of(files)}.items():
                 _write_durably(temporary / name, data)
             return self._put_in_place(temporary, record)
@@ -177,6 +188,17 @@ class Store:
         folder = self.cells_folder / cell_id
         return _table(folder / MODULES_FILE, read_checked(folder, (MODULES_FILE,))[MODULES_FILE])
 
+    def tokens(self, cell_id: str) -> dict[str, TokenFigures]:
+        """The figures by token of a cell's layers, by their names in order of execution; empty where it has none.
+
+        Raises:
+            DamagedError: tokens.parquet is not what was written.
+        """
+        folder = self.cells_folder / cell_id
+        if TOKENS_FILE not in names_in(folder):
+            return {}
+        return tokens_by_layer(_table(folder / TOKENS_FILE, read_checked(folder, (TOKENS_FILE,))[TOKENS_FILE]))
+
 
 def read_document(path: Path, data: bytes, kind: type[_Document]) -> _Document:
     """A JSON file with a `schema_version` as a record.
@@ -194,7 +216,8 @@ def read_document(path: Path, data: bytes, kind: type[_Document]) -> _Document:
 
 
 def _read_cell(folder: Path) -> CellRecord:
-    files = read_checked(folder, (CELL_FILE, MODULES_FILE))
+    tokens = [TOKENS_FILE] * (TOKENS_FILE in names_in(folder))
+    files = read_checked(folder, (CELL_FILE, MODULES_FILE, *tokens))
     record = read_document(folder / CELL_FILE, files[CELL_FILE], CellRecord)
     if record.cell_id != folder.name:
         raise DamagedError(f"{folder / CELL_FILE}: is the record of another cell, {record.cell_id}")
@@ -223,7 +246,7 @@ def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
     """One flat dict a module: the fields of `ModuleRecord`, then those of its measures."""
     rows = [{**vars(module), **vars(module.measures)} for module in modules]
     for row in rows:
-        del row["measures"]
+        del row["measures"], row["tokens"]
     return rows
 
 
@@ -235,7 +258,7 @@ def modules_schema() -> pyarrow.Schema:
     arrow = {int: "int64", float: "double", str: "string", bool: "bool"}
     columns = []
     for name, field in {**ModuleRecord.model_fields, **PairMeasures.model_fields}.items():
-        if name != "measures":
+        if name not in ("measures", "tokens"):
             plain, *optional = get_args(field.annotation) or (field.annotation,)
             columns.append(pyarrow.field(name, arrow[plain], nullable=bool(optional)))
     return pyarrow.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
@@ -243,9 +266,14 @@ def modules_schema() -> pyarrow.Schema:
 
 def _parquet(modules: Sequence[ModuleRecord]) -> bytes:
     import pyarrow
+
+    return _parquet_bytes(pyarrow.Table.from_pylist(module_rows(modules), schema=modules_schema()))
+
+
+def _parquet_bytes(table: pyarrow.Table) -> bytes:
+    import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist(module_rows(modules), schema=modules_schema())
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
     return sink.getvalue().to_pybytes()

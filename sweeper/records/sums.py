@@ -35,6 +35,11 @@ def read_checked(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     return files
 
 
+def names_in(folder: Path) -> set[str]:
+    """The files that `SHA256SUMS` names; none without it."""
+    return set(_sums(folder / SUMS_FILE) or ())
+
+
 def read_bytes(path: Path) -> bytes:
     """A file that holds something.
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from sweeper.errors import ConfigError, DamagedError
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord
+from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, TokenFigures
 from sweeper.records.store import SWEEP_FILE, Store, read_document
 from sweeper.records.sums import read_bytes
 
@@ -112,6 +112,10 @@ class Sweep:
     def modules(self, cell_id: str) -> list[ModuleRecord]:
         """Every module of a cell in order of execution; none if the cell did not get that far."""
         return Store(self.folder).modules(cell_id)
+
+    def tokens(self, cell_id: str) -> dict[str, TokenFigures]:
+        """The figures by token of a cell's layers, by name; empty where it has none."""
+        return Store(self.folder).tokens(cell_id)
 
     def find(self, prefix: str) -> CellRecord:
         """The one finished cell whose id starts with `prefix`.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status, TokenFigures
 from sweeper.records.store import Store
 
 MEASURES = PairMeasures(
@@ -88,6 +88,22 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     assert row.name == MODULE.name
     assert row.measures.worst_candidate == 1.25
     assert math.isnan(row.measures.min_token_cosine)
+
+
+def test_figures_by_token_lie_in_a_file_of_their_own(store: Store) -> None:
+    tokens = TokenFigures(text=(1, 1, 0), position=(0, 1, 0), max_abs=(0.1, math.inf, 0.0), rel_l2=(0.2, math.nan, 0.0))
+    layers = [MODULE.model_copy(update={"name": f"model.layers.{i}", "tokens": tokens}) for i in (0, 1)]
+    folder = store.write(record(), [layers[0], MODULE, layers[1]])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
+        "cell.json",
+        "modules.parquet",
+        "tokens.parquet",
+    ]
+    read = store.tokens("0123456789ab")
+    assert list(read) == ["model.layers.0", "model.layers.1"]
+    assert repr(read["model.layers.1"]) == repr(tokens)
+    assert all(module.tokens is None for module in store.modules("0123456789ab"))
 
 
 def test_cell_json_is_strict_json(store: Store) -> None:
