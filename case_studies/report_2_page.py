@@ -11,7 +11,7 @@ from case_studies.fixups import FIXUPS_FILE, Fixups, FixupsRecord, load_fixups
 from sweeper.config import Pooling
 from sweeper.errors import ConfigError
 from sweeper.published.lookup import fits
-from sweeper.published.page import write_page
+from sweeper.published.page import Section, write_page
 from sweeper.published.publication import Axes
 from sweeper.records.cell import CellRecord, PairMeasures, TextFigures
 from sweeper.records.sweep import Sweep
@@ -43,20 +43,39 @@ def write_report_2(file: Path, folders: Sequence[Path]) -> list[Path]:
     return write_page(file, folders, made_by=("python", "-m", "case_studies.report_2_page"), sections=sections)
 
 
-def sections(sweeps: Sequence[Sweep]) -> Iterator[str]:
-    """What each fix-up changed, the padded text in every dtype, and pooling by count where it was run."""
+def sections(sweeps: Sequence[Sweep]) -> Section:
+    """What each fix-up changed, the padded text in every dtype, and pooling by count where it was run.
+
+    The page shows the report's own backend and dtype; the data beside it has all.
+    """
+    fixups = Table(FIXUP_HEADINGS, tuple(_fixup_rows(load_fixups(), sweeps)))
+    texts = Table(TEXT_HEADINGS, tuple(_text_rows(sweeps)))
+    pooled = tuple(_pooling_rows(sweeps))
+    own = load_fixups().cell
+    return Section([*_shown(fixups, texts, pooled, own)], {"fixups_measured": fixups, "second_text": texts})
+
+
+def _shown(fixups: Table, texts: Table, pooled: Sequence[tuple[str, ...]], own: Axes) -> Iterator[str]:
     yield from ("## What each fix-up changed", "")
     yield "Each alone, on the whole output over real tokens; `none` is the report's own pair. What no section"
     yield "proposes is ours. Every cell runs in eval mode and compares aligned tokens: the rows `without` them were"
     yield "measured by `python -m case_studies.measure_fixups`. Cosine: the least of a text's, or of all tokens where"
     yield from ("it says so.", "")
-    yield from table_lines(Table(FIXUP_HEADINGS, tuple(_fixup_rows(load_fixups(), sweeps))))
+    backends = list(dict.fromkeys(row[2] for row in fixups.rows if row[0] == "none"))
+    yield from table_lines(Table(fixups.headings, _until_the_second(fixups.rows, "none")))
     yield from ("## The second text, padded against packed", "", "max |Δ| / equal / cosine of its output.", "")
-    yield from table_lines(Table(TEXT_HEADINGS, tuple(_text_rows(sweeps))))
-    pooled = tuple(_pooling_rows(sweeps))
+    yield from table_lines(Table(texts.headings, tuple(row for row in texts.rows if row[0] == own["dtype"])))
+    if backends[1:]:
+        yield from (f"The same fix-ups under {', '.join(backends[1:])}, and the other dtypes: in the data.", "")
     if pooled:
         yield from ("## Pooling by count", "", "Cosine of each text's embedding with that of the text alone.", "")
-        yield from table_lines(Table(("layout", "pooling", "cosine of each text"), pooled))
+        yield from table_lines(Table(("layout", "pooling", "cosine of each text"), tuple(pooled)))
+
+
+def _until_the_second(rows: Sequence[tuple[str, ...]], first: str) -> tuple[tuple[str, ...], ...]:
+    """The rows up to the second one that begins so: those of the first backend."""
+    starts = [i for i, row in enumerate(rows) if row[0] == first]
+    return tuple(rows[: starts[1]] if starts[1:] else rows)
 
 
 def _fixup_rows(fixups: Fixups, sweeps: Sequence[Sweep]) -> Iterator[tuple[str, ...]]:

@@ -1,13 +1,16 @@
-"""What is shown of published figures beside measured ones: a table in the terminal; a page with its picture."""
+"""What is shown of published figures beside measured ones: a table in the terminal; a short page, with its picture and
+every number as data beside it."""
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -19,13 +22,21 @@ from sweeper.published.publication import Figure, Publication, Quantity
 from sweeper.records.cell import ExplanationRecord
 from sweeper.records.store import EXPLAIN_FOLDER
 from sweeper.records.sweep import Sweep, short_label
-from sweeper.reports.cells_table import Table
-from sweeper.reports.markdown import escaped, markdown, table_lines
+from sweeper.reports.cells_table import Table, cells_table, made_on, summary
+from sweeper.reports.markdown import escaped, table_lines
 from sweeper.reports.page.chart import Curve, chart
 from sweeper.reports.terminal import drawn, say
 
-Sections = Callable[[Sequence[Sweep]], Iterable[str]]
-"""Lines of Markdown that a page has of its own, from the sweeps that it is made of."""
+
+class Section(NamedTuple):
+    """Lines of Markdown that a page has of its own, and whole tables beside it: `STEM_NAME.csv` for each name."""
+
+    lines: Sequence[str] = ()
+    data: Mapping[str, Table] = {}
+
+
+Sections = Callable[[Sequence[Sweep]], Section]
+"""What a page has of its own, from the sweeps that it is made of."""
 
 _STYLES = dict(zip(Agreement, ("green", "green", "yellow", "red", "dim"), strict=True))
 _CURVES = {Quantity.MODULE_MEAN_ABS: "mean |Δ|", Quantity.MODULE_MAX_ABS: "max |Δ|"}
@@ -49,38 +60,44 @@ def write_page(
     folders: Sequence[Path],
     *,
     made_by: Sequence[str] = ("python", "-m", "sweeper", "published"),
-    sections: Sections = lambda _: (),
+    sections: Sections = lambda _: Section(),
 ) -> list[Path]:
-    """Writes the page and, where there are published tables over layers, the picture. Returns what was written.
+    """Writes the page; beside it the picture, where there are published tables over layers, and as CSV every number and
+    every cell. Returns what was written, the page first.
 
     Args:
-        file: of the page; the picture lies beside it.
+        file: of the page; what lies beside it begins with its name.
         folders: of sweeps; the published figures are those that the first one was run with.
         made_by: the command without its arguments, which the page shows.
         sections: of a page that has more to say than figures.
 
     Raises:
-        ConfigError: a folder is no sweep, the first one was run without `reported`, or the file cannot be written.
+        ConfigError: a folder is no sweep, the first one was run without `reported`, or a file cannot be written.
     """
     sweeps = [Sweep.read(folder) for folder in folders]
     given = sweeps[0].description.config.get("reported")
     if given is None:
         raise ConfigError(f"{folders[0]}: run without published figures; run it again with reported=NAME")
     compared = compare_with_published(parse(Publication, given, "reported"), sweeps[0])
+    own = sections(sweeps)
+    data = {"numbers": _every_number(compared), "cells": _every_cell(sweeps), **own.data}
+    written = {file.with_name(f"{file.stem}_{name}.csv"): _csv(table) for name, table in data.items()}
     command = shlex.join([*made_by, str(file), *map(str, folders)])
     lines = [f"# {escaped(compared.report.title)}", ""]
     lines += ["Made by this command, from the sweeps at the end of the page:", "", "```", command, "```", ""]
     lines += [*_sources(compared), "", *_published_and_measured(compared)]
     svg = _layers_svg(compared)
-    picture = file.with_name(f"{file.stem}_layers.svg")
     if svg is not None:
+        picture = file.with_name(f"{file.stem}_layers.svg")
+        written[picture] = svg
         alternative = "Mean and max difference of every layer's output, published and measured"
         lines += ["## Layer by layer", "", f"![{alternative}]({picture.name})", ""]
-    lines += [*sections(sweeps), *_causes(sweeps), "## The sweeps", ""]
+    beside = ", ".join(f"[{path.name}]({path.name})" for path in written)
+    lines += [*own.lines, *_causes(sweeps), "## The sweeps", "", f"Every number and every cell, as data: {beside}.", ""]
     for sweep in sweeps:
-        table_of_cells = markdown(sweep).partition("\n")[2]
-        lines += [f"### {escaped(sweep.folder.as_posix())}", table_of_cells, ""]
-    written = {file: "\n".join(lines).rstrip() + "\n"} | ({} if svg is None else {picture: svg})
+        lines += [f"- {escaped(sweep.folder.as_posix())}: {escaped(summary(sweep))}.", "", "  ```"]
+        lines += [f"  {sweep.command}", "  ```", "", f"  {escaped('; '.join(made_on(sweep.records)))}", ""]
+    written = {file: "\n".join(lines).rstrip() + "\n"} | written
     try:
         for path, text in written.items():
             path.write_text(text, encoding="utf-8")
@@ -105,11 +122,6 @@ def _published_and_measured(compared: Reproductions) -> Iterator[str]:
     yield from table_lines(_figures(compared))
     yield from (f"- {escaped(reason)}" for reason in _reasons(compared))
     yield ""
-    for figure in compared.report.figures:
-        numbers = compared.of(figure)
-        if len(numbers) > 1:
-            yield from (f"<details><summary>{escape(figure.id)}: all {len(numbers)} numbers</summary>", "")
-            yield from (*table_lines(_every_number(numbers)), "</details>", "")
 
 
 def _figures(compared: Reproductions) -> Table:
@@ -123,13 +135,37 @@ def _figures(compared: Reproductions) -> Table:
     return Table(("figure", "where", "published", "measured", "status", "checkpoint"), tuple(rows))
 
 
-def _every_number(numbers: Sequence[Reproduction]) -> Table:
-    """A row a number."""
+def _every_number(compared: Reproductions) -> Table:
+    """A row a number; a column for each index that any figure has."""
+    keys = list(dict.fromkeys(key for one in compared.numbers for key in one.index))
     rows = [
-        (*map(str, one.index.values()), one.published, _measured(one), one.status.value, _measured_on(one))
-        for one in numbers
+        (figure.id, *(str(one.index.get(key, "")) for key in keys), one.published, _measured(one), *_status(one))
+        for figure in compared.report.figures
+        for one in compared.of(figure)
     ]
-    return Table((*numbers[0].index, "published", "measured", "status", "checkpoint"), tuple(rows))
+    return Table(("figure", *keys, "published", "measured", "status", "checkpoint"), tuple(rows))
+
+
+def _status(one: Reproduction) -> tuple[str, str]:
+    return one.status.value, _measured_on(one)
+
+
+def _every_cell(sweeps: Sequence[Sweep]) -> Table:
+    """A row a cell of every sweep, as its table of cells shows it; a column for each heading that any of them has."""
+    tables = [(sweep.folder.as_posix(), cells_table(sweep.records)) for sweep in sweeps]
+    headings = list(dict.fromkeys(heading for _, table in tables for heading in table.headings))
+    rows = []
+    for folder, table in tables:
+        for row in table.rows:
+            cell = dict(zip(table.headings, row, strict=False))
+            rows.append((folder, *(cell.get(heading, "") for heading in headings)))
+    return Table(("sweep", *headings), tuple(rows))
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.headings, *table.rows])
+    return text.getvalue()
 
 
 def _ends(texts: Sequence[str]) -> str:
@@ -162,16 +198,19 @@ def _reasons(compared: Reproductions) -> list[str]:
 
 
 def _causes(sweeps: Sequence[Sweep]) -> list[str]:
-    lines = []
+    """A line a cause and sweep: in which cells."""
+    cells: dict[tuple[str, str, str], list[str]] = {}
     for sweep in sweeps:
         for record in sweep.records:
             path = sweep.folder / EXPLAIN_FOLDER / f"{record.cell_id}.json"
             if path.is_file():
                 found = ExplanationRecord.model_validate_json(path.read_text(encoding="utf-8"))
+                cause = (found.cause or "no cause found").partition("; ")[0]  # the rest says where it moved this cell
                 label = short_label(record.axes, sweep.varying) or record.cell_id
-                lines.append(f"- {escaped(f'{sweep.folder.as_posix()}, {label}: {found.kind}; {found.cause}')}")
+                cells.setdefault((sweep.folder.as_posix(), found.kind, cause), []).append(label)
+    lines = [f"- {folder}: {kind}; {cause}, in {', '.join(labels)}" for (folder, kind, cause), labels in cells.items()]
     heading = ["## What closes the difference", "", "By `python -m sweeper explain SWEEP CELL`:", ""]
-    return [*heading, *lines, ""] if lines else []
+    return [*heading, *map(escaped, lines), ""] if lines else []
 
 
 def _layers_svg(compared: Reproductions) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sweeper.published.agreement import Agreement
 from sweeper.published.lookup import REPORTED_FILE, Reproduction, Reproductions, compare_with_published
 from sweeper.published.page import print_reproductions, write_page
 from sweeper.published.publication import Publication
-from sweeper.records.sweep import Sweep
+from sweeper.records.sweep import Sweep, short_ids
 from tests.composing import request_of
 
 BITWISE, DIGITS = Agreement.BITWISE, Agreement.PRINTED_DIGITS
@@ -260,8 +261,16 @@ def test_the_sweep_writes_every_number_and_prints_the_checkpoint_on_every_row(
 
 
 def test_a_page_needs_a_sweep_that_was_run_with_published_figures(load_strategy: Sweep, tmp_path: Path) -> None:
-    page, picture = write_page(tmp_path / "page.md", [load_strategy.folder])
+    page, *data, picture = write_page(tmp_path / "page.md", [load_strategy.folder])
     assert f"]({picture.name})" in page.read_text()
+    numbers, cells = ([*csv.DictReader(path.open(newline=""))] for path in data)
+    compared = Reproductions.model_validate_json((load_strategy.folder / REPORTED_FILE).read_text())
+    assert [(row["figure"], row["layer"], row["status"]) for row in numbers] == [
+        (figure.id, str(one.index.get("layer", "")), one.status.value)
+        for figure in compared.report.figures
+        for one in compared.of(figure)
+    ]
+    assert [row["cell"] for row in cells] == list(short_ids([r.cell_id for r in load_strategy.records]).values())
     assert load_strategy.command in page.read_text()
     without = swept(tmp_path, "verdict=false")
     with pytest.raises(ConfigError, match="run it again with reported=NAME"):
