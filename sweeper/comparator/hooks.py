@@ -128,17 +128,33 @@ class Observer(Capture):
     Args:
         given: the reference's input rows of all calls, by name: on these each leaf module is run too.
         several: calls have several kinds of tokens, to be told apart (`Kinds`).
+        only: names of the outputs that are kept; None: all.
+        most_bytes: that may be kept; an output that comes when so many are is left out, and all behind it.
+        tokens: of all calls.
 
     Attributes:
-        modules: by name, in order of execution.
+        modules: what is kept, by name, in order of execution.
+        seen: the bytes of every output with its input, kept or not, in order of execution.
     """
 
     rows = staticmethod(to_rows)
 
-    def __init__(self, given: Mapping[str, Tensor], *, several: bool = False) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, Tensor],
+        *,
+        several: bool = False,
+        only: Container[str] | None = None,
+        most_bytes: float = math.inf,
+        tokens: int = 1,
+    ) -> None:
         super().__init__(self._keep)
         self._several = several
         self.modules: dict[str, ModuleRows] = {}
+        self.seen: dict[str, int] = {}
+        self._only = only
+        self._room = most_bytes
+        self._all_tokens = tokens
         self._kinds = Kinds()
         self._given = given
         self._given_rows: Counter[str] = Counter()  # that earlier calls took
@@ -167,8 +183,12 @@ class Observer(Capture):
         given = _first_floating(args, kwargs) if next(module.children(), None) is None else None
         input_NF = self._rows_of(given) if given is not None else None
         self.hook(name, module_type, module, args, output)
-        if given is not None and input_NF is not None and called in self.modules:
-            self.modules[called].inputs.append(input_NF.clone())
+        if given is None or input_NF is None or called not in self.seen:
+            return
+        rows = self.modules.get(called)
+        self._count(called, input_NF, keeps=rows is not None and not rows.inputs)
+        if rows is not None:
+            rows.inputs.append(input_NF.clone())
             for index, own in enumerate(self._own(called, module, args, kwargs, given)):
                 own_NF, rows = self._rows_of(own), self.modules.get(_indexed(called, index))
                 if own_NF is not None and rows is not None:
@@ -178,8 +198,19 @@ class Observer(Capture):
         return self.rows(tensor, self._kinds.of(tensor)) if self._kinds.several else super()._rows_of(tensor)
 
     def _keep(self, output: ModuleOutput) -> None:
-        rows = self.modules.setdefault(output.name, ModuleRows(output.module_type))
-        rows.outputs.append(output.tensor_NF.clone())
+        name = output.name
+        begins = name not in self.seen and self._room > 0 and (self._only is None or name in self._only)
+        if begins:
+            self.modules[name] = ModuleRows(output.module_type)
+        self._count(name, output.tensor_NF, keeps=begins)
+        if name in self.modules:
+            self.modules[name].outputs.append(output.tensor_NF.clone())
+
+    def _count(self, name: str, rows_NF: Tensor, *, keeps: bool) -> None:
+        """Counts these rows; where they are the first that are kept, also the room that those of all calls need."""
+        self.seen[name] = self.seen.get(name, 0) + rows_NF.nbytes
+        if keeps:
+            self._room -= rows_NF.nbytes * self._all_tokens / max(1, len(self._begun.flat_N))
 
     def _own(self, name: str, module: nn.Module, args: Any, kwargs: Any, given: Tensor) -> list[Tensor]:
         """The module's outputs on the reference's input, in the layout of its own; none where it cannot be had."""

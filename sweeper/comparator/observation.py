@@ -1,9 +1,11 @@
-"""A run of a side that is kept whole."""
+"""An observed run of a side: kept whole where it is small, else a part at a time, by as many runs as it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,33 +13,157 @@ from torch import Tensor
 from sweeper.comparator.hooks import ModuleRows, Observer, capturing
 from sweeper.comparator.outputs import ModelOutputs
 from sweeper.comparator.side import POOLING, Side, run, uncompiled_side
+from sweeper.devices import free_bytes
+
+# Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
+WINDOW_BYTES = 2**29
+
+Within = Callable[[], AbstractContextManager[Side]]
+"""Makes the context in which a side runs as it is observed."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs."""
+    """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs.
+
+    Attributes:
+        modules: the first of them, as many as may be kept; on the host where those are not all.
+        outputs: what the model gave.
+        seen: the bytes of all of them, by name.
+        within: what the side runs in when it runs again for the others; None: it does not.
+    """
 
     modules: dict[str, ModuleRows]
     outputs: ModelOutputs
+    seen: dict[str, int] = field(default_factory=dict)
+    within: Within | None = None
 
     def inputs(self) -> dict[str, Tensor]:
-        """What each leaf module was given."""
-        return {name: torch.cat(module.inputs) for name, module in self.modules.items() if module.inputs}
+        """What each leaf module was given, of those that are kept."""
+        return _inputs(self.modules)
+
+    def part(self, names: Collection[str], given: Mapping[str, Tensor] | None = None) -> dict[str, ModuleRows]:
+        """The modules of these names, by another run.
+
+        Args:
+            given: as in `observe`.
+        """
+        assert self.within is not None, "only what was kept is asked of an observation that cannot run again"
+        with self.within() as side:
+            return _observer(side, given, only=names)[0].modules
+
+
+class RowsPair(NamedTuple):
+    """One output of a module on both sides; None: that side has none."""
+
+    name: str
+    reference: ModuleRows | None
+    candidate: ModuleRows | None
+
+
+def in_pairs(reference: Observation, candidate: Observation, *, own: bool = False) -> Iterator[RowsPair]:
+    """The modules of both, in order of the candidate's execution; never more than a part of either in memory.
+
+    Args:
+        own: where the candidate runs again, its leaf modules run on the reference's inputs, too.
+    """
+    left, right = reference.modules, candidate.modules
+    device = next((tensor.device for tensor in candidate.outputs.values()), torch.device("cpu"))
+    names = list(candidate.seen)
+    for place, name in enumerate(names):
+        if name in reference.seen and not (name in left and name in right):
+            left, right = {}, {}  # let go of before the next ones come
+            part = _part(names[place:], window_bytes(device.type), reference.seen, candidate.seen)
+            part += [name.partition("[")[0] for name in part]  # whose input its further outputs are made of
+            left = reference.part(part)
+            right = candidate.part(part, _inputs(left) if own else None)
+        yield RowsPair(name, *(_moved(side.get(name), device) for side in (left, right)))
+
+
+def _part(names: Sequence[str], room: int, *sizes: Mapping[str, int]) -> list[str]:
+    """The first of the names, as many as there is room for; at least one."""
+    part: list[str] = []
+    for name in names:
+        room -= max(size.get(name, 0) for size in sizes)
+        if part and room < 0:
+            break
+        part.append(name)
+    return part
+
+
+def window_bytes(device: str) -> int:
+    """How much of one side's run is kept at once: less where little memory is free."""
+    return min(WINDOW_BYTES, free_bytes(device) // 8)
+
+
+def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
+    """The rows on a device; a run that is kept on the device with others leaves too little room there."""
+    if rows is None or all(tensor.device == device for tensor in rows.outputs):
+        return rows
+    kept = ([tensor.to(device) for tensor in tensors] for tensors in (rows.outputs, rows.inputs, rows.owns))
+    return ModuleRows(rows.module_type, *kept)
+
+
+def _inputs(modules: Mapping[str, ModuleRows]) -> dict[str, Tensor]:
+    return {name: torch.cat(module.inputs) for name, module in modules.items() if module.inputs}
 
 
 def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
-    """Runs a side and keeps everything. Of a compiled model the modules are those of its code as it is written.
+    """Runs a side and keeps what may be kept. Of a compiled model the modules are those of its code as it is written.
 
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
     """
-    several = any(not call.forward.one_kind for call in side.calls)
-    observer = Observer(given or {}, several=several)
+    return observe_within(lambda: nullcontext(side), given)
+
+
+def observe_within(within: Within, given: Mapping[str, Tensor] | None = None) -> Observation:
+    """Observes a side in a context, which is entered anew whenever it runs again for more of its modules.
+
+    Args:
+        given: as in `observe`.
+    """
+    with within() as side:
+        device = side.calls[0].forward.flat_N.device.type
+        observer, outputs = _observer(side, given, most_bytes=window_bytes(device))
+    modules = observer.modules
+    if len(modules) < len(observer.seen):
+        modules = {name: _on_host(rows) for name, rows in modules.items()}
+    return Observation(modules, outputs, observer.seen, within)
+
+
+def _on_host(rows: ModuleRows) -> ModuleRows:
+    moved = _moved(rows, torch.device("cpu"))
+    assert moved is not None
+    return moved
+
+
+def without_runs(observation: Observation) -> Observation:
+    """The observation that cannot run again: it holds no model."""
+    return replace(observation, within=None)
+
+
+def _observer(
+    side: Side,
+    given: Mapping[str, Tensor] | None,
+    *,
+    only: Collection[str] | None = None,
+    most_bytes: float = float("inf"),
+) -> tuple[Observer, ModelOutputs]:
+    """Runs a side, and what has listened to it."""
+    observer = Observer(
+        given or {},
+        several=any(not call.forward.one_kind for call in side.calls),
+        only=None if only is None else frozenset(only),
+        most_bytes=most_bytes,
+        tokens=sum(len(call.forward.flat_N) for call in side.calls),
+    )
     written = uncompiled_side(side)
     with capturing(side.model, observer, side.names):
         outputs = run(written, observer.begin)
-    if written is not side:
+    if written is not side and only is None:
         outputs = run(side)
     if POOLING in outputs:
         observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
-    return Observation(observer.modules, outputs)
+        observer.seen[POOLING] = outputs[POOLING].nbytes
+    return observer, outputs

@@ -72,7 +72,7 @@ def fresh(calls: Iterable[Mapping[str, Any]], dtype: torch.dtype | None = None) 
     """
     calls = [dict(call) for call in calls]
     copies: dict[int, Any] = {}
-    for value, reach in _reachable(calls):
+    for value, reach in reachable(calls):
         if reach is Reach.TENSOR:
             wanted = dtype if value.is_floating_point() else None
             copies[id(value)] = value.detach().to(wanted, copy=True)  # a deep copy refuses what has a history
@@ -122,7 +122,7 @@ def _reach(kind: Any) -> Reach:
     return Reach.NOTHING if is_function or not has_attributes or issubclass(kind, _FOREIGN) else Reach.OBJECT
 
 
-def _reachable(root: Any) -> Iterator[tuple[Any, Reach]]:
+def reachable(root: Any) -> Iterator[tuple[Any, Reach]]:
     """What hangs on `root`, itself first, each once, but for empty containers: a module has a dozen of them."""
     seen: dict[int, Any] = {}  # keeps what it has seen, so that no id is given twice
     waiting = [root]
@@ -165,7 +165,7 @@ class Snapshot:
         self._tensors: list[_Held] = []
         self._undo: list[Callable[[], object]] = []
         renormalised: set[int] = set()
-        for value, reach in _reachable(model):
+        for value, reach in reachable(model):
             if reach is Reach.OBJECT:
                 self._mappings.append((vars(value), vars(value).copy()))
                 if isinstance(value, (nn.Embedding, nn.EmbeddingBag)) and value.max_norm is not None:

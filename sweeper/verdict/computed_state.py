@@ -80,7 +80,7 @@ def _computed(
 ) -> dict[str, Computed]:
     """By the candidate's paths; given with the reference's."""
     with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
-        kept = capture(replace(side, names={}), set(paths.values()))  # by the reference's own paths
+        kept = capture(replace(side, names={}), set(paths.values())).kept  # by the reference's own paths
     done = {}
     for theirs, ours in paths.items():
         distance = math.inf

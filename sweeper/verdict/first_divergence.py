@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sweeper.comparator.comparer import layer_and_kind
-from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.observation import Observation, in_pairs, observe
 from sweeper.comparator.outputs import ModelOutputs, Outputs, same_bits
 from sweeper.comparator.places import Places
 from sweeper.comparator.side import Side
@@ -68,7 +68,7 @@ class Trace:
             differs.
         unaligned: names that only one side ran, or whose rows do not match, with the reason.
         outputs: the candidate's outputs.
-        bitwise: what both sides' modules gave has the same bits.
+        bitwise: what both sides' modules gave has the same bits, as far as they were compared.
     """
 
     modules: tuple[ModuleDifference, ...]
@@ -84,22 +84,24 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True, until: f
         own: also run each leaf module on the reference's input.
         until: as in `compare_runs`.
     """
-    return compare_runs(reference, observe(candidate, reference.inputs() if own else None), until=until)
+    ran = observe(candidate, reference.inputs() if own else None)
+    return compare_runs(reference, ran, own=own, until=until)
 
 
-def compare_runs(reference: Observation, ran: Observation, *, until: float | None = None) -> Trace:
-    """Compares each module of an observed candidate with the observed reference's.
+def compare_runs(reference: Observation, ran: Observation, *, own: bool = False, until: float | None = None) -> Trace:
+    """Compares each module of an observed candidate with the observed reference's. Where either was too large to be
+    kept whole, both run again for what is missing; not for what lies behind the first difference that is asked for.
 
     Args:
+        own: as in `trace`.
         until: measure no module behind the first that differs by more than that (rel_l2; 0: in any bit); None: all.
     """
-    unaligned = {name: "only the reference ran it" for name in reference.modules if name not in ran.modules}
+    unaligned = {name: "only the reference ran it" for name in reference.seen if name not in ran.seen}
+    unaligned |= {name: "only the candidate ran it" for name in ran.seen if name not in reference.seen}
     modules: list[ModuleDifference] = []
     bitwise, differed = True, False
-    for name, module in ran.modules.items():
-        base = reference.modules.get(name)
-        if base is None:
-            unaligned[name] = "only the candidate ran it"
+    for name, base, module in in_pairs(reference, ran, own=own):
+        if base is None or module is None:
             continue
         left, right = torch.cat(base.outputs), torch.cat(module.outputs)
         if left.shape != right.shape:
@@ -109,6 +111,8 @@ def compare_runs(reference: Observation, ran: Observation, *, until: float | Non
             continue
         bitwise = bitwise and same_bits(left, right)
         if differed:
+            if not bitwise:
+                break
             continue
         layer, kind = layer_and_kind(name)
         found = ModuleDifference(
@@ -163,10 +167,10 @@ _CONSTANT_FILL, _FILL = 1e2, 1e6
 
 def without_fill(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors with 0 where they hold the same huge values, which would drown all others in a norm."""
+    if not reference.numel() or _largest(reference) < _CONSTANT_FILL:
+        return reference, candidate
     size = reference.double().abs()
     size = size.masked_fill(~size.isfinite(), 0)
-    if not size.numel() or float(size.amax()) < _CONSTANT_FILL:
-        return reference, candidate
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (reference, candidate))
     close = (candidate.double() - reference.double()).abs() <= 2 * eps * size
     fill = torch.zeros_like(close)
@@ -179,6 +183,15 @@ def without_fill(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
             break
         fill, size = fill | largest, rest
     return (reference.masked_fill(fill, 0), candidate.masked_fill(fill, 0)) if fill.any() else (reference, candidate)
+
+
+_PIECE = 2**22  # elements that are looked at in float64 at once
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest size of its finite values."""
+    sizes = (piece.double().abs() for piece in tensor.flatten().split(_PIECE))
+    return max(float(size.masked_fill(~size.isfinite(), 0).amax()) for size in sizes)
 
 
 def outputs_rel_l2(reference: Outputs, candidate: Outputs, *, discrete: bool = True) -> float:

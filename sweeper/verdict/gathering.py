@@ -6,8 +6,10 @@ was not run is said.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.observation import observe_within
 from sweeper.comparator.side import Outputs, Side, run, text_lengths, uncompiled_side
 from sweeper.devices import out_of_memory
 from sweeper.metrics.pair import measure
@@ -189,7 +191,9 @@ class Gathering:
         if full and something:
             with replayed(candidate) as (side, _):
                 as_loaded = outputs_rel_l2(base.outputs, run(side))
-        ran, right = self._replay_candidate(undone, [])
+        precisions: list[Precision] = []
+        ran = observe_within(functools.partial(self._replay_candidate, undone, (), precisions))
+        right = precisions[0]
         asked = outputs_rel_l2(base.outputs, ran.outputs)
         replay = Replayed(
             precision=str(left if left.lower else right),
@@ -203,23 +207,28 @@ class Gathering:
             replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
         collapsed = asked <= replay.bound
         if found.rounded and (full or not collapsed):
-            policy, _ = self._replay_candidate(undone, found.rounded.values())
-            replay = replace(replay, policy=outputs_rel_l2(base.outputs, policy.outputs))
+            with self._replay_candidate(undone, found.rounded.values(), precisions) as side:
+                replay = replace(replay, policy=outputs_rel_l2(base.outputs, run(side)))
         if collapsed and not full:
             return replay, None, base.outputs
         traced = compare_runs(base, ran, until=None if full else replay.bound)
         signed = _signed(replay, base.outputs, ran.outputs, text_lengths(reference, candidate))
         return signed, traced, base.outputs
 
-    def _replay_candidate(self, candidate: Side, changes: Iterable[Change]) -> tuple[Observation, Precision]:
-        """The candidate's replay, with what was asked for and `changes` put back."""
+    @contextlib.contextmanager
+    def _replay_candidate(
+        self, candidate: Side, changes: Iterable[Change], precisions: list[Precision]
+    ) -> Iterator[Side]:
+        """The candidate in float64, with what was asked for and `changes` put back; how exact that is goes into
+        `precisions`."""
         model = candidate.model
         with (
             asked_undone(model, self._found, reference=False),
             put_back(model, changes),
             replayed(candidate) as (side, precision),
         ):
-            return observe(side), precision
+            precisions.append(precision)
+            yield side
 
     def _outside(self, truth: Outputs, computed: list[Computed]) -> float | None:
         """What is left of the replay outside modules whose state was computed; None where one is not excused."""

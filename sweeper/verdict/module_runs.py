@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import Tokens
-from sweeper.models.snapshot import left_as_found
+from sweeper.models.snapshot import Reach, left_as_found, reachable
 from sweeper.verdict.discrete_choices import Choices
 
 Key = tuple[int, str, int]  # the call of the model, the module's name (empty: the model itself), and which call of it
@@ -109,57 +110,96 @@ class Watch:
         return hook
 
 
-def capture(side: Side, names: set[str] | None = None) -> dict[Key, Kept]:
+@dataclass
+class Captured:
+    """What modules of a run were given and gave.
+
+    Attributes:
+        kept: of as many modules as were to be kept.
+        left: names of the others, in order of execution.
+    """
+
+    kept: dict[Key, Kept]
+    left: tuple[str, ...] = ()
+
+
+def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = math.inf) -> Captured:
     """Runs a side and keeps, copied, what its modules are given and give.
 
     Args:
         names: of the modules; None: all.
+        most_bytes: that may be kept; no further module is where so many are.
     """
     kept: dict[Key, Kept] = {}
     copies = _Copies()
     choices = Choices()
     starts: dict[Key, int] = {}
+    taken: dict[str, bool] = {}
+    output_bytes = 0
 
     def before(key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        kept[key] = Kept(copies.of(args), copies.of(kwargs), autocast_in_force())
-        starts[key] = len(choices.chosen)
+        name = key[1]
+        if taken.setdefault(name, not taken or copies.nbytes + output_bytes < most_bytes):
+            kept[key] = Kept(copies.of(args), copies.of(kwargs), autocast_in_force())
+            starts[key] = len(choices.chosen)
 
     def after(key: Key, output: Any) -> None:
-        kept[key].output = floats(output)
-        kept[key].choices = choices.chosen[starts[key] :]
+        nonlocal output_bytes
+        if key in kept:
+            kept[key].output = floats(output)
+            kept[key].choices = choices.chosen[starts[key] :]
+            output_bytes += sum(tensor.nbytes for tensor in kept[key].output if tensor is not None)
 
     watch = Watch(before, after)
     with watch.on(side, names), choices:
         run(side, watch.begin)
-    return kept
+    return Captured(kept, tuple(name for name, is_taken in taken.items() if not is_taken))
 
 
 class _Copies:
-    """Copies of arguments. One tensor that many modules are given is copied once, as long as nobody wrote to it."""
+    """Copies of arguments. One tensor that many modules are given, by itself or in a cache, is copied once, as long as
+    nobody wrote to it.
+
+    Attributes:
+        nbytes: what is held because of them.
+    """
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.nbytes = 0
 
     def of(self, value: Any) -> Any:
         return tree_map(self._of_leaf, value)
 
     def _of_leaf(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return copied(leaf)
-        key = id(leaf), 0 if leaf.is_inference() else leaf._version
+        if isinstance(leaf, Tensor):
+            return self._of_tensor(leaf)
+        return copied(leaf, self._of_tensor)
+
+    def _of_tensor(self, tensor: Tensor) -> Tensor:
+        key = id(tensor), 0 if tensor.is_inference() else tensor._version
         if key not in self._copies:
-            self._copies[key] = leaf, leaf.clone()  # with the original, whose id stays its own
+            self._copies[key] = tensor, tensor.clone()  # with the original, whose id stays its own
+            self.nbytes += 2 * tensor.nbytes
         return self._copies[key][1]
 
 
-def copied(leaf: Any) -> Any:
-    """A copy of anything that a module is given, so that what it writes there (a cache) is the run's own."""
+def copied(leaf: Any, of_tensor: Callable[[Tensor], Tensor] | None = None) -> Any:
+    """A copy of anything that a module is given, so that what it writes there (a cache) is the run's own.
+
+    Args:
+        of_tensor: makes the copies of the tensors in it; None: each is cloned.
+    """
     if isinstance(leaf, Tensor):
         return leaf.clone()
     if isinstance(leaf, nn.Module):
         return leaf
     try:
-        return copy.deepcopy(leaf)
+        copies: dict[int, Any] = {}
+        if of_tensor is not None:
+            tensors = [value for value, reach in reachable(leaf) if reach is Reach.TENSOR]
+            copies = {id(tensor): of_tensor(tensor) for tensor in tensors}
+        return copy.deepcopy(leaf, copies)
     except Exception as error:  # whatever cannot be copied is passed on
         if out_of_memory(error):
             raise

@@ -30,6 +30,7 @@ _PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolu
 # The coarsest products that a flag gives: bfloat16 factors in float32 ("medium"); partial sums in 16 bits.
 _COARSEST_PRODUCT = 2.0**-7
 _COMPUTED = "_computed_from_floats"
+_PIECE = 2**24  # elements of a large tensor that are nudged at once: several copies of them are made
 
 
 class OperationNoise(TorchDispatchMode):
@@ -57,7 +58,7 @@ class OperationNoise(TorchDispatchMode):
         self._generators: dict[torch.device, torch.Generator] = {}
         self._inputs = {id(tensor): tensor for tensor in inputs}
         self._state = {id(tensor): tensor for tensor in stored_state(model) if tensor.is_floating_point()}
-        self._nudged_state: dict[int, Tensor] = {}
+        self._state_draws: dict[int, Tensor] = {}  # the generator's state before each was nudged: it may be used again
         self._state_eps = state_eps
         self._products_only = products_only
 
@@ -93,12 +94,18 @@ class OperationNoise(TorchDispatchMode):
     def _with_nudged_state(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) not in self._state:
             return leaf
-        if id(leaf) not in self._nudged_state:
-            self._nudged_state[id(leaf)] = self._multiplied(leaf, self._state_eps)
-        return self._nudged_state[id(leaf)]
+        generator = self._generator(leaf.device)
+        goes_on = generator.get_state()
+        if (drawn := self._state_draws.setdefault(id(leaf), goes_on)) is goes_on:
+            return self._multiplied(leaf, self._state_eps)
+        try:
+            generator.set_state(drawn)
+            return self._multiplied(leaf, self._state_eps)
+        finally:
+            generator.set_state(goes_on)
 
     def _multiplied(self, tensor: Tensor, eps: float) -> Tensor:
-        return multiplied(tensor, eps * self._uniform(tensor))
+        return multiplied(tensor, self._uniform(tensor).mul_(eps))
 
     def _product_error(self, leaf: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The product's own error under the flags in force, with other signs; no more than any flag costs."""
@@ -113,17 +120,31 @@ class OperationNoise(TorchDispatchMode):
         return (limited * self._uniform(limited).sign()).to(leaf.dtype)
 
     def _uniform(self, tensor: Tensor) -> Tensor:
-        if tensor.device not in self._generators:
-            self._generators[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        drawn = torch.rand(tensor.shape, generator=self._generators[tensor.device], dtype=dtype, device=tensor.device)
-        return drawn * 2 - 1
+        generator = self._generator(tensor.device)
+        drawn = torch.rand(tensor.shape, generator=generator, dtype=dtype, device=tensor.device)
+        return drawn.mul_(2).sub_(1)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
 
 
 def multiplied(tensor: Tensor, share: Tensor) -> Tensor:
     """The tensor with so much more of itself. What stands for infinity, as in masks, stays what it is."""
-    finite = tensor.abs() < torch.finfo(tensor.dtype).max / 2
-    return torch.where(finite, (tensor * (1 + share)).to(tensor.dtype), tensor)
+    most = torch.finfo(tensor.dtype).max / 2
+
+    def piece(tensor: Tensor, share: Tensor) -> Tensor:
+        return torch.where(tensor.abs() < most, (tensor * (1 + share)).to(tensor.dtype), tensor)
+
+    if tensor.numel() <= _PIECE or not tensor.dim():
+        return piece(tensor, share)
+    rows = max(1, _PIECE // tensor[0].numel())
+    result = torch.empty_like(tensor)
+    for into, some, shares in zip(*(one.split(rows) for one in (result, tensor, share)), strict=True):
+        into.copy_(piece(some, shares))
+    return result
 
 
 def _eps(tensor: Tensor) -> float:

@@ -8,6 +8,7 @@ it the batch is run in another order and row by row, which changes the kernels' 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.comparator.hooks import hookable
-from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.observation import Observation, in_pairs, observe, observe_within
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.devices import suppressed
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
@@ -70,14 +71,11 @@ def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = _
     side = written
     floor = Floor()
     for seed in range(seeds):
-        with nudged(side.model, seed):
-            again = observe(side)
+        again = observe_within(functools.partial(_nudged_side, side, seed))
         floor.nudged.append(outputs_rel_l2(base.outputs, again.outputs, discrete=False))
-        for name, module in again.modules.items():
-            if name in base.modules:
-                floor.modules.setdefault(name, []).append(
-                    rel_l2(torch.cat(base.modules[name].outputs), torch.cat(module.outputs))
-                )
+        for name, before, after in in_pairs(base, again):
+            if before is not None and after is not None:
+                floor.modules.setdefault(name, []).append(rel_l2(torch.cat(before.outputs), torch.cat(after.outputs)))
     with suppressed(Exception):  # whatever a foreign model raises: it may be made for one batch size only
         for name, outputs in _rebatched(side):
             floor.rebatched[name] = outputs_rel_l2(base.outputs, outputs, discrete=False)
@@ -113,6 +111,12 @@ def output_floor(side: Side, base: Outputs, *, seeds: int = 3) -> float:
         with nudged(side.model, seed):
             samples.append(outputs_rel_l2(base, run(side), discrete=False))
     return _rms(samples)
+
+
+@contextlib.contextmanager
+def _nudged_side(side: Side, seed: int) -> Iterator[Side]:
+    with nudged(side.model, seed):
+        yield side
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from sweeper.comparator.observation import window_bytes
 from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Call, Side, run
 from sweeper.devices import out_of_memory
@@ -28,6 +29,7 @@ from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.module_runs import (
+    Captured,
     Given,
     Kept,
     Key,
@@ -115,6 +117,7 @@ class Examination:
     Attributes:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
+        order: names of all modules that were watched, in the order in which they end.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Examination:
         self._running: dict[Key, _Running] = {}
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
+        self.order: dict[str, None] = {}
 
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
         """Examines the modules of these names; None: all."""
@@ -162,6 +166,7 @@ class Examination:
                 self._examine(key, kept, module, output, arguments)
 
     def _after(self, key: Key, output: Any) -> None:
+        self.order.setdefault(key[1])
         if (running := self._running.pop(key, None)) is not None:
             kept, module, given = running
             with self._watch.pause(), _unless_it_does_not_run():
@@ -282,7 +287,24 @@ class Natively:
         self._same_backend = backends[0] == backends[1]
         self._kernels = set(backends) - {None, "eager"}
         evidence, asked = evidence or ReferenceEvidence(), None if names is None else frozenset(names)
-        self._kept = evidence.once(reference, ("kept", asked), lambda: capture(reference, names))
+        self._first = evidence.once(reference, ("kept", asked), lambda: self._captured(reference, names))
+
+    def _captured(self, side: Side, names: set[str] | None) -> Captured:
+        device = side.calls[0].forward.flat_N.device.type
+        return capture(side, names, most_bytes=window_bytes(device))
+
+    def _parts(self, names: set[str] | None) -> Iterator[dict[Key, Kept]]:
+        """What the reference's modules of these names were given and gave, as many at a time as are kept at once."""
+        kept, left = self._first.kept, set(self._first.left)
+        if names is not None:
+            kept, left = {key: call for key, call in kept.items() if key[1] in names}, left & names
+        if kept or not left:
+            yield kept
+        while left:
+            del kept
+            captured = self._captured(self._reference, left)
+            kept, left = captured.kept, set(captured.left)
+            yield kept
 
     def examine(self, names: set[str] | None = None) -> dict[str, OwnError]:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
@@ -329,16 +351,21 @@ class Natively:
         all_floors: bool = False,
         errors: Mapping[str, OwnError] | None = None,
     ) -> dict[str, OwnError]:
-        examination = Examination(
-            self._kept,
-            self._reference.calls,
-            noise,
-            same_backend=self._same_backend or side is self._reference,
-            all_floors=all_floors,
-            decisive=not self._full and (not all_floors or errors is not None),
-            errors=errors,
-        )
-        return examination.run(side, names).found
+        found: dict[str, OwnError] = {}
+        order: dict[str, None] = {}
+        for kept in self._parts(names):
+            examination = Examination(
+                kept,
+                self._reference.calls,
+                noise,
+                same_backend=self._same_backend or side is self._reference,
+                all_floors=all_floors,
+                decisive=not self._full and (not all_floors or errors is not None),
+                errors=errors,
+            )
+            found |= examination.run(side, {key[1] for key in kept} if order else names).found
+            order = order or examination.order
+        return {name: found[name] for name in order if name in found}
 
     def _same_conditions(self) -> bool:
         """Whether the candidate's own rounding explains nothing that the reference's does not."""
@@ -355,18 +382,24 @@ class Natively:
 
     def _replayed(self, names: set[str]) -> dict[str, OwnError]:
         """Own errors in float64 with the state as it was loaded: what storing it in another dtype costs is in there."""
-        with replayed(self._reference) as (side, _):
-            kept = capture(side, names)
-        with replayed(self._candidate) as (side, _):
-            examination = Examination(kept, self._reference.calls, None, same_backend=self._same_backend)
-            return examination.run(side, names).found
+        found: dict[str, OwnError] = {}
+        while names:
+            with replayed(self._reference) as (side, _):
+                captured = self._captured(side, names)
+            with replayed(self._candidate) as (side, _):
+                kept, calls = captured.kept, self._reference.calls
+                examination = Examination(kept, calls, None, same_backend=self._same_backend)
+                found |= examination.run(side, {key[1] for key in kept}).found
+            names = set(captured.left)
+        return found
 
     def _against_eager(self, one: OwnError) -> OwnError:
         """The kernel's error over eager's, where eager attention in the same precision does what the reference does."""
         candidate, names = self._candidate, {one.name}
+        kept = next(self._parts(names))
 
         def outputs(side: Side) -> Examination:
-            examination = Examination(self._kept, self._reference.calls, None, same_backend=False, keep=True)
+            examination = Examination(kept, self._reference.calls, None, same_backend=False, keep=True)
             return examination.run(side, names)
 
         kernel = outputs(candidate)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sweeper.comparator.observation import Observation, observe
+from sweeper.comparator.observation import Observation, observe, observe_within, without_runs
 from sweeper.comparator.side import Outputs, Side, run
 from sweeper.verdict.causes.tensors import asked_undone, undone_in_reference
 from sweeper.verdict.float64_replay import Precision, replayed
@@ -50,18 +51,26 @@ class ReferenceEvidence:
 
     def observed(self, reference: Side) -> Observation:
         """The reference as it runs."""
-        return self.once(reference, "observed", lambda: observe(reference))
+        observed = self.once(reference, "observed", lambda: without_runs(observe(reference)))
+        return replace(observed, within=lambda: contextlib.nullcontext(reference))
 
     def replay(self, reference: Side, found: Provenance) -> tuple[Observation, Precision]:
         """The reference in float64, without the rounding that was asked for, and how exact that was."""
+        precisions: list[Precision] = []
+
+        @contextlib.contextmanager
+        def within() -> Iterator[Side]:
+            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, precision):
+                precisions.append(precision)
+                yield side
 
         def gather() -> tuple[Observation, Precision]:
-            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, precision):
-                return observe(side), precision
+            observed = without_runs(observe_within(within))
+            return observed, precisions[0]
 
-        replay = self._undone(reference, "replay", found, gather)
-        self._undone(reference, "replay outputs", found, lambda: replay[0].outputs)  # kept where all is too much
-        return replay
+        observed, precision = self._undone(reference, "replay", found, gather)
+        self._undone(reference, "replay outputs", found, lambda: observed.outputs)  # kept where all is too much
+        return replace(observed, within=within), precision
 
     def outputs(self, reference: Side) -> Outputs:
         """What it gave as it ran."""

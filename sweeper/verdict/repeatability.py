@@ -65,7 +65,7 @@ def random_side(side: Side, name: str, outputs: Outputs) -> Random | None:
     with evaluating(training):
         settles = bool(training) and _repeats(side, run(side), run(other))
     with evaluating(() if settles else training):
-        first = first_divergence(trace(observe(side), other, own=False).modules, text_lengths(side))
+        first = first_divergence(trace(observe(side), other, own=False, until=0.0).modules, text_lengths(side))
     return Random(side=name, first=first, training=len(training), settles=settles)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from sweeper.comparator.observation import observe
+from sweeper.comparator.observation import observe_within
 from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.devices import out_of_memory, suppressed
@@ -31,7 +31,7 @@ from sweeper.verdict.causes.switches import (
 )
 from sweeper.verdict.causes.tensors import asked_undone, quantised_counterfactuals, state_counterfactuals
 from sweeper.verdict.compared import Compared
-from sweeper.verdict.first_divergence import FirstDivergence, first_divergence, outputs_rel_l2, trace
+from sweeper.verdict.first_divergence import FirstDivergence, compare_runs, first_divergence, outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.rules import OWN_MULTIPLE, Kind
@@ -126,12 +126,15 @@ class Search:
             return None
 
     def _since(self, closing: Counterfactual) -> FirstDivergence | None:
-        lengths = text_lengths(*self._pair)
-        with closing.apply(self._pair) as pair, self._precise(pair.candidate) as side:
-            fixed = observe(side)
-        with self._precise(self._pair.candidate) as side:
-            traced = trace(fixed, side)
-        return first_divergence(traced.modules, lengths, self._bound)
+        @contextlib.contextmanager
+        def put_back() -> Iterator[Side]:
+            with closing.apply(self._pair) as pair, self._precise(pair.candidate) as side:
+                yield side
+
+        fixed = observe_within(put_back)
+        ran = observe_within(lambda: self._precise(self._pair.candidate), fixed.inputs())
+        traced = compare_runs(fixed, ran, own=True, until=self._bound)
+        return first_divergence(traced.modules, text_lengths(*self._pair), self._bound)
 
     def _single(self, *, wide: bool) -> Tried | None:
         """The first counterfactual that closes the difference, narrowed to the least part that does."""
