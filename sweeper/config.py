@@ -57,6 +57,19 @@ class Layout(StrEnum):
     SINGLE = "single"  # each text alone, a forward each
 
 
+class Batch(StrEnum):
+    """How many texts share a forward; `sorted`: all texts by length first, so that few pads are needed."""
+
+    INPUTS = "inputs"  # as many as inputs.batch_size says
+    ALONE = "alone"
+    OF_2 = "of_2"
+    OF_8 = "of_8"
+    OF_32 = "of_32"
+    OF_2_SORTED = "of_2_sorted"
+    OF_8_SORTED = "of_8_sorted"
+    OF_32_SORTED = "of_32_sorted"
+
+
 class Positions(StrEnum):
     """Whether position_ids are passed (0, 1, 2, ... within each text) or left to the model."""
 
@@ -267,6 +280,7 @@ class Cell(_Frozen):
     numerics: Numerics
     inputs: Inputs
     device: Device
+    batch: Batch = Batch.INPUTS  # these have defaults: the records of older cells do not state them
 
     @model_validator(mode="before")
     @classmethod

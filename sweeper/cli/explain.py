@@ -71,7 +71,8 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         unsupported=None,
     )
     runner = Runner(environment(planned.cell.device), say=lambda line: print(line, file=sys.stderr))
-    texts = record.verdict.texts if record.verdict else telling_texts(record.texts, planned.cell.inputs.batch_size)[0]
+    everything = [text.text for text in record.texts]
+    texts = record.verdict.texts if record.verdict else telling_texts(record.texts, [everything])[0]
     comparison = runner.comparison(planned, texts)
     found = comparison.explain()
     return ExplanationRecord(

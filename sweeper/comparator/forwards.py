@@ -20,6 +20,8 @@ from sweeper.errors import UnsupportedError
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
 from sweeper.inputs.arrays import read_arrays
+from sweeper.inputs.batching import forwards_of
+from sweeper.models import axes
 from sweeper.models.backends import implementation
 from sweeper.models.conditions import switches
 from sweeper.models.family import (
@@ -62,15 +64,37 @@ def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: S
 
     Args:
         token_ids: of all texts.
-        batches: the texts of each; `Side.in_batches` gives their calls again.
+        batches: the texts of each, which may take several forwards; `Side.in_batches` gives their calls again.
     """
-    forwards = [forward for texts in batches for forward in _laid_out(cell, model, token_ids, texts)]
-    calls = tuple(Call(_arguments(cell, model, forward), forward) for forward in forwards)
-    return Side(model, calls, switches(cell), _pooling(cell, calls))
+    calls = tuple(call for texts in batches for call in _calls(cell, model, token_ids, texts))
+    formed = {axis.name: getattr(cell, axis.name) for axis in axes.table() if axis.forms_calls}
+
+    def recalled(axis: str, value: Any) -> tuple[Call, ...]:
+        return side_of(cell.model_copy(update={axis: value}), model, token_ids, batches).calls
+
+    return Side(model, calls, switches(cell), _pooling(cell, calls), formed=formed, recalled=recalled)
+
+
+def _calls(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> list[Call]:
+    """The calls of texts that are compared together, whose tokens follow one another in the order of the texts.
+
+    Where the forwards have another order (batches that are sorted), each is made once for every text in it.
+    """
+    forwards = forwards_of(cell, token_ids, texts)
+    laid_out = [forward for together in forwards for forward in _laid_out(cell, model, token_ids, together)]
+    calls = [Call(_arguments(cell, model, forward), forward) for forward in laid_out]
+    if [text for forward in laid_out for text in forward.texts] == list(texts):
+        return calls
+    alone = {
+        text: call.of_text(place)
+        for call, forward in zip(calls, laid_out, strict=True)
+        for place, text in enumerate(forward.texts)
+    }
+    return [alone[text] for text in texts]
 
 
 def _laid_out(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> list[layout.Forward]:
-    """The model calls for the texts of one batch."""
+    """The model calls for texts that share a forward."""
     if cell.inputs.arrays is not None:
         array_S = read_arrays(Path(cell.inputs.arrays))
         if array_S.is_floating_point():  # given in the dtype of the weights, as a user of the model does

@@ -47,6 +47,8 @@ class Side:
         parts: what is taken of the outputs; None: all.
         names: what its modules are called where outputs are compared, if not as in the model; none: not looked at.
         seed: of the random state that every run begins with; runs of one seed draw the same.
+        formed: of a cell, the axes that form its calls (`Axis.forms_calls`), with its values.
+        recalled: of a cell, forms its calls under another value of such an axis.
     """
 
     model: nn.Module
@@ -56,6 +58,8 @@ class Side:
     parts: tuple[Part, ...] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    formed: Mapping[str, Any] = field(default_factory=dict)
+    recalled: Callable[[str, Any], tuple[Call, ...]] | None = None
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""

@@ -50,7 +50,13 @@ class Call:
         """The same call with these rows of its tensors only, in this order."""
         kwargs = mapped(self.kwargs, lambda tensor: tensor[torch.tensor(rows, device=tensor.device)])
         positions = dict(tensors_in(kwargs)).get("position_ids")
-        return Call(kwargs, _of_rows(self.forward, rows, positions))
+        return replace(self, kwargs=kwargs, forward=_of_rows(self.forward, rows, positions))
+
+    def of_text(self, place: int) -> Call:
+        """The same call, of which the tokens of one text are looked at."""
+        lengths = self.forward.lengths
+        flat_N = self.forward.flat_N.split(list(lengths))[place]
+        return replace(self, forward=replace(self.forward, flat_N=flat_N, lengths=(lengths[place],)))
 
     @property
     def token_N(self) -> Tensor | None:

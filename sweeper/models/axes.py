@@ -184,6 +184,16 @@ _BUILT_IN = (
         weights=in_read,
         unsupported=_no_gpu,
     ),
+    Axis(
+        name="batch",
+        help="how many texts share a forward; inputs: as inputs.batch_size says",
+        kind=config.Batch,
+        default="inputs",
+        aliases={"1": "alone", "2": "of_2", "8": "of_8", "32": "of_32", "single": "alone"},
+        weights=nothing,
+        conditions=nothing,
+        forms_calls=True,
+    ),
 )
 _TABLE: dict[str, Axis] = {axis.name: axis for axis in _BUILT_IN}
 

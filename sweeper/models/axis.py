@@ -59,6 +59,8 @@ class Axis:
         around: makes the context around every forward of a cell: the axis' one switch.
         switches: in place of `around`, the switches by name, where an axis has several or names them otherwise; all
             cells have the same names. Each is put back alone to find a cause.
+        forms_calls: it decides how texts become calls of the model, and nothing else: it is put back alone, by forming
+            the calls under the reference's value.
         without_effect: setting -> why it does nothing here. Asked after the cell's forwards, in its conditions.
         unsupported: why the cell cannot run, and what would; None where nothing stands in the way.
         needs: distributions without which the cell cannot run.
@@ -78,6 +80,7 @@ class Axis:
     conditions: Part | None = None
     around: Callable[[Cell], AbstractContextManager[Any]] | None = None
     switches: Callable[[Cell], Mapping[str, Switch]] | None = None
+    forms_calls: bool = False
     without_effect: Callable[[Cell], Mapping[str, str]] | None = None
     unsupported: Callable[[Cell], str | None] = nothing
     needs: Callable[[Cell], tuple[str, ...]] | None = None

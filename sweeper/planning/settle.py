@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeper.checkpoints import settled
 from sweeper.checkpoints.card import read_card
-from sweeper.config import Cell, Checkpoint, Layout, Positions
+from sweeper.config import Batch, Cell, Checkpoint, Layout, Positions
 
 
 @dataclass
@@ -75,6 +75,8 @@ def _model_class(checkpoint: Checkpoint, folder: Path | None) -> type[Any] | Non
 
 def _meaningless(cell: Cell, checkpoint: Checkpoint, kind: type[Any] | None) -> Iterable[tuple[str, Any, str]]:
     """Axes, the value that stands for all of theirs, and why."""
+    if cell.layout is Layout.SINGLE:
+        yield "batch", Batch.INPUTS, "layout=single runs each text alone"
     if kind is None:
         if not checkpoint.causal:
             yield "use_cache", False, "an encoder has no key-value cache"

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from sweeper.verdict.comparison import Comparison
 
 
-def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[int, ...]]:
-    """What to judge on until the sides differ: two texts, then the first batch, then the text that moved most.
+_MOST_TEXTS = 64  # judged at once, if that tells: batches that are sorted may have all texts in one group
+
+
+def telling_texts(texts: Sequence[TextFigures], batches: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """What to judge on until the sides differ: two texts, the first batch, the text that moved most, its whole batch.
 
     Many runs of all texts would cost more than they tell. The two are the first one and the longest one of another
     length: two texts of one length have no pads between them, so that layouts and poolings agree. Which two depends on
@@ -36,9 +39,9 @@ def telling_texts(texts: Sequence[TextFigures], batch_size: int) -> list[tuple[i
     """
     others = [text for text in texts[1:] if text.tokens != texts[0].tokens] or texts[1:]
     longest = sorted(others, key=lambda text: -text.tokens)[:1]
-    batch = tuple(range(min(batch_size, len(texts))))
     most = max(texts, key=_moved).text
-    sets = [(0, *(text.text for text in longest)), batch, (0, most)]
+    of_most = next(batch for batch in batches if most in batch)
+    sets = [(0, *(text.text for text in longest)), tuple(batches[0][:_MOST_TEXTS]), (0, most), tuple(of_most)]
     return [few for place, few in enumerate(sets) if not any(set(few) <= set(earlier) for earlier in sets[:place])]
 
 

@@ -24,7 +24,7 @@ from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step
 from sweeper.config import Attention, Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.devices import free_bytes, out_of_memory
 from sweeper.errors import AlignmentError, UnsupportedError
-from sweeper.inputs.texts import batches
+from sweeper.inputs.batching import compared_together, forwards_of, idle
 from sweeper.models.backends import implementation
 from sweeper.models.checks import operator_mismatch, switch_attention
 from sweeper.models.conditions import conditions, same_conditions
@@ -50,6 +50,7 @@ class ReferenceRun:
 
     Attributes:
         kept: its outputs and their sample; None where they are too large for that, and it runs in step with each.
+        grouped: the texts that are compared together.
     """
 
     cell_id: str
@@ -57,6 +58,7 @@ class ReferenceRun:
     state: dict[str, StateEntry]
     weights: WeightsKey
     token_ids: list[list[int]]
+    grouped: list[tuple[int, ...]]
 
 
 class Runner:
@@ -148,8 +150,6 @@ class Runner:
         token_ids = self._token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
-        if batches(token_ids, cell.inputs.batch_size) != batches(token_ids, planned.reference.inputs.batch_size):
-            raise AlignmentError("reference and candidate form other batches: give both the same inputs.batch_size")
         comparer = self._comparer(cell, loaded.model, token_ids)
         with judging.first_outputs(loaded.model, wanted=bool(self._verdict)) as outputs:
             ran, reference_sample = self._compare(planned, reference, loaded, comparer)
@@ -202,6 +202,8 @@ class Runner:
             tried = self._code_paths.without_effect(cell, model, token_ids)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
         without_effect |= tried
+        if reason := idle(cell, token_ids):
+            without_effect["batch"] = reason
         if not kernels and cell.attention is not Attention.EAGER:
             without_effect["attention"] = "no attention was seen at work"
         return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
@@ -211,7 +213,8 @@ class Runner:
             return None
         if judging.nothing_differs(figures):
             return judging.identical_record(figures)
-        telling = judging.telling_texts(figures.texts, planned.cell.inputs.batch_size)
+        assert self._reference is not None, "what is judged was just compared with it"
+        telling = judging.telling_texts(figures.texts, self._reference.grouped)
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
         for sets in (telling, telling, [judging.shortest(figures.texts, telling[0])]):
             try:
@@ -259,12 +262,13 @@ class Runner:
         return self._evidence[key]
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
-        if self._reference is not None and self._reference.cell_id == planned.reference_id:
+        if self._reference is not None and self._serves(self._reference, planned):
             # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
             self._pool.keep(planned.reference)
             return self._reference
+        if self._reference is None or self._reference.cell_id != planned.reference_id:
+            self._evidence.clear()
         self._reference = None  # frees its outputs before the next ones are made
-        self._evidence.clear()
         cell = planned.reference
         local = self._local(cell)
         loaded, _ = self._pool.get(cell, local.folder)
@@ -272,7 +276,7 @@ class Runner:
         kept_bytes = self._kept_bytes
         if planned.reference_id in self._shared:
             kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
-        grouped = batches(token_ids, cell.inputs.batch_size)
+        grouped = _grouped(planned, token_ids)
         side = side_of(cell, loaded.model, token_ids, grouped)
         kept = keep_reference(side, grouped, self._progress, kept_bytes=kept_bytes)
         self._reference = ReferenceRun(
@@ -281,15 +285,20 @@ class Runner:
             state_of(loaded.model),
             loaded.key,
             token_ids,
+            grouped,
         )
         return self._reference
+
+    def _serves(self, reference: ReferenceRun, planned: PlannedCell) -> bool:
+        """Whether the run is that of the cell's reference, with its texts in the groups that the cell needs."""
+        same = reference.cell_id == planned.reference_id
+        return same and reference.grouped == _grouped(planned, reference.token_ids)
 
     def _compare(
         self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
     ) -> tuple[HookedSide, Sample]:
         """What running the candidate left behind, and the reference's sample."""
-        cell, token_ids = planned.cell, reference.token_ids
-        grouped = batches(token_ids, cell.inputs.batch_size)
+        cell, token_ids, grouped = planned.cell, reference.token_ids, reference.grouped
         side = side_of(cell, loaded.model, token_ids, grouped)
         if reference.kept is not None:
             kept, sample = reference.kept
@@ -342,6 +351,11 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
+
+
+def _grouped(planned: PlannedCell, token_ids: list[list[int]]) -> list[tuple[int, ...]]:
+    """The texts that are compared together."""
+    return compared_together(forwards_of(planned.reference, token_ids), forwards_of(planned.cell, token_ids))
 
 
 def _output_kind(cell: Cell) -> str:

@@ -103,7 +103,7 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
     """
     precision = Precision()
     exact = fresh((call.kwargs for call in side.calls), torch.float64)
-    calls = tuple(Call(kwargs, call.forward) for kwargs, call in zip(exact, side.calls, strict=True))
+    calls = tuple(replace(call, kwargs=kwargs) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dequantised(side.model))
@@ -122,7 +122,7 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
 
 def _without_cache(model: nn.Module, call: Call) -> Call:
     """Flash attention reads packing from position_ids; eager finds it only without a cache."""
-    return Call({**call.kwargs, "use_cache": False}, call.forward) if takes(model, "use_cache") else call
+    return replace(call, kwargs={**call.kwargs, "use_cache": False}) if takes(model, "use_cache") else call
 
 
 def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -44,6 +44,7 @@ def test_without_a_grid_there_is_one_cell() -> None:
         "numerics": "default",
         "inputs": "sentences",
         "device": "cpu",
+        "batch": "inputs",
     }
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sweeper.config import (
     Attention,
+    Batch,
     Cell,
     Dtype,
     FolderCheckpoint,
@@ -107,6 +108,7 @@ def test_every_axis_and_the_environment_change_the_cell_id() -> None:
         "numerics": CELL.numerics.model_copy(update={"deterministic": True}),
         "inputs": CELL.inputs.model_copy(update={"batch_size": 1}),
         "device": "cuda",
+        "batch": Batch.ALONE,
     }
     assert set(others) == set(Cell.model_fields)
     ids = [cell_id(CELL, identity), cell_id(CELL, identity | {"torch": "2.14.0"})]

@@ -10,6 +10,7 @@ import torch
 from sweeper.cli.explain import explain_cell
 from sweeper.environment import environment
 from sweeper.errors import UnsupportedError
+from sweeper.inputs.texts import batches
 from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, TextFigures, VerdictRecord
@@ -67,14 +68,15 @@ def figures(*moved: float, tokens: tuple[int, ...] = ()) -> list[TextFigures]:
         ((3.0, 1.0, 2.0), (1, 1, 1), 8, [(0, 1), (0, 1, 2)]),
         ((3.0, 1.0, 4.0), (5, 7, 7), 2, [(0, 1), (0, 2)]),
         ((0.0, 9.0, 1.0, 2.0), (5, 5, 7, 3), 4, [(0, 2), (0, 1, 2, 3)]),
-        ((0.0, 9.0, 1.0, 9.5), (5, 5, 7, 3), 2, [(0, 2), (0, 1), (0, 3)]),
-        ((0.0, 1.0, float("nan"), 9.0), (5, 6, 5, 6), 2, [(0, 1), (0, 2)]),
+        ((0.0, 9.0, 1.0, 9.5), (5, 5, 7, 3), 2, [(0, 2), (0, 1), (0, 3), (2, 3)]),
+        ((0.0, 1.0, float("nan"), 9.0), (5, 6, 5, 6), 2, [(0, 1), (0, 2), (2, 3)]),
     ],
 )
-def test_two_texts_by_length_alone_then_the_batch_then_what_moved_most(
+def test_two_texts_by_length_alone_then_the_batch_then_what_moved_most_then_its_batch(
     moved: tuple[float, ...], tokens: tuple[int, ...], batch_size: int, expected: list[tuple[int, ...]]
 ) -> None:
-    assert telling_texts(figures(*moved, tokens=tokens), batch_size) == expected
+    grouped = batches([[1] * length for length in tokens], batch_size)
+    assert telling_texts(figures(*moved, tokens=tokens), grouped) == expected
 
 
 @pytest.mark.parametrize(

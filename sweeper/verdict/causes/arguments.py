@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sweeper.comparator.side import Call, Side, text_lengths
+from sweeper.config import label
 from sweeper.inputs.layout import to_rows
 from sweeper.models.configs import takes
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
@@ -48,7 +49,7 @@ def arguments_undone(reference: Side, candidate: Side, found: Provenance) -> Sid
             for name, value in right.kwargs.items()
         }
         same = all(value is right.kwargs[name] for name, value in kwargs.items())
-        calls.append(right if same else Call(kwargs, right.forward))
+        calls.append(right if same else replace(right, kwargs=kwargs))
     same = all(one is other for one, other in zip(calls, candidate.calls, strict=True))
     return candidate if same else replace(candidate, calls=tuple(calls))
 
@@ -104,6 +105,7 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
         found.append(Counterfactual(name, fix, "inputs", _on_candidate(_with(use_cache=False))))
     if pair.reference.calls is pair.candidate.calls:
         return found
+    found += formed_counterfactuals(pair)
     arguments = [name for name in _differing_arguments(pair) if name not in covered]
     if not arguments and _aligned(pair):
         return found
@@ -140,6 +142,22 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
     return found
 
 
+def formed_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """Each axis that forms the calls of a cell alone, where the sides differ in it."""
+    left, right = (side.formed for side in pair)
+    differing = [axis for axis in left if axis in right and left[axis] != right[axis]]
+    return [_formed(axis, left[axis], right[axis]) for axis in differing]
+
+
+def _formed(axis: str, reference: Any, candidate: Any) -> Counterfactual:
+    def change(side: Side) -> Side:
+        assert side.recalled is not None, "what has such axes is a cell"
+        return replace(side, calls=side.recalled(axis, reference), formed={**side.formed, axis: reference})
+
+    name = f"{axis}: {label(reference)} -> {label(candidate)}"
+    return Counterfactual(name, f"{axis}={label(reference)}", "inputs", _on_candidate(change))
+
+
 def _packed_with_cache(call: Call) -> bool:
     packed = len(call.forward.lengths) > call.forward.shape[0]
     return packed and call.kwargs.get("use_cache") is not False
@@ -151,7 +169,7 @@ def _shapes(side: Side) -> str:
 
 def _with(**arguments: Any) -> Change:
     def change(side: Side) -> Side:
-        return replace(side, calls=tuple(Call({**call.kwargs, **arguments}, call.forward) for call in side.calls))
+        return replace(side, calls=tuple(replace(call, kwargs={**call.kwargs, **arguments}) for call in side.calls))
 
     return change
 
@@ -159,7 +177,9 @@ def _with(**arguments: Any) -> Change:
 def _without(argument: str) -> Change:
     def change(side: Side) -> Side:
         kwargs = [{name: value for name, value in call.kwargs.items() if name != argument} for call in side.calls]
-        return replace(side, calls=tuple(Call(own, call.forward) for own, call in zip(kwargs, side.calls, strict=True)))
+        return replace(
+            side, calls=tuple(replace(call, kwargs=own) for own, call in zip(kwargs, side.calls, strict=True))
+        )
 
     return change
 
@@ -222,7 +242,7 @@ def _argument(name: str, keys: str) -> Counterfactual:
             kwargs = {key: value for key, value in right.kwargs.items() if key != name}
             if name in left.kwargs:
                 kwargs[name] = _like(left.kwargs[name], right.kwargs.get(name))
-            calls.append(Call(kwargs, right.forward))
+            calls.append(replace(right, kwargs=kwargs))
         yield Pair(pair.reference, replace(pair.candidate, calls=tuple(calls)))
 
     return Counterfactual(
@@ -278,7 +298,7 @@ def _with_positions(side: Side, lengths: list[int]) -> Side:
         flat_N = call.forward.flat_N
         position_BT = torch.zeros(call.forward.shape, dtype=torch.int64, device=flat_N.device)
         position_BT.view(-1)[flat_N] = own_N.to(flat_N.device)
-        calls.append(Call({**call.kwargs, "position_ids": position_BT}, call.forward))
+        calls.append(replace(call, kwargs={**call.kwargs, "position_ids": position_BT}))
     return replace(side, calls=tuple(calls))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sweeper.comparator.side import Call, Side
+from sweeper.comparator.side import Side
 from sweeper.models.swapping import doubled, swapped
 from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
@@ -140,7 +140,7 @@ def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    calls = [Call({name: cast(value) for name, value in call.kwargs.items()}, call.forward) for call in side.calls]
+    calls = [replace(call, kwargs={name: cast(value) for name, value in call.kwargs.items()}) for call in side.calls]
     return replace(side, calls=tuple(calls))
 
 
