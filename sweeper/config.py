@@ -314,6 +314,28 @@ class WandbSettings(_Frozen):
     tags: tuple[str, ...] = ()
 
 
+class InlineLauncherSettings(_Frozen):
+    """This process, one cell after another."""
+
+    name: Literal["inline"] = "inline"
+
+
+class GpusLauncherSettings(_Frozen):
+    """A worker process a GPU of this machine.
+
+    Attributes:
+        workers: how many; None is one for every `gpus_a_worker` of the GPUs that CUDA_VISIBLE_DEVICES shows, and on a
+            machine without any, one.
+        gpus_a_worker: how many GPUs each sees: several for a model that is larger than one.
+    """
+
+    name: Literal["gpus"] = "gpus"
+    workers: int | None = Field(default=None, ge=1)
+    gpus_a_worker: int = Field(default=1, ge=1)
+
+
+LauncherSettings = Annotated[InlineLauncherSettings | GpusLauncherSettings, Field(discriminator="name")]
+
 Weights = Literal["resident", "streamed"]
 
 FAIL_ON = ("failed", "semantic", "policy", "inconclusive", "unsupported")
@@ -333,7 +355,11 @@ class Settings(_Frozen):
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device. It changes no figure but the cost's. Judging needs whole models.
-        launcher: who runs the cells: a name in `launchers/registry.py`.
+        launcher: who runs the cells; a class of `LauncherSettings` each.
+        isolation: `process` runs the cells in a process of their own, which lives on from cell to cell: one that ends
+            it, or does not end, costs itself. Every launcher but `inline` does.
+        cell_timeout_s: how long a cell may take where it runs in another process, its reference and loading included;
+            None is for ever.
         fail_on: how a cell must have ended for the exit code to be 1: exactly these of `FAIL_ON`, worst first; `none`
             for no cell. A sweep in which nothing could be compared is 1 all the same.
         wandb: see `WandbSettings`.
@@ -345,7 +371,9 @@ class Settings(_Frozen):
     verdict: bool | Literal["full"] = True
     latency_repeats: int | None = Field(default=None, ge=0)
     weights: Weights = "resident"
-    launcher: str = "inline"
+    launcher: LauncherSettings = InlineLauncherSettings()
+    isolation: Literal["none", "process"] = "none"
+    cell_timeout_s: float | None = Field(default=None, gt=0)
     fail_on: tuple[str, ...] = ("failed",)
     wandb: WandbSettings = WandbSettings()
 
@@ -367,6 +395,14 @@ class Settings(_Frozen):
     def _judges_whole_models(self) -> Settings:
         if self.verdict and self.weights == "streamed":
             raise ValueError("weights=streamed cannot be judged, which needs whole models; add verdict=false")
+        return self
+
+    @model_validator(mode="after")
+    def _can_end_a_cell(self) -> Settings:
+        if self.cell_timeout_s is not None and self.launcher.name == "inline" and self.isolation == "none":
+            raise ValueError(
+                f"cell_timeout_s={self.cell_timeout_s:g} can end a cell only in another process; add isolation=process"
+            )
         return self
 
     @model_validator(mode="after")

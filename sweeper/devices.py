@@ -56,6 +56,18 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
 
 
+def usable(device: str) -> bool:
+    """Whether the device still answers. After an assertion or an illegal address in a kernel, CUDA refuses all that the
+    process asks for, until its end."""
+    if device != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return out_of_memory(error)
+    return True
+
+
 @contextlib.contextmanager
 def suppressed(*errors: type[Exception]) -> Iterator[None]:
     """`contextlib.suppress`, which lets running out of memory pass."""

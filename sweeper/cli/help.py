@@ -32,6 +32,9 @@ Axes that are config files, here and in --config-dir; their settings are changed
 Grids:
 {grids}
 
+Launchers, who run the cells; their settings are changed with a dot (launcher.workers=2):
+{launchers}
+
 Published figures, which measured ones are put beside:
 {reported}
 
@@ -65,6 +68,7 @@ def help_text(config_folders: Sequence[Path], subcommands: Mapping[str, str]) ->
         axes="\n".join(_axis(axis, axis.words()) for axis in scalars),
         groups="\n".join(_axis(axis, _options(config_folders, axis.name)) for axis in groups),
         grids=_entry("+grid", _options(config_folders, "grid")),
+        launchers=_entry("launcher", _options(config_folders, "launcher")),
         reported=_entry("reported", _options(config_folders, "reported")),
         settings=_entry("", [*settings, *wandb]),
     )

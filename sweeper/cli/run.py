@@ -30,14 +30,12 @@ def carry_out(request: SweepRequest) -> int:
     """Runs a sweep, or prints its plan. Returns the exit code."""
     from sweeper.launchers.registry import make_launcher
 
-    launcher = make_launcher(request.settings.launcher)
+    launcher = make_launcher(request.settings)
     if request.settings.dry_run:
-        from sweeper.environment import environment
-        from sweeper.planning.plan import make_plan
         from sweeper.reports.plan import print_plan
         from sweeper.sweep.finished import finished_cells, where
 
-        plan = make_plan(request, environment(request.device))
+        plan = launcher.plan(request)
         found = finished_cells(plan, judged=request.settings.verdict, say=lambda line: print(line, file=sys.stderr))
         print_plan(plan, finished={cell_id: where(store, plan) for cell_id, (store, _) in found.items()})
         return 0

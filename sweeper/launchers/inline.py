@@ -4,26 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 
-from sweeper.launchers.launcher import Finished, MakeWorker, Work
+from sweeper.launchers.launcher import Finished, Lost, MakeWorker, Unit, Work, Worker, plan_here
+from sweeper.launchers.processes import ProcessLauncher
+from sweeper.planning.grid import SweepRequest
+from sweeper.planning.plan import Plan
 from sweeper.sinks.sink import Sink
 
 
 class InlineLauncher:
-    """Runs everything with one worker, which keeps models and references from cell to cell."""
+    """Runs everything with one worker, which keeps models and references from cell to cell.
 
-    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
-        unit = work.take()
-        if unit is None:
-            return
-        worker = make_worker(sink)
+    A cell that ended processes before gets one of its own. Where a device refuses everything that this process asks
+    for, the rest gets one.
+    """
+
+    def plan(self, request: SweepRequest) -> Plan:
+        return plan_here(request)
+
+    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished | Lost]:
+        worker: Worker | None = None
         with _imports_not_collected():
-            while unit is not None:
-                for planned in unit.cells:
+            while unit := work.take():
+                for place, planned in enumerate(unit.cells):
+                    if planned.cell_id in unit.risky:
+                        sink.said(f"{planned.cell_id} ended the process that ran it before: it gets one of its own")
+                        alone = replace(unit, cells=(planned,))
+                        yield from ProcessLauncher([{}]).launch(_Then([alone]), make_worker, sink)
+                        continue
+                    worker = worker or make_worker(sink)
                     sink.cell_started(planned)
                     yield Finished(*worker.run(planned))
-                unit = work.take()
+                    if not worker.usable:
+                        sink.said("the device refuses all that this process asks for: a new process runs the rest")
+                        left = [replace(unit, cells=cells)] if (cells := unit.cells[place + 1 :]) else []
+                        yield from ProcessLauncher([{}]).launch(_Then(left, work), make_worker, sink)
+                        return
+
+    def close(self) -> None:
+        """Nothing outlives a launch."""
+
+
+class _Then:
+    """Some units, and then what other work gives."""
+
+    def __init__(self, units: Sequence[Unit], work: Work | None = None) -> None:
+        self._units = list(units)
+        self._work = work
+
+    def take(self, like: Unit | None = None, beside: Sequence[Unit] = ()) -> Unit | None:
+        if self._units:
+            return self._units.pop(0)
+        return None if self._work is None else self._work.take(like, beside)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sweeper.environment import environment
 from sweeper.models.weights import WeightsKey
-from sweeper.planning.plan import PlannedCell
+from sweeper.planning.grid import SweepRequest
+from sweeper.planning.plan import Plan, PlannedCell, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.sinks.sink import Sink
 
@@ -46,8 +48,25 @@ class Finished(NamedTuple):
     modules: Sequence[ModuleRecord]
 
 
+class Lost(NamedTuple):
+    """A cell that has no record because its worker did not live to make one."""
+
+    planned: PlannedCell
+    reason: str
+
+
+ENDED = "the process that ran it ended"
+"""How the reason of a cell begins that ended its worker."""
+
+
 class Worker(Protocol):
-    """What runs cells, one after another, and keeps what consecutive ones share: `sweeper.sweep.runner.Runner`."""
+    """What runs cells, one after another, and keeps what consecutive ones share: `sweeper.sweep.runner.Runner`.
+
+    Attributes:
+        usable: whether another cell can run in this process; false once its device refuses everything.
+    """
+
+    usable: bool
 
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         """Runs one cell to its record; whatever goes wrong is in the record."""
@@ -61,7 +80,10 @@ needs only when it is called: a launcher may call it in other processes, once in
 class Launcher(Protocol):
     """Who runs the cells of a plan: this process, one process a GPU, a cluster."""
 
-    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
+    def plan(self, request: SweepRequest) -> Plan:
+        """Plans the sweep where it will run: that environment is part of every id."""
+
+    def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished | Lost]:
         """Runs all cells that it can take and yields each as it finishes, in whatever order.
 
         The caller stores what it gets before it asks for the next, and closes the generator where it stops early: what
@@ -72,6 +94,14 @@ class Launcher(Protocol):
             make_worker: makes what runs it.
             sink: is told of every cell that starts, and what workers have to say.
         """
+
+    def close(self) -> None:
+        """Lets go of what was started for the sweep, whether or not anything was launched."""
+
+
+def plan_here(request: SweepRequest) -> Plan:
+    """Plans a sweep that runs on this machine."""
+    return make_plan(request, environment(request.device))
 
 
 def units_of(cells: Iterable[PlannedCell]) -> list[Unit]:

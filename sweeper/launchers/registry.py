@@ -1,24 +1,26 @@
-"""The launchers by name. A new one is a module beside this one and a line here."""
+"""The launchers by name. A new one is a module beside this one, a line here, and its settings in `sweeper.config`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from sweeper.errors import ConfigError, did_you_mean
+from sweeper.config import Settings
+from sweeper.launchers.gpus import make_gpus_launcher
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Launcher
+from sweeper.launchers.processes import ProcessLauncher
 
-LAUNCHERS: Mapping[str, Callable[[], Launcher]] = {
-    "inline": InlineLauncher,
+
+def _inline(settings: Settings) -> Launcher:
+    return ProcessLauncher([{}], settings.cell_timeout_s) if settings.isolation == "process" else InlineLauncher()
+
+
+LAUNCHERS: Mapping[str, Callable[[Settings], Launcher]] = {
+    "inline": _inline,
+    "gpus": make_gpus_launcher,
 }
 
 
-def make_launcher(name: str) -> Launcher:
-    """The launcher of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in LAUNCHERS:
-        raise ConfigError(f"launcher: no launcher named {name!r}{did_you_mean(name, LAUNCHERS)}")
-    return LAUNCHERS[name]()
+def make_launcher(settings: Settings) -> Launcher:
+    """The launcher that the settings ask for."""
+    return LAUNCHERS[settings.launcher.name](settings)

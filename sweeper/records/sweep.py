@@ -17,7 +17,10 @@ from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Token
 from sweeper.records.store import SWEEP_FILE, Store, read_document
 from sweeper.records.sums import read_bytes
 
-_ABOUT_THE_MACHINE = ("output_dir=", "wandb.", "latency_repeats=")  # overrides that change no result
+_ABOUT_THE_MACHINE = (
+    *("output_dir=", "wandb.", "latency_repeats="),
+    *("launcher=", "launcher.", "isolation=", "cell_timeout_s="),
+)  # overrides that change no result
 
 
 class PlannedIds(BaseModel):

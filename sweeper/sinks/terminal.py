@@ -40,7 +40,7 @@ class TerminalSink(Sink):
         self._task = self._progress.add_task("", total=None)
         self._texts = self._progress.add_task("  texts", total=None, visible=False)
         self._varying: list[str] = []
-        self._started = time.monotonic()
+        self._started: dict[str, float] = {}  # cell id -> when; several run at once where there are several workers
 
     def sweep_started(self, plan: Plan) -> None:
         super().sweep_started(plan)
@@ -56,7 +56,7 @@ class TerminalSink(Sink):
         self._err.print(line, markup=False, highlight=False)
 
     def cell_started(self, planned: PlannedCell) -> None:
-        self._started = time.monotonic()
+        self._started[planned.cell_id] = time.monotonic()
         self._progress.update(self._task, description=short_label(planned.cell.axes(), self._varying))
 
     def texts_done(self, done: int, texts: int) -> None:
@@ -68,7 +68,9 @@ class TerminalSink(Sink):
 
     def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
         outcome = record.status.value if record.reason is None else f"{record.status.value}: {record.reason}"
-        self._advance(record, f"{outcome} ({time.monotonic() - self._started:.1f} s)")
+        started = self._started.pop(record.cell_id, None)
+        took = "" if started is None else f" ({time.monotonic() - started:.1f} s)"
+        self._advance(record, f"{outcome}{took}")
 
     def _advance(self, record: CellRecord, outcome: str) -> None:
         self._progress.advance(self._task)
@@ -83,7 +85,9 @@ class TerminalSink(Sink):
 
     def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
+        failed = sum(record.status is Status.FAILED for record in records)
         self.said(
-            f"Stopped. {len(records)} of {len(self.plan.cells)} cells are finished and kept in {self.plan.folder}; "
+            f"Stopped. {len(records) - failed} of {len(self.plan.cells)} cells are finished"
+            f"{f', {failed} failed' if failed else ''}, and kept in {self.plan.folder}; "
             "the same command goes on from there."
         )

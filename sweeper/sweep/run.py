@@ -10,25 +10,25 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sweeper.environment import environment
 from sweeper.errors import ConfigError, DamagedError
 from sweeper.launchers.inline import InlineLauncher
-from sweeper.planning.plan import Plan, make_plan
-from sweeper.records.cell import CellRecord
+from sweeper.launchers.launcher import Finished, Lost
+from sweeper.planning.plan import Plan
+from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
 from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.finished import finished_cells
+from sweeper.sweep.new_record import begun, ended
 from sweeper.sweep.shared_work import SharedWork
+from sweeper.sweep.signals import INTERRUPTED, stopping_signals
 
 if TYPE_CHECKING:
     from sweeper.config import Settings
     from sweeper.launchers.launcher import Launcher
     from sweeper.planning.grid import SweepRequest
     from sweeper.sweep.runner import Runner
-
-INTERRUPTED = 130
 
 
 def run(
@@ -41,7 +41,13 @@ def run(
         sinks: who is told, by name.
         launcher: who runs the cells; None is this process.
     """
-    plan = make_plan(request, environment(request.device))
+    launcher = launcher or InlineLauncher()
+    with stopping_signals(), contextlib.closing(launcher):
+        return _run(request, sinks, launcher)
+
+
+def _run(request: SweepRequest, sinks: Mapping[str, Sink], launcher: Launcher) -> int:
+    plan = launcher.plan(request)
     store = Store(plan.folder)
     said: list[str] = []  # until somebody is told
     finished_before = finished_cells(plan, judged=request.settings.verdict, say=said.append)
@@ -58,12 +64,12 @@ def run(
         told.said(line)
     try:
         _adopt(finished_before, store, told, records)
-        _run_cells(plan, request.settings, launcher or InlineLauncher(), store, told, records)
+        _run_cells(plan, request.settings, launcher, store, told, records)
     except KeyboardInterrupt:
-        told.interrupted(_in_order(plan, records))
+        told.interrupted(_stored(plan, store))
         return INTERRUPTED
     except OSError as error:  # a full disk: what is finished stays
-        told.interrupted(_in_order(plan, records))
+        told.interrupted(_stored(plan, store))
         told.said(f"The reason: {error}")
         return 1
     told.sweep_finished(_in_order(plan, records))
@@ -75,6 +81,15 @@ def run(
 
 def _in_order(plan: Plan, records: Mapping[str, CellRecord]) -> list[CellRecord]:
     return [records[planned.cell_id] for planned in plan.cells if planned.cell_id in records]
+
+
+def _stored(plan: Plan, store: Store) -> list[CellRecord]:
+    """What lies in the folder: a sweep can be stopped between a cell's last byte and the line that would count it."""
+    found = []
+    for planned in plan.cells:
+        with contextlib.suppress(DamagedError, OSError):
+            found.append(store.read(planned.cell_id))
+    return [record for record in found if record is not None]
 
 
 def _adopt(
@@ -95,9 +110,14 @@ def _run_cells(
     missing = [planned for planned in plan.cells if planned.cell_id not in records]
     if not missing:
         return
-    _fix_cublas_workspace(plan)
     shared = _shared_references(plan) if settings.weights == "resident" else frozenset()
-    make_worker = partial(_make_runner, environment=plan.environment, settings=settings, shared=shared)
+    make_worker = partial(
+        _make_runner,
+        environment=plan.environment,
+        settings=settings,
+        shared=shared,
+        deterministic=_asks_for_determinism(plan),
+    )
 
     def found(record: CellRecord) -> None:
         records[record.cell_id] = record
@@ -108,7 +128,7 @@ def _run_cells(
         while work.left:
             told = AllSinks({"claims": work, "sinks": sinks})
             with contextlib.closing(launcher.launch(work, make_worker, told)) as finished:
-                for record, modules in finished:
+                for record, modules in (_with_record(result, plan) for result in finished):
                     store.write(record, modules)
                     records[record.cell_id] = record
                     told.cell_finished(record, modules)
@@ -117,9 +137,24 @@ def _run_cells(
         work.close(finished=len(records) == len(plan.cells))
 
 
-def _make_runner(sink: Sink, *, environment: dict[str, Any], settings: Settings, shared: frozenset[str]) -> Runner:
+def _with_record(result: Finished | Lost, plan: Plan) -> Finished:
+    """What a launcher gave; of a cell that was lost with its worker, a record that says so."""
+    if isinstance(result, Finished):
+        return result
+    return Finished(ended(begun(result.planned, plan.environment), Status.FAILED, result.reason), ())
+
+
+def _make_runner(
+    sink: Sink, *, environment: dict[str, Any], settings: Settings, shared: frozenset[str], deterministic: bool
+) -> Runner:
+    """Makes a worker, in the process where it is to run."""
     from sweeper.sweep.runner import Runner  # torch and transformers: only once there is something to run
 
+    if deterministic:
+        from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
+
+        # torch reads it once, at the first matrix product of the process, which may be of another cell than asks for it
+        os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
     return Runner(
         environment,
         latency_repeats=settings.latency_repeats,
@@ -131,14 +166,9 @@ def _make_runner(sink: Sink, *, environment: dict[str, Any], settings: Settings,
     )
 
 
-def _fix_cublas_workspace(plan: Plan) -> None:
-    """torch reads it once, at the first matrix product of the process, which may be of another cell than the one that
-    asks for determinism."""
+def _asks_for_determinism(plan: Plan) -> bool:
     cells = (cell for planned in plan.cells for cell in (planned.cell, planned.reference))
-    if any(cell.numerics.deterministic and cell.device == "cuda" for cell in cells):
-        from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
-
-        os.environ.setdefault(CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE)
+    return any(cell.numerics.deterministic and cell.device == "cuda" for cell in cells)
 
 
 def _shared_references(plan: Plan) -> frozenset[str]:

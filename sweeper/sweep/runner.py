@@ -22,7 +22,7 @@ from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
 from sweeper.config import Attention, Cell, Checkpoint, Head, Inputs, Weights
-from sweeper.devices import free_bytes, out_of_memory
+from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.batching import compared_together, forwards_of, idle
 from sweeper.models.backends import implementation
@@ -75,6 +75,9 @@ class Runner:
         say: takes one line of progress (fetching, dequantising).
         progress: is told, after every batch, how many texts of how many have run: for a reference that is kept, as far
             as it fits, then for the cell.
+
+    Attributes:
+        usable: see `Worker`.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Runner:
         say: Callable[[str], None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        self.usable = True
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._verdict = verdict
@@ -130,7 +134,8 @@ class Runner:
         self._evidence.clear()
         self._states.clear()
         gc.collect()
-        if planned.cell.device == "cuda":
+        self.usable = usable(planned.cell.device)
+        if planned.cell.device == "cuda" and self.usable:  # else it would raise the same error again
             torch.cuda.empty_cache()
 
     def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:

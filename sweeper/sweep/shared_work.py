@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sweeper.errors import DamagedError
-from sweeper.launchers.launcher import Unit, units_of, weights_of
+from sweeper.launchers.launcher import ENDED, Unit, units_of, weights_of
 from sweeper.planning.plan import PlannedCell
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.store import Store
@@ -18,8 +18,6 @@ from sweeper.sweep.claims import Claims
 
 LOOK_AGAIN_S = 0.5  # where all that is left is run by others
 ENDS_PROCESSES = 2  # so many died of a cell: the next one runs it in a process of its own
-DIED = "the process that ran it ended"
-"""How the reason of a cell begins that ended its process."""
 
 
 class SharedWork(Sink):
@@ -74,7 +72,7 @@ class SharedWork(Sink):
                 continue
             self._running[unit.reference_id] = {planned.cell_id for planned in cells}
             risky = {cell_id for cell_id, deaths in claim.deaths.items() if deaths >= ENDS_PROCESSES}
-            risky |= {cell_id for cell_id, record in self._earlier.items() if (record.reason or "").startswith(DIED)}
+            risky |= {cell_id for cell_id, record in self._earlier.items() if (record.reason or "").startswith(ENDED)}
             return replace(unit, cells=cells, risky=frozenset(risky & self._running[unit.reference_id]))
         return None
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.cli.run import config_folder
 from sweeper.environment import environment
-from sweeper.errors import ConfigError
+from sweeper.launchers import gpus
 from sweeper.launchers.inline import InlineLauncher
-from sweeper.launchers.launcher import Finished, MakeWorker, Unit, Work, units_of
+from sweeper.launchers.launcher import Finished, MakeWorker, Unit, Work, plan_here, units_of
 from sweeper.launchers.registry import LAUNCHERS, make_launcher
-from sweeper.planning.plan import PlannedCell, make_plan
+from sweeper.planning.grid import SweepRequest
+from sweeper.planning.plan import Plan, PlannedCell, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import Store
 from sweeper.sinks.sink import Sink
@@ -70,6 +72,8 @@ class Listed:
 class Counting:
     """A worker that measures nothing."""
 
+    usable = True
+
     def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         return record(planned.cell_id), tuple(modules())
 
@@ -100,13 +104,14 @@ def test_inline_makes_one_worker_and_yields_every_cell_as_it_finishes() -> None:
     assert len(made) == 1
 
 
-def test_an_unknown_launcher_is_one_line_also_for_a_dry_run() -> None:
-    for name, make in LAUNCHERS.items():
-        assert type(make_launcher(name)) is type(make())
-    with pytest.raises(
-        ConfigError, match=r"launcher: no launcher named 'inlin'; did you mean inline\? Allowed: inline"
-    ):
-        make_launcher("inlin")
+def test_every_launcher_has_a_file_in_conf_that_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {path.stem for path in (config_folder() / "launcher").glob("*.yaml")}
+    assert names == set(LAUNCHERS)
+    monkeypatch.setattr(gpus, "visible_gpus", list)
+    for name in names:
+        settings = request_of("checkpoint=tiny_llama", f"launcher={name}").settings
+        assert settings.launcher.name == name
+        make_launcher(settings).close()
 
 
 def in_a_worker_process(make_worker: bytes, unit: Unit) -> list[Finished]:
@@ -116,6 +121,12 @@ def in_a_worker_process(make_worker: bytes, unit: Unit) -> list[Finished]:
 
 class ProcessAUnit:
     """What a launcher of several processes comes to: a fresh process for each unit, the last unit first."""
+
+    def plan(self, request: SweepRequest) -> Plan:
+        return plan_here(request)
+
+    def close(self) -> None:
+        pass
 
     def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished]:
         pickled = pickle.dumps(make_worker)

@@ -11,10 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 from sweeper.environment import environment
+from sweeper.launchers.launcher import ENDED
 from sweeper.planning.plan import PlannedCell, make_plan
 from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import Store
-from sweeper.sweep.shared_work import DIED, SharedWork
+from sweeper.sweep.shared_work import SharedWork
 from tests.composing import request_of
 from tests.sinks.records import modules, record
 
@@ -32,6 +33,8 @@ from tests.composing import request_of
 from tests.sinks.records import modules, record
 
 class Slow:
+    usable = True
+
     def run(self, planned):
         with open("ran", "a") as file:
             print(os.getpid(), planned.cell_id, file=file, flush=True)
@@ -113,7 +116,7 @@ def test_a_cell_that_failed_since_is_a_result_and_one_that_failed_before_is_not(
 
 def test_a_cell_that_ended_its_process_is_risky(tmp_path: Path) -> None:
     cells, store = planned_cells(), opened(tmp_path)
-    store.write(record(cells[0].cell_id, status=Status.FAILED, reason=f"{DIED} (signal 11)"), ())
+    store.write(record(cells[0].cell_id, status=Status.FAILED, reason=f"{ENDED} (signal 11)"), ())
     unit = shared(cells, store, []).take()
     assert unit is not None
     assert unit.risky == {cells[0].cell_id}
