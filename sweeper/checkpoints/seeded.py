@@ -26,7 +26,17 @@ _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig}
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 _BYTES = 256
 # what decides on no weight
-_NOT_DRAWN = {"name", "pooling", "causal", "init_on_device", "normalize", "prompt", "max_tokens", "ignore_weights"}
+_NOT_DRAWN = {
+    "name",
+    "pooling",
+    "causal",
+    "init_on_device",
+    "normalize",
+    "prompt",
+    "prompt_name",
+    "max_tokens",
+    "ignore_weights",
+}
 
 
 def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:

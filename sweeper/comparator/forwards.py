@@ -38,7 +38,7 @@ from sweeper.models.family import (
 from sweeper.records.cell import Sample
 
 
-def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[list[int]]:
+def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> inputs.Reading:
     """Token ids of the cell's texts; of an image or sound a zero, for it is one row.
 
     Raises:
@@ -47,7 +47,7 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[lis
     if reason := cannot_read(model, cell.inputs):
         raise UnsupportedError(reason)
     if cell.inputs.arrays is not None:
-        return [[0]] * len(read_arrays(Path(cell.inputs.arrays)))
+        return inputs.Reading([[0]] * len(read_arrays(Path(cell.inputs.arrays))))
     return inputs.read_token_ids(
         cell.inputs,
         local.folder,
@@ -57,6 +57,13 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> list[lis
         max_tokens=cell.checkpoint.max_tokens,
         context=context(model),
     )
+
+
+def reading_notes(cell: Cell, model: nn.Module, reading: inputs.Reading) -> dict[str, str]:
+    """What was done to the texts besides tokenising them, as the record has it."""
+    pads = cell.layout in (Layout.PADDED_LEFT, Layout.PADDED_RIGHT) and cell.inputs.arrays is None
+    note = layout.pad_note(model.config) if pads else None
+    return reading.notes | ({} if note is None else {"pads": note})
 
 
 def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: Sequence[Sequence[int]]) -> Side:

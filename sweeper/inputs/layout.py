@@ -273,16 +273,26 @@ def pad_id(config: Any) -> int:
     return _first_token(config, "pad_token_id", "eos_token_id")
 
 
+def pad_note(config: Any) -> str | None:
+    """Which token stands on pads where the config names no pad token; None where it does."""
+    if _first_token(config, "pad_token_id", default=None) is not None:
+        return None
+    end = _first_token(config, "eos_token_id", default=None)
+    return (
+        f"token {pad_id(config)}: the checkpoint names no pad token{'' if end is None else ', its end token stands in'}"
+    )
+
+
 def decoder_start_id(config: Any) -> int:
     """The token that an encoder-decoder writes behind: as its config says, else its first token, else its pad token."""
     return _first_token(config, "decoder_start_token_id", "bos_token_id", "pad_token_id")
 
 
-def _first_token(config: Any, *names: str) -> int:
-    """The first of these that the config states; 0 where it states none."""
+def _first_token(config: Any, *names: str, default: Any = 0) -> Any:
+    """The first of these that the config states; the default where it states none."""
     for name in names:
         given = getattr(config, name, None)
         token = given[0] if isinstance(given, (list, tuple)) and given else given
         if isinstance(token, int) and token >= 0:
             return token
-    return 0
+    return default

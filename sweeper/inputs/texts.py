@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweeper import config
 from sweeper.errors import ConfigError
+from sweeper.inputs.chat import Conversation, is_conversation, note, rendered
 
 SUFFIXES = (".txt", ".jsonl")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
@@ -28,6 +30,19 @@ def validate_inputs(inputs: config.Inputs) -> None:
         _check_array_file(Path(inputs.arrays))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read.
+
+    Attributes:
+        token_ids: of every text.
+        notes: what was done to the texts besides tokenising them, e.g. `cut` -> how many, and to what.
+    """
+
+    token_ids: list[list[int]]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
 def read_token_ids(
     inputs: config.Inputs,
     folder: Path,
@@ -37,8 +52,10 @@ def read_token_ids(
     prompt: str = "",
     max_tokens: int | None = None,
     context: int | None = None,
-) -> list[list[int]]:
+) -> Reading:
     """Token ids of every text, with the special tokens that the tokenizer adds by itself, cut to `inputs.max_tokens`.
+
+    Messages are rendered by the tokenizer's chat template, which writes the special tokens itself.
 
     Args:
         inputs: what to read.
@@ -54,14 +71,13 @@ def read_token_ids(
             outside the vocabulary.
     """
     if inputs.token_ids is not None:
-        token_ids = [list(ids[: inputs.max_tokens]) for ids in inputs.token_ids]
+        reading = _cut_ids(inputs.token_ids, inputs.max_tokens)
     elif not has_tokenizer:
         raise ConfigError(f"inputs {inputs.name!r}: the checkpoint has no tokenizer; give inputs.token_ids instead")
     else:
-        texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
-        assert texts is not None  # config.Inputs has exactly one source
         cut = min(filter(None, (inputs.max_tokens, max_tokens)), default=None)
-        token_ids = _tokenize([prompt + text for text in texts], folder, cut)
+        reading = _tokenize(_texts(inputs), folder, prompt, cut, f"inputs {inputs.name!r}")
+    token_ids = reading.token_ids
     _check_ids(token_ids, vocab_size, inputs.name)
     longest = max(range(len(token_ids)), key=lambda text: len(token_ids[text]))
     if context is not None and len(token_ids[longest]) > context:
@@ -69,7 +85,28 @@ def read_token_ids(
             f"inputs {inputs.name!r}: text {longest} (from 0) has {len(token_ids[longest])} tokens, and the model's "
             f"context holds {context}; type inputs.max_tokens={context}"
         )
-    return token_ids
+    return reading
+
+
+def _texts(inputs: config.Inputs) -> Sequence[str | Conversation]:
+    """Texts, or what is said in a chat; `inputs.chat` makes a user's message of each text."""
+    if inputs.messages is not None:
+        return [[message.model_dump() for message in messages] for messages in inputs.messages]
+    texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
+    assert texts is not None  # config.Inputs has exactly one source
+    if not inputs.chat:
+        return texts
+    return [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in texts]
+
+
+def _cut_ids(given: Sequence[Sequence[int]], most: int | None) -> Reading:
+    token_ids = [list(ids[:most]) for ids in given]
+    longer = 0 if most is None else sum(len(ids) > most for ids in given)
+    return Reading(token_ids, _cut_note(longer, len(given), most))
+
+
+def _cut_note(number: int, texts: int, most: int | None) -> dict[str, str]:
+    return {"cut": f"{number} of {texts} texts, to {most} tokens"} if number else {}
 
 
 def batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[tuple[int, ...]]:
@@ -84,15 +121,35 @@ def batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[tuple[i
     return [tuple(texts[:batch_size]), *(tuple(sorted(by_length[start : start + batch_size])) for start in starts)]
 
 
-def _tokenize(texts: list[str], folder: Path, max_tokens: int | None) -> list[list[int]]:
+def _tokenize(
+    texts: Sequence[str | Conversation], folder: Path, prompt: str, max_tokens: int | None, where: str
+) -> Reading:
     from transformers import AutoTokenizer  # seconds to import; not needed to validate
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    plain = [text if isinstance(text, str) else rendered(tokenizer, text, where) for text in texts]
+    chats = [not isinstance(text, str) for text in texts]
+    if any(chats) and not all(chats):
+        raise ConfigError(f"{where}: messages and texts are mixed; type inputs.chat=true, or give one of the two")
+    special = not any(chats)  # a template writes them
+    if special:
+        plain = [prompt + text for text in plain]
     token_ids: list[list[int]] = []
-    for start in range(0, len(texts), _TOKENISED_TOGETHER):
-        some = texts[start : start + _TOKENISED_TOGETHER]
-        token_ids += tokenizer(some, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
-    return token_ids
+    number_cut = 0
+    for start in range(0, len(plain), _TOKENISED_TOGETHER):
+        some = plain[start : start + _TOKENISED_TOGETHER]
+        ids = tokenizer(some, add_special_tokens=special, verbose=False)["input_ids"]
+        for place, text in enumerate(some):
+            if max_tokens is not None and len(ids[place]) > max_tokens:
+                number_cut += 1
+                ids[place] = tokenizer(text, add_special_tokens=special, truncation=True, max_length=max_tokens)[
+                    "input_ids"
+                ]
+        token_ids += ids
+    notes = {"prompt": f"{prompt!r} before every text" if special else "none: messages have no place for it"}
+    notes = notes if prompt else {}
+    notes |= {} if special else {"chat": note(tokenizer)}
+    return Reading(token_ids, notes | _cut_note(number_cut, len(plain), max_tokens))
 
 
 def _check_array_file(path: Path) -> None:
@@ -115,7 +172,7 @@ def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:
                 )
 
 
-def _read_file(path: Path, field: str) -> list[str]:
+def _read_file(path: Path, field: str) -> list[str | Conversation]:
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"inputs.file: unknown suffix {path.suffix!r} (given: {path}); allowed: {', '.join(SUFFIXES)}"
@@ -136,7 +193,7 @@ def _read_file(path: Path, field: str) -> list[str]:
     return texts
 
 
-def _json_texts(numbered_lines: Iterable[tuple[int, str]], path: Path, field: str) -> Iterator[str]:
+def _json_texts(numbered_lines: Iterable[tuple[int, str]], path: Path, field: str) -> Iterator[str | Conversation]:
     for number, line in numbered_lines:
         where = f"inputs.file: {path}, line {number}"
         try:
@@ -147,6 +204,9 @@ def _json_texts(numbered_lines: Iterable[tuple[int, str]], path: Path, field: st
             raise ConfigError(f"{where}: must be an object with the field {field!r} (given: {type(record).__name__})")
         if field not in record:
             raise ConfigError(f"{where}: no field {field!r}; set inputs.field to one of: {', '.join(record) or 'none'}")
+        if is_conversation(record[field]):
+            yield record[field]
+            continue
         if not isinstance(record[field], str) or not record[field]:
             raise ConfigError(f"{where}: field {field!r} must be a text that is not empty (given: {record[field]!r})")
         yield record[field]

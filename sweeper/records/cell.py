@@ -350,6 +350,8 @@ class CellRecord(_Record):
         reference_id, reference_axes, reference_choices: the cell it was compared with.
         environment: versions, device, driver, host-independent.
         checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
+        reading: what was done to the texts besides tokenising them: a prompt, a chat template, a cut, what stands on
+            pads.
         attention_kernels: operators or kernels that run in the attention, as the profiler saw them: in this cell, or in
             one of this process that ran the same code on the same dtypes and texts.
         without_effect: what was asked for and did nothing (a flag, an axis) -> why.
@@ -375,6 +377,7 @@ class CellRecord(_Record):
     reference_choices: dict[str, Any] = {}
     environment: dict[str, Any]
     checkpoint_revision: str | None = None
+    reading: dict[str, str] = {}
     attention_kernels: tuple[str, ...] = ()
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}

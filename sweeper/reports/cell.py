@@ -210,6 +210,7 @@ def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
 
 def _conditions(record: CellRecord) -> Section:
     rows = [("attention kernels", ", ".join(record.attention_kernels) or "none was seen")]
+    rows += [(f"texts: {name}", what) for name, what in record.reading.items()]
     rows += [(f"{flag}: no effect", why) for flag, why in record.without_effect.items()]
     rows += [(f"{name}: not compared", why) for name, why in record.unaligned.items()]
     if record.cost is not None:

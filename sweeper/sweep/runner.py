@@ -17,7 +17,7 @@ from torch import nn
 
 from sweeper.checkpoints import LocalCheckpoint, prepare
 from sweeper.comparator.comparer import Comparer, Figures
-from sweeper.comparator.forwards import HookedSide, read_texts, side_of
+from sweeper.comparator.forwards import HookedSide, read_texts, reading_notes, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
@@ -25,6 +25,7 @@ from sweeper.config import Attention, Cell, Checkpoint, Head, Inputs, Weights
 from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.batching import compared_together, forwards_of, idle
+from sweeper.inputs.texts import Reading
 from sweeper.models.backends import implementation
 from sweeper.models.checks import operator_mismatch, switch_attention
 from sweeper.models.conditions import conditions, same_conditions
@@ -103,7 +104,7 @@ class Runner:
         self._pool = StreamedPool() if weights == "streamed" else ModelPool()
         self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
         self._reference: ReferenceRun | None = None
-        self._read: tuple[tuple[Inputs, Checkpoint], list[list[int]]] | None = None
+        self._read: tuple[tuple[Inputs, Checkpoint], Reading] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
         self._causes = judging.Causes()
@@ -164,6 +165,7 @@ class Runner:
             update={
                 **bare,
                 "checkpoint_revision": local.revision,
+                "reading": reading_notes(cell, loaded.model, self._reading(cell, loaded.model)),
                 "unaligned": ran.unaligned,
                 "first_divergence": figures.first_divergence,
                 "output_kind": _output_kind(cell),
@@ -329,7 +331,10 @@ class Runner:
         return self._pool.get(reference, self._local(reference).folder)[0].model
 
     def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
-        """The token ids of the cell's texts; a sweep's cells mostly read the same ones."""
+        return self._reading(cell, model).token_ids
+
+    def _reading(self, cell: Cell, model: nn.Module) -> Reading:
+        """What the cell reads; a sweep's cells mostly read the same."""
         key = cell.inputs, cell.checkpoint
         if self._read is None or self._read[0] != key:
             self._read = key, read_texts(cell, self._local(cell), model)

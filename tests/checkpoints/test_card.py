@@ -11,7 +11,7 @@ import pytest
 from sweeper.checkpoints import settled
 from sweeper.checkpoints.card import read_card
 from sweeper.config import Checkpoint, FolderCheckpoint, Head, Pooling, SeededCheckpoint
-from sweeper.errors import CheckpointError
+from sweeper.errors import CheckpointError, ConfigError
 
 
 def written(folder: Path, files: dict[str, Any]) -> Path:
@@ -135,6 +135,68 @@ def test_seeded_checkpoints_need_no_files(architecture: Any, expected: tuple[Any
     found, folder = settled(seeded, print)
     assert folder is None
     assert (found.head, found.causal, found.pooling) == expected
+
+
+PROMPTS = {"prompts": {"query": "Find: ", "passage": ""}, "default_prompt_name": None}
+
+
+def embedder(folder: Path, asked: dict[str, Any] | None = None, **more: Any) -> FolderCheckpoint:
+    files = sentence_transformer(asked or {"pooling_mode": "lasttoken"})
+    written(folder, files | {"config_sentence_transformers.json": PROMPTS})
+    return FolderCheckpoint(source="folder", name="x", path=str(folder), **more)
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [
+        ({}, ""),
+        ({"prompt_name": "query"}, "Find: "),
+        ({"prompt_name": "passage"}, ""),
+        ({"prompt": "Mine: "}, "Mine: "),
+    ],
+)
+def test_a_prompt_is_typed_or_named(tmp_path: Path, typed: dict[str, Any], prompt: str) -> None:
+    found, folder = settled(embedder(tmp_path, **typed), print)
+    assert found.prompt == prompt
+    assert settled(found, print) == (found, folder)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"prompt_name": "querry"}, r"has no prompt querry; did you mean query\? Allowed: query, passage"),
+        ({"prompt_name": "query", "prompt": "Mine: "}, "prompt and checkpoint.prompt_name are both given"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused(tmp_path: Path, typed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        settled(embedder(tmp_path, **typed), print)
+
+
+def test_random_weights_have_no_prompts() -> None:
+    seeded = SeededCheckpoint(source="seeded", name="x", architecture="bert", geometry={}, prompt_name="query")
+    with pytest.raises(ConfigError, match="random weights have no prompts"):
+        settled(seeded, print)
+
+
+def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
+    pooling = {"pooling_mode": "mean", "include_prompt": False}
+    assert settled(embedder(tmp_path, pooling), print)[0].prompt == ""
+    with pytest.raises(CheckpointError, match=r"pools without the tokens of the prompt.*checkpoint\.pooling=mean"):
+        settled(embedder(tmp_path, pooling, prompt_name="query"), print)
+    assert settled(embedder(tmp_path, pooling, prompt_name="query", pooling="mean"), print)[0].prompt == "Find: "
+
+
+@pytest.mark.parametrize(
+    ("stated", "most", "expected"),
+    [({"max_seq_length": 64}, 512, 64), ({}, 512, 512), ({}, 128, 128), ({}, 10**30, 514)],
+)
+def test_sentence_transformers_cut_where_their_model_ends(
+    tmp_path: Path, stated: dict[str, int], most: int, expected: int
+) -> None:
+    files = sentence_transformer({"pooling_mode": "cls"}) | config("bert", "BertModel", max_position_embeddings=514)
+    files |= {"sentence_bert_config.json": stated, "tokenizer_config.json": {"model_max_length": most}}
+    assert read_card(written(tmp_path, files)).max_tokens == expected
 
 
 def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:

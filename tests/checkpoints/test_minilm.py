@@ -52,7 +52,7 @@ def test_minilm_is_sentence_transformers_bit_for_bit() -> None:
     assert (checkpoint.causal, checkpoint.max_tokens, cell.layout) == (False, 256, Layout.PADDED_RIGHT)
     local = prepare(checkpoint, device="cpu", say=print)
     model = ModelPool().get(cell, local.folder)[0].model
-    token_ids = read_texts(cell, local, model)
+    token_ids = read_texts(cell, local, model).token_ids
     outputs = run(side_of(cell, model, token_ids, [range(len(token_ids))]))
 
     assert cell.inputs.texts is not None

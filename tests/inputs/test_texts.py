@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sweeper import config
 from sweeper.errors import ConfigError
-from sweeper.inputs.texts import batches, read_token_ids, validate_inputs
+from sweeper.inputs.texts import Reading, batches, read_token_ids, validate_inputs
 
 CONF = Path(__file__).parents[2] / "conf" / "inputs"
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _read(inputs: config.Inputs, folder: Path, vocab_size: int = 5, has_tokenizer: bool = True) -> list[list[int]]:
-    return read_token_ids(inputs, folder, vocab_size=vocab_size, has_tokenizer=has_tokenizer)
+    return read_token_ids(inputs, folder, vocab_size=vocab_size, has_tokenizer=has_tokenizer).token_ids
 
 
 def test_texts_get_the_special_tokens_of_the_tokenizer(folder: Path) -> None:
@@ -230,14 +230,22 @@ def test_a_prompt_goes_before_every_text_and_the_card_may_cut_it(folder: Path) -
     texts = ("gravity is", "gravity")
     choices: Any = {"vocab_size": 5, "has_tokenizer": True}
     prompted = read_token_ids(_inputs(texts=texts), folder, prompt="is ", **choices)
-    assert prompted == _read(_inputs(texts=tuple(f"is {text}" for text in texts)), folder)
-    cut = _read(_inputs(texts=texts, max_tokens=3), folder)
-    assert read_token_ids(_inputs(texts=texts), folder, max_tokens=3, **choices) == cut
-    assert read_token_ids(_inputs(texts=texts, max_tokens=3), folder, max_tokens=9, **choices) == cut
+    assert prompted.token_ids == _read(_inputs(texts=tuple(f"is {text}" for text in texts)), folder)
+    assert prompted.notes == {"prompt": "'is ' before every text"}
+    cut = _read(_inputs(texts=texts, max_tokens=2), folder)
+    for by_card, by_user in ((2, None), (9, 2)):
+        reading = read_token_ids(_inputs(texts=texts, max_tokens=by_user), folder, max_tokens=by_card, **choices)
+        assert reading == Reading(cut, {"cut": "1 of 2 texts, to 2 tokens"})
 
 
 def test_a_text_longer_than_the_context_is_told_what_to_type() -> None:
     inputs = _inputs(token_ids=((1,), (1, 2, 3)))
-    assert read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False, context=3) == [[1], [1, 2, 3]]
+    assert read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False, context=3) == Reading([[1], [1, 2, 3]])
     with pytest.raises(ConfigError, match=r"text 1 .* 3 tokens, and .* holds 2; type inputs\.max_tokens=2"):
         read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False, context=2)
+
+
+def test_token_ids_that_are_cut_are_counted() -> None:
+    inputs = _inputs(token_ids=((1,), (1, 2, 3)), max_tokens=2)
+    reading = read_token_ids(inputs, Path(), vocab_size=5, has_tokenizer=False)
+    assert reading == Reading([[1], [1, 2]], {"cut": "1 of 2 texts, to 2 tokens"})

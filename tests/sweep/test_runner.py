@@ -248,3 +248,11 @@ def test_other_batches_than_the_references_are_a_failure_that_says_what_to_give(
     record, _ = Runner({}, say=print).run(replace(planned, reference=reference, reference_id="another"))
     assert record.status is Status.FAILED
     assert record.reason == "reference and candidate form other batches: give both the same inputs.batch_size"
+
+
+def test_a_record_says_what_was_done_to_the_texts(tmp_path: Path) -> None:
+    given = ("inputs.max_tokens=3", "checkpoint.prompt='so: '", "layout=padded_left,packed")
+    padded, packed = (record for record, _ in run(plan_of(tmp_path, *given)))
+    assert packed.reading == {"prompt": "'so: ' before every text", "cut": "2 of 2 texts, to 3 tokens"}
+    end = "token 2: the checkpoint names no pad token, its end token stands in"
+    assert padded.reading == {**packed.reading, "pads": end}
