@@ -5,8 +5,8 @@ float32. Runs through the code of the command line, without W&B. Prints one JSON
 
 - kind, cause, closed_bitwise: of its verdict; tokens: of the texts.
 - judge_s: the seconds that judging took, by the clock; 0 where another cell's verdict was taken over.
-- beyond_gib: most memory that torch had allocated on the GPU while it was judged, less the models in the pool and the
-  reference's outputs that the sweep keeps; and beyond_module_gib: less the largest module in float64 as well.
+- beyond_gib: most memory that torch had allocated on the GPU while it was judged, less what the sweep held before: both
+  models and the outputs of the reference that are kept. beyond_module_gib: less the largest module in float64 as well.
 - peak_gib: of the process so far.
 """
 
@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scripts.bench_sweep import quietly, request, rounded
 from sweeper.records.store import Store
 from sweeper.sweep.runner import Runner
-from sweeper.verdict.reference_evidence import nbytes
 
 WORDS = (
     "gravity",
@@ -61,7 +59,7 @@ class Judged:
 
         def judged(runner: Runner, planned: Any, *arguments: Any) -> Any:
             on_gpu = torch.cuda.is_initialized()
-            kept = nbytes(runner._reference)
+            held = torch.cuda.memory_allocated() if on_gpu else 0
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
@@ -71,18 +69,12 @@ class Judged:
                 figures = {"judge_s": time.perf_counter() - start}
                 if on_gpu:
                     models = [loaded.model for loaded in runner._pool._models.values()]
-                    beyond = torch.cuda.max_memory_allocated() - stored_bytes(models) - kept
+                    beyond = torch.cuda.max_memory_allocated() - held
                     largest = max((float64_bytes(module) for model in models for module in model.modules()), default=0)
                     figures |= {"beyond_gib": beyond / GIB, "beyond_module_gib": (beyond - largest) / GIB}
                 self.cells[planned.cell_id] = figures
 
         Runner._judge = judged  # type: ignore[method-assign]
-
-
-def stored_bytes(models: list[Any]) -> int:
-    """The memory of all parameters and buffers, what is shared once."""
-    tensors: list[Tensor] = [tensor for model in models for tensor in [*model.parameters(), *model.buffers()]]
-    return nbytes(tensors)
 
 
 def float64_bytes(module: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -50,7 +51,7 @@ class Observation:
         """
         assert self.within is not None, "only what was kept is asked of an observation that cannot run again"
         with self.within() as side:
-            return _observer(side, given, only=names)[0].modules
+            return _observed(side, given, only=names)[0]
 
 
 class RowsPair(NamedTuple):
@@ -125,11 +126,10 @@ def observe_within(within: Within, given: Mapping[str, Tensor] | None = None) ->
     """
     with within() as side:
         device = side.calls[0].forward.flat_N.device.type
-        observer, outputs = _observer(side, given, most_bytes=window_bytes(device))
-    modules = observer.modules
-    if len(modules) < len(observer.seen):
+        modules, seen, outputs = _observed(side, given, most_bytes=window_bytes(device))
+    if len(modules) < len(seen):
         modules = {name: _on_host(rows) for name, rows in modules.items()}
-    return Observation(modules, outputs, observer.seen, within)
+    return Observation(modules, outputs, seen, within)
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:
@@ -143,14 +143,14 @@ def without_runs(observation: Observation) -> Observation:
     return replace(observation, within=None)
 
 
-def _observer(
+def _observed(
     side: Side,
     given: Mapping[str, Tensor] | None,
     *,
     only: Collection[str] | None = None,
-    most_bytes: float = float("inf"),
-) -> tuple[Observer, ModelOutputs]:
-    """Runs a side, and what has listened to it."""
+    most_bytes: float = math.inf,
+) -> tuple[dict[str, ModuleRows], dict[str, int], ModelOutputs]:
+    """What is kept of a run, the bytes of all that was seen, and the outputs. Arguments as those of `Observer`."""
     observer = Observer(
         given or {},
         several=any(not call.forward.one_kind for call in side.calls),
@@ -163,7 +163,8 @@ def _observer(
         outputs = run(written, observer.begin)
     if written is not side and only is None:
         outputs = run(side)
+    modules, observer.modules = observer.modules, {}  # an observer lives until garbage is collected, rows must not
     if POOLING in outputs:
-        observer.modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
+        modules[POOLING] = ModuleRows("pooling", [outputs[POOLING]])
         observer.seen[POOLING] = outputs[POOLING].nbytes
-    return observer, outputs
+    return modules, observer.seen, outputs

@@ -5,8 +5,9 @@ Rows are tokens where the leaf has some, else rows of the batch; what has neithe
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from sweeper.errors import AlignmentError
 from sweeper.inputs.layout import Tokens, is_attention_map, is_score, to_rows, to_tokens
 
 Outputs = dict[str, Tensor]
+_LARGE_BYTES = 2**28
 Layout = Literal["tokens", "rows", "whole"]
 
 
@@ -152,6 +154,22 @@ class ModelOutputs(Outputs):
             if part.own in source.described:
                 taken.described[part.name] = source.described[part.own]
         return taken
+
+
+@contextlib.contextmanager
+def aside(*outputs: Outputs) -> Iterator[None]:
+    """Keeps large outputs on the host for as long as the context lasts: logits in float64 are as large as models."""
+    devices: list[tuple[Outputs, str, torch.device]] = []
+    try:
+        for group in outputs:
+            for name, tensor in group.items():
+                if tensor.device.type != "cpu" and tensor.nbytes >= _LARGE_BYTES:
+                    devices.append((group, name, tensor.device))
+                    group[name] = tensor.cpu()
+        yield
+    finally:
+        for group, name, device in devices:
+            group[name] = group[name].to(device)
 
 
 def _rows(value: Tensor, tokens: Tokens | None) -> tuple[Layout, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.observation import observe_within
+from sweeper.comparator.outputs import aside
 from sweeper.comparator.side import Outputs, Side, run, text_lengths, uncompiled_side
 from sweeper.devices import out_of_memory
 from sweeper.metrics.pair import measure
@@ -106,7 +107,8 @@ class Gathering:
             return
         if native > 0:
             above = native > FLOOR_MULTIPLE * self._floor.level if self._full else False
-            located, self._own = self._located(operations=above)
+            with aside(truth):
+                located, self._own = self._located(operations=above)
             self._figures |= located
             if not self._full:
                 if located.get("beyond"):
@@ -204,10 +206,12 @@ class Gathering:
             noise=0.0,
         )
         if full or not asked <= replay.bound:
-            replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
+            with aside(ran.outputs):
+                replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
         collapsed = asked <= replay.bound
         if found.rounded and (full or not collapsed):
-            with self._replay_candidate(undone, found.rounded.values(), precisions) as side:
+            put_back = self._replay_candidate(undone, found.rounded.values(), precisions)
+            with aside(ran.outputs), put_back as side:
                 replay = replace(replay, policy=outputs_rel_l2(base.outputs, run(side)))
         if collapsed and not full:
             return replay, None, base.outputs
