@@ -360,6 +360,8 @@ class CellRecord(_Record):
         neighbours_changed: share of texts whose nearest neighbour within their batch, by the cosine of embeddings, is
             another than the reference's; None of logits, and where every text has a batch of its own.
         output_kind, output, language, texts, state, cost, verdict: the figures; None where it did not get that far.
+        unjudged: why there is no verdict though one was asked for: memory ran out, which says nothing about the cell.
+            Where there is more, the same command judges it.
         sample, reference_sample: of the cell and of its reference.
     """
 
@@ -390,6 +392,7 @@ class CellRecord(_Record):
     state: StateFigures | None = None
     cost: Cost | None = None
     verdict: VerdictRecord | None = None
+    unjudged: str | None = None
     sample: Sample | None = None
     reference_sample: Sample | None = None
 

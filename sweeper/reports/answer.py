@@ -32,7 +32,7 @@ def end_of(record: CellRecord) -> str:
         return record.status.value
     if record.verdict is not None:
         return record.verdict.kind
-    return "identical" if record.first_divergence is None else UNJUDGED
+    return "identical" if record.first_divergence is None and not record.unjudged else UNJUDGED
 
 
 def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
@@ -53,6 +53,8 @@ def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
 def _finding(record: CellRecord) -> tuple[str, ...]:
     """What cells have in common that share a sentence."""
     end, verdict = end_of(record), record.verdict
+    if end == UNJUDGED and record.unjudged:
+        return end, _without_numbers(record.unjudged)
     if end in ("rounding", "identical", UNJUDGED):
         return (end,)
     if record.status is not Status.OK or verdict is None:
@@ -79,7 +81,8 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
         return f"{count}: every compared tensor has the reference's values"
     if end == UNJUDGED:
         moved = f"outputs differ, by rel. L2 {_far(worst)} at most"
-        return f"{count}: {moved}{_where(cells, records)}; leave out verdict=false to have them judged"
+        why = worst.unjudged or "leave out verdict=false to have them judged"
+        return f"{count}: {moved}{_where(cells, records)}; {why}"
     if end == "rounding":
         ratio = _over_floor(cells)
         floor = f", {ratio:.2g} times the noise floor at most" if ratio is not None else ""

@@ -49,6 +49,7 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
     if record.output is not None:
         found += [
             *([_verdict(record.verdict, len(record.texts))] if record.verdict else []),
+            *([Section(title="Not judged", notes=(record.unjudged,))] if record.unjudged else []),
             _origin(record, modules),
             *([_state(record.state)] if record.state else []),
             _output(record, record.output),

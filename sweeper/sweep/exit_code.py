@@ -21,7 +21,7 @@ def exit_code(records: Sequence[CellRecord], fail_on: Collection[str], folder: P
     """
     lines = []
     for word in (word for word in FAIL_ON if word in fail_on):
-        found = [record for record in records if end_of(record) == word]
+        found = [record for record in records if end_of(record) == word or (word == "inconclusive" and record.unjudged)]
         if found:
             lines.append(_line(word, found, folder))
     if not _anything_compared(records):
@@ -30,7 +30,7 @@ def exit_code(records: Sequence[CellRecord], fail_on: Collection[str], folder: P
 
 
 def _line(word: str, found: Sequence[CellRecord], folder: Path) -> str:
-    cells = f"{len(found)} cell{'s' * (len(found) > 1)} {word} (fail_on names it)"
+    cells = f"{len(found)} cell{'s' * (len(found) > 1)} {end_of(found[0])} (fail_on names {word})"
     words = ["explain", str(folder), found[0].cell_id]
     if word in ("failed", "unsupported"):
         words = ["report", str(folder), "--cell", found[0].cell_id]

@@ -128,8 +128,12 @@ class Causes:
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], CauseRecord] = {}
 
-    def of(self, comparison: Comparison, cell_id: str) -> CauseRecord | None:
-        """The cause of a comparison that is policy or semantic. Whatever goes wrong is in it: the verdict stands."""
+    def of(self, comparison: Comparison, cell_id: str, *, last: bool = True) -> CauseRecord | None:
+        """The cause of a comparison that is policy or semantic. Whatever goes wrong is in it: the verdict stands.
+
+        Args:
+            last: nothing that takes less memory can be tried; else running out of it is raised.
+        """
         if comparison.verdict.kind not in (Kind.POLICY, Kind.SEMANTIC):
             return None
         try:
@@ -145,7 +149,11 @@ class Causes:
             cause = likely_cause(comparison, candidates, cell_id)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)
-            return CauseRecord(cell_id=cell_id, error=f"{type(error).__name__}: {error}".splitlines()[0])
+            if not out_of_memory(error):
+                return CauseRecord(cell_id=cell_id, error=f"{type(error).__name__}: {error}".splitlines()[0])
+            if not last:
+                raise
+            return CauseRecord(cell_id=cell_id, error="memory ran out")
         if cause.forwards:  # what was measured anyway is each cell's own
             self._known[finding] = cause
         return cause
@@ -175,12 +183,15 @@ def verdict_record(comparison: Comparison, texts: Sequence[int], cause: CauseRec
 
 def unjudged_record(error: Exception, texts: Sequence[int], cell_id: str) -> VerdictRecord:
     """The verdict where judging itself failed: the figures stand, the cell is not lost."""
-    again = f"python -m sweeper explain SWEEP {cell_id}"
-    if out_of_memory(error):
-        again = f"{again} on a machine with more memory, or the cell again with fewer or shorter texts (inputs=...)"
     return VerdictRecord(
         kind=Kind.INCONCLUSIVE,
         reason=f"could not be judged: {type(error).__name__}: {error}".splitlines()[0],
-        decides=again,
+        decides=f"python -m sweeper explain SWEEP {cell_id}",
         texts=tuple(texts),
     )
+
+
+def short_of_memory(figures: Sequence[TextFigures], texts: Sequence[int]) -> str:
+    """Why a cell has no verdict, and what to type: memory ran out on the texts that take least. That is no verdict."""
+    tokens = sum(text.tokens for text in figures if text.text in texts)
+    return f"memory ran out, on {tokens} tokens alone too; type shorter texts (inputs=...), or more memory and the same"

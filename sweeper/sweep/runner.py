@@ -142,9 +142,12 @@ class Runner:
     def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         measured, figures, bits = self._measure(planned, record)
         # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
-        verdict = self._alike.verdict(bits) or self._judge(planned, figures)
-        self._alike.keep(bits, planned.cell_id, verdict)
-        judged = measured.model_copy(update={"verdict": verdict})
+        verdict: VerdictRecord | str | None = self._alike.verdict(bits) or self._judge(planned, figures)
+        if isinstance(verdict, str):
+            judged = measured.model_copy(update={"unjudged": verdict})
+        else:
+            self._alike.keep(bits, planned.cell_id, verdict)
+            judged = measured.model_copy(update={"verdict": verdict})
         return checked(judged, figures.output), figures.modules
 
     def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures, Hashable]:
@@ -215,7 +218,8 @@ class Runner:
             without_effect["attention"] = "no attention was seen at work"
         return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
 
-    def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | None:
+    def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | str | None:
+        """The verdict; or, where memory ran out however little was asked of it, what to say. None: not asked for."""
         if not self._verdict:
             return None
         if judging.nothing_differs(figures):
@@ -223,25 +227,25 @@ class Runner:
         assert self._reference is not None, "what is judged was just compared with it"
         telling = judging.telling_texts(figures.texts, self._reference.grouped)
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
-        for sets in (telling, telling, [judging.shortest(figures.texts, telling[0])]):
+        ways = [telling, telling, [judging.shortest(figures.texts, telling[0])]]
+        for sets in ways:
             try:
-                return self._judge_on(planned, sets)
+                return self._judge_on(planned, sets, last=sets is ways[-1])
             except Exception as error:  # the figures are measured: they are worth keeping without a verdict
                 traceback.clear_frames(error.__traceback__)
-                unjudged = judging.unjudged_record(error, sets[-1], planned.cell_id)
-                short_of_memory = out_of_memory(error)
+                failed = None if out_of_memory(error) else judging.unjudged_record(error, sets[-1], planned.cell_id)
             self._forget(planned)
-            if not short_of_memory:
-                break
-        return unjudged
+            if failed is not None:
+                return failed
+        return judging.short_of_memory(figures.texts, ways[-1][-1])
 
-    def _judge_on(self, planned: PlannedCell, sets: Sequence[tuple[int, ...]]) -> VerdictRecord:
+    def _judge_on(self, planned: PlannedCell, sets: Sequence[tuple[int, ...]], *, last: bool) -> VerdictRecord:
         """The verdict on the first of the sets of texts on which the two sides differ."""
         for texts in sets:
             comparison = self.comparison(planned, texts)
             if comparison.verdict.kind is not Kind.IDENTICAL:
                 break
-        return judging.verdict_record(comparison, texts, self._causes.of(comparison, planned.cell_id))
+        return judging.verdict_record(comparison, texts, self._causes.of(comparison, planned.cell_id, last=last))
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweeper.cli.explain import explain_cell
 from sweeper.environment import environment
@@ -15,7 +16,9 @@ from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, TextFigures, VerdictRecord
 from sweeper.records.store import Store
+from sweeper.reports.answer import answer
 from sweeper.sweep import run as app
+from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.judging import telling_texts
 from sweeper.sweep.runner import Runner
 from sweeper.verdict import reference_evidence
@@ -182,15 +185,12 @@ def test_what_was_not_gathered_is_said_and_full_gathers_it(tmp_path: Path) -> No
 
 
 def test_a_cell_whose_judging_fails_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(*_: object) -> None:
-        raise MemoryError("no room for a second model")
+    def broken(*_: object) -> None:
+        raise ValueError("no such kernel")
 
-    monkeypatch.setattr(Runner, "comparison", out_of_memory)
+    monkeypatch.setattr(Runner, "comparison", broken)
     found = verdict(tmp_path)
-    assert (found.kind, found.reason) == (
-        "inconclusive",
-        "could not be judged: MemoryError: no room for a second model",
-    )
+    assert (found.kind, found.reason) == ("inconclusive", "could not be judged: ValueError: no such kernel")
 
 
 def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
@@ -223,13 +223,62 @@ def test_judging_tries_the_shortest_text_alone_before_it_gives_up(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
 
     monkeypatch.setattr(Runner, "comparison", comparison)
-    found = verdict(tmp_path, "dtype=bfloat16")
+    (record,) = records(tmp_path, "dtype=bfloat16")[1]
     assert [len(texts) for texts in tried] == [2, 2, 1]
     assert set(tried[2]) < set(tried[0])
-    assert found.kind == "inconclusive"
-    assert found.decides is not None
-    assert found.decides.startswith("python -m sweeper explain SWEEP ")
-    assert "fewer or shorter texts" in found.decides
+    assert (record.status, record.verdict) == ("ok", None)
+    assert record.output is not None
+    assert record.unjudged is not None
+    assert record.unjudged.startswith("memory ran out, on ")
+    assert "type shorter texts (inputs=...)" in record.unjudged
+    assert "Tried to allocate" not in record.unjudged
+    assert not Store.need_not_run(record, judged=True)  # where there is more memory, the same command judges it
+    (line, *_) = answer([record], tmp_path)
+    assert line.end == "not judged"
+    assert record.unjudged in line.text
+    assert exit_code([record], ("failed", "semantic"), tmp_path) == (0, [])
+    assert exit_code([record], ("inconclusive",), tmp_path)[0] == 1
+
+
+class Allocations(TorchDispatchMode):
+    """Counts operations; the n-th finds no memory."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        super().__init__()
+        self.fails, self.count = fails, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.count == self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("asked", ["load_strategy=cast_after_load", "dtype=bfloat16"])
+def test_wherever_memory_runs_out_the_verdict_is_the_same(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "dtype=bfloat16", "reference={load_strategy:dtype_at_load,dtype:bfloat16}", asked)
+    if asked == "dtype=bfloat16":
+        plan = plan_of(tmp_path, asked)
+    (planned,) = plan.cells
+    judge = Runner._judge_on
+    allocations = Allocations()
+
+    def judged(self: Runner, *arguments: Any, **options: Any) -> Any:
+        with allocations:
+            return judge(self, *arguments, **options)
+
+    monkeypatch.setattr(Runner, "_judge_on", judged)
+    expected = Runner(plan.environment, say=print).run(planned)[0].verdict
+    operations = allocations.count
+    assert operations > 1000
+    for fails in range(7, operations, operations // 6):
+        allocations = Allocations(fails)
+        record, _ = Runner(plan.environment, say=print).run(planned)
+        assert allocations.count > fails
+        assert record.verdict == expected
+        assert record.unjudged is None
 
 
 FLOAT32 = "reference={load_strategy:dtype_at_load,dtype:float32}"

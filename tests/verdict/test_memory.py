@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweeper.devices import out_of_memory, suppressed
 from sweeper.verdict.comparison import compare_models
-from tests.small_models import hidden
+from tests.small_models import hidden, llama, padded_left
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB"),
@@ -83,3 +84,30 @@ def test_only_what_says_so_counts() -> None:
         raise RuntimeError("anything else")
     with pytest.raises(MemoryError), suppressed(Exception):
         raise MemoryError
+
+
+class Fails(TorchDispatchMode):
+    """The n-th operation finds no memory."""
+
+    def __init__(self, fails: int) -> None:
+        super().__init__()
+        self.left = fails
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fails", range(10, 2500, 207))
+def test_wherever_it_happens_models_are_left_as_they_were(fails: int) -> None:
+    models = llama(torch.bfloat16), llama().to(torch.bfloat16)
+    states = [(tensor, tensor.clone()) for model in models for tensor in [*model.parameters(), *model.buffers()]]
+    with pytest.raises(torch.OutOfMemoryError), Fails(fails):
+        compare_models(*models, padded_left()).explain()
+    for model in models:
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for tensor, before in states:
+        assert tensor.dtype is before.dtype
+        assert torch.equal(tensor, before)
