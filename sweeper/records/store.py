@@ -235,11 +235,14 @@ def _table(path: Path, data: bytes) -> pyarrow.Table:
         raise DamagedError(f"{path}: {str(error).partition(chr(10))[0]}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that appears by rename, whole or not at all; it takes the place of an older one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    _write_durably(temporary, text.encode())
-    temporary.replace(path)
+    try:
+        _write_durably(temporary, content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
