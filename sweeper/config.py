@@ -233,7 +233,7 @@ class Message(_Frozen):
 
 
 class Inputs(_Frozen):
-    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids` and `arrays`.
+    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids`, `arrays` and `recording`.
 
     Attributes:
         name: label in tables.
@@ -246,6 +246,7 @@ class Inputs(_Frozen):
         token_ids: a list of token ids a text; no tokenizer is used.
         arrays: `.npy` or `.safetensors` file of what the processor of an image or audio model gives: the main input
             (`pixel_values`, `input_features`, `input_values`), a row an image or a sound.
+        recording: the token ids of the texts of a recording (docs/recordings.md).
         max_tokens: longer texts are cut to this many tokens; None cuts nothing.
         batch_size: texts in one forward.
     """
@@ -258,12 +259,13 @@ class Inputs(_Frozen):
     chat: bool = False
     token_ids: tuple[tuple[int, ...], ...] | None = None
     arrays: str | None = None
+    recording: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Inputs:
-        sources = ("texts", "file", "messages", "token_ids", "arrays")
+        sources = ("texts", "file", "messages", "token_ids", "arrays", "recording")
         given = [key for key in sources if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(sources)}; given: {', '.join(given) or 'none'}")
@@ -381,6 +383,9 @@ class Settings(_Frozen):
             None is for ever.
         fail_on: how a cell must have ended for the exit code to be 1: exactly these of `FAIL_ON`, worst first; `none`
             for no cell. A sweep in which nothing could be compared is 1 all the same.
+        record: also keep what each cell gives, as `recordings/<cell_id>.safetensors`, for `sweeper compare`; with its
+            noise, which takes some ten more forwards a cell.
+        record_mib: what a cell's recording may take; what no longer fits is left out, and named in it.
         wandb: see `WandbSettings`.
     """
 
@@ -394,6 +399,8 @@ class Settings(_Frozen):
     isolation: Literal["none", "process"] = "none"
     cell_timeout_s: float | None = Field(default=None, gt=0)
     fail_on: tuple[str, ...] = ("failed",)
+    record: bool = False
+    record_mib: float = Field(default=64, gt=0)
     wandb: WandbSettings = WandbSettings()
 
     @field_validator("fail_on", mode="before")

@@ -40,7 +40,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs the sweep. Hydra drops what a sweeper returns, so the exit code leaves as SystemExit."""
-        from sweeper.cli.run import carry_out
+        from sweeper.cli.compose import carry_out
         from sweeper.planning.grid import expand
 
         assert self.hydra_context is not None

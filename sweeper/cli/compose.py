@@ -6,10 +6,11 @@ import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,15 +22,30 @@ from sweeper.errors import ConfigError
 from sweeper.models import axes
 from sweeper.planning.groups import is_place
 
+if TYPE_CHECKING:
+    from sweeper.planning.grid import SweepRequest
+
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
+CarryOut = Callable[["SweepRequest"], int]
+_carry_out: ContextVar[CarryOut] = ContextVar("carry_out")
 
-def start(arguments: Sequence[str], config_folder: Path) -> int | str | None:
-    """Lets Hydra compose the arguments and run the sweeper plugin. Returns the exit code.
+
+def carry_out(request: SweepRequest) -> int:
+    """Does with a request what the command line asked for; the plugin calls it. Returns the exit code."""
+    return _carry_out.get()(request)
+
+
+def start(arguments: Sequence[str], config_folder: Path, then: CarryOut) -> int | str | None:
+    """Lets Hydra compose the arguments, and the sweeper plugin make a request of them. Returns the exit code.
+
+    Args:
+        then: what is done with the request.
 
     Raises:
         ConfigError: what Hydra refused, in one line.
     """
+    given = _carry_out.set(then)
     try:
         sys.argv[1:] = arrange(arguments)  # Hydra reads them from there alone
         with _hydra_raises():
@@ -38,6 +54,8 @@ def start(arguments: Sequence[str], config_folder: Path) -> int | str | None:
         return end.code
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
+    finally:
+        _carry_out.reset(given)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweeper.errors import ConfigError, UnsupportedError
-from sweeper.records.cell import CellRecord, ExplanationRecord, TriedRecord
+from sweeper.records.cell import RECORDED, CellRecord, ExplanationRecord, TriedRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
 
@@ -39,6 +39,9 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
         UnsupportedError: memory ran out; no other error is turned into it.
     """
     record = Sweep.read(folder).find(prefix)
+    if RECORDED in record.reference_axes:
+        again = f"python -m sweeper report {folder} --cell {record.cell_id}"
+        raise ConfigError(f"{record.cell_id}: compared with a recording; what was tried is in its verdict: {again}")
     if record.output is None:
         raise ConfigError(f"{record.cell_id}: {record.status.value}, nothing was compared ({record.reason})")
     try:

@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "run": "run a sweep: what is done without a subcommand",
     "report": "show a sweep again from its files, write it as Markdown or as a page",
     "explain": "run a stored cell again and find out why it differs",
+    "record": "write what a model gives for texts into a file, to compare others with it",
     "published": "write a page of published figures beside a sweep's",
 }
 """Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int | str | None:
     _let_threads_rest()
     from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
 
-    return start(arguments, config_folder())
+    return start(arguments, config_folder(), carry_out)
 
 
 def carry_out(request: SweepRequest) -> int:
@@ -36,7 +36,12 @@ def carry_out(request: SweepRequest) -> int:
         from sweeper.sweep.finished import finished_cells, where
 
         plan = launcher.plan(request)
-        found = finished_cells(plan, judged=request.settings.verdict, say=lambda line: print(line, file=sys.stderr))
+        found = finished_cells(
+            plan,
+            judged=request.settings.verdict,
+            recorded=request.settings.record,
+            say=lambda line: print(line, file=sys.stderr),
+        )
         print_plan(plan, finished={cell_id: where(store, plan) for cell_id, (store, _) in found.items()})
         return 0
     from sweeper.sinks.registry import make_sinks

@@ -10,6 +10,7 @@ from pathlib import Path
 from sweeper import config
 from sweeper.errors import ConfigError
 from sweeper.inputs.chat import Conversation, is_conversation, note, rendered
+from sweeper.records.recording import read_texts
 
 SUFFIXES = (".txt", ".jsonl")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
@@ -28,6 +29,8 @@ def validate_inputs(inputs: config.Inputs) -> None:
         _read_file(Path(inputs.file), inputs.field)
     if inputs.arrays is not None:
         _check_array_file(Path(inputs.arrays))
+    if inputs.recording is not None:
+        read_texts(Path(inputs.recording))
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def read_token_ids(
     """
     if inputs.token_ids is not None:
         reading = _cut_ids(inputs.token_ids, inputs.max_tokens)
+    elif inputs.recording is not None:
+        reading = Reading(read_texts(Path(inputs.recording))[0])
     elif not has_tokenizer:
         raise ConfigError(f"inputs {inputs.name!r}: the checkpoint has no tokenizer; give inputs.token_ids instead")
     else:

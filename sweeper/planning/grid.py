@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -19,15 +20,19 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
 from sweeper import config
-from sweeper.config import ADDED, Cell, Settings, label, parse
+from sweeper.config import ADDED, Cell, Inputs, Settings, label, parse
 from sweeper.errors import ConfigError, did_you_mean
 from sweeper.inputs.texts import validate_inputs
 from sweeper.models import axes
 from sweeper.models.axis import Axis
 from sweeper.planning.groups import Groups, plain_data, without_hydra
+from sweeper.records.recording import read_texts
 
 DEFAULT_REFERENCE: dict[str, Any] = {"dtype": "float32", "load_strategy": "dtype_at_load", "attention": "eager"}
 """Stands for `reference: null`. Not written out in conf/config.yaml: Hydra would merge a grid's `reference` into it."""
+
+RECORDING = "recording:"
+"""What stands before a file that cells are compared with, as `reference`."""
 
 SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
 NOT_AXES: tuple[str, ...] = (*SETTINGS, "reference", "reported")
@@ -42,6 +47,7 @@ class SweepRequest:
         settings: what belongs to the sweep and not to a cell.
         cells: the candidates, without duplicates; at least one.
         reference: axis -> validated value. Every other axis of a reference takes the candidate's own value.
+        recording: the file that the cells are compared with, in place of a reference; they read its texts.
         excluded: labels of each excluded combination, and the rule that excluded it.
         reported: the composed option of conf/reported, which `sweeper.published` reads; None without any.
         config: the composed config as plain data, with `config_dirs`, `overrides`, `params` and `exclude`; kept beside
@@ -53,6 +59,7 @@ class SweepRequest:
     cells: tuple[Cell, ...]
     reference: dict[str, Any]
     excluded: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
+    recording: Path | None = None
     reported: dict[str, Any] | None = None
     config: dict[str, Any]
 
@@ -89,6 +96,10 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     }
     groups = Groups(loader, master, overrides)
     values = {axis.name: _axis_values(axis, assignments, composed, groups) for axis in axes.table()}
+    given = _given_reference(overrides, composed)
+    recording = _recording(given, overrides)
+    if recording is not None:
+        values["inputs"] = [_recorded_texts(recording, inputs) for inputs in values["inputs"]]
     cells, excluded = _product(values, rules)
     for inputs in {cell.inputs for cell in cells}:
         validate_inputs(inputs)  # a file that is not there costs no model load
@@ -99,7 +110,8 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         grid=str(master.hydra.runtime.choices.get("grid") or "single"),
         settings=parse(Settings, {key: composed[key] for key in SETTINGS if key in composed}),
         cells=cells,
-        reference=_reference(overrides, composed, groups),
+        reference={} if recording is not None else _reference(given, groups),
+        recording=recording,
         excluded=excluded,
         reported=composed.get("reported"),
         config=composed | {"config_dirs": dirs, "overrides": list(arguments), "params": params, "exclude": rules},
@@ -251,13 +263,37 @@ def _check_axis(axis: Any, where: str) -> None:
         raise ConfigError(f"{where}.{axis}: no such axis. Allowed: {', '.join(axes.names())}")
 
 
-def _reference(overrides: Iterable[Override], composed: dict[str, Any], groups: Groups) -> dict[str, Any]:
-    """The axes that a reference fixes. `reference={...}` on the command line replaces the grid's; Hydra would merge."""
+def _given_reference(overrides: Iterable[Override], composed: dict[str, Any]) -> Any:
+    """What the user gave. `reference={...}` on the command line replaces the grid's; Hydra would merge."""
     typed = [override.value() for override in overrides if override.key_or_group == "reference"]
     given = typed[-1] if typed else composed.get("reference")
-    given = DEFAULT_REFERENCE if given is None else given
+    return DEFAULT_REFERENCE if given is None else given
+
+
+def _recording(given: Any, overrides: Iterable[Override]) -> Path | None:
+    """The file of `reference=recording:FILE`; None for any other reference."""
+    if not isinstance(given, str) or not given.startswith(RECORDING):
+        return None
+    path = Path(given.removeprefix(RECORDING)).expanduser()
+    try:
+        read_texts(path)
+    except ConfigError as error:
+        raise ConfigError(f"reference: {error}") from None
+    others = (override for override in overrides if override.key_or_group.partition(".")[0] == "inputs")
+    for override in others:
+        if override.key_or_group != "inputs.batch_size":
+            raise ConfigError(f"{override.input_line}: a recording brings its own texts; leave out inputs=")
+    return path
+
+
+def _recorded_texts(recording: Path, inputs: Inputs) -> Inputs:
+    return Inputs(name=recording.stem, recording=str(recording), batch_size=inputs.batch_size)
+
+
+def _reference(given: Any, groups: Groups) -> dict[str, Any]:
+    """The axes that a reference fixes."""
     if not isinstance(given, dict):
-        example = "{dtype: float32, attention: eager}"
+        example = f"{{dtype: float32, attention: eager}}, or {RECORDING}FILE"
         raise ConfigError(f"reference: maps axes to values, e.g. {example} (given: {given!r})")
     return {axis: _reference_value(axis, value, groups) for axis, value in given.items()}
 

@@ -22,19 +22,27 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest
 from sweeper.planning.settle import Settler
 from sweeper.planning.unsupported import unsupported_reason
+from sweeper.records.recording import digest
 
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """A candidate with its reference. `unsupported` is the reason why it cannot run here, None if it can."""
+    """A candidate with its reference.
+
+    Attributes:
+        unsupported: the reason why it cannot run here, None if it can.
+        recording: the file that it is compared with in place of the reference, which is the cell itself then;
+            `reference_id` is a hash of it.
+    """
 
     cell: Cell
     cell_id: str
     reference: Cell
     reference_id: str
     unsupported: str | None
+    recording: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +140,8 @@ def _files(cell: Cell) -> dict[str, Any]:
     if cell.inputs.file is not None:
         path = Path(cell.inputs.file)
         files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+    if cell.inputs.recording is not None:
+        files["recording"] = digest(Path(cell.inputs.recording))
     if isinstance(cell.checkpoint, FolderCheckpoint):
         files["checkpoint"] = _checkpoint_files(Path(cell.checkpoint.path).expanduser())
     base = getattr(cell.checkpoint, "base", None)
@@ -168,6 +178,8 @@ def _planned_cells(request: SweepRequest, settler: Settler, ids: CellIds) -> lis
         reference = settler.cell(cell.model_copy(update=request.reference))
         candidate_id, reason = identified(cell)
         reference_id, reference_reason = identified(reference)
+        if request.recording is not None:
+            reference_id, reference_reason = digest(request.recording), None
         if reason is None and reference_reason is not None:
             reason = f"its reference cannot run: {reference_reason}"
         planned.append(
@@ -177,6 +189,7 @@ def _planned_cells(request: SweepRequest, settler: Settler, ids: CellIds) -> lis
                 reference=reference,
                 reference_id=_unsupported_id(reference_id, reference_reason),
                 unsupported=reason,
+                recording=request.recording,
             )
         )
     return planned

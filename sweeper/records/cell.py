@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+RECORDED = "recording"
+"""What `reference_axes` has, beside axes, of a cell that was compared with a recording: the name of its file."""
 
 
 class Status(StrEnum):
@@ -384,7 +386,9 @@ class CellRecord(_Record):
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}
     first_divergence: str | None = None
-    output_kind: Literal["logits", "last_hidden_state", "output"] | None = None
+    output_kind: (
+        Literal["logits", "last_hidden_state", "output", "log_probabilities", "hidden_states", "embeddings"] | None
+    ) = None
     output: PairMeasures | None = None
     language: LanguageFigures | None = None
     neighbours_changed: float | None = None

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "sweeper recording 1"
-RECORDINGS_FOLDER = "recordings"
-SUFFIX = ".safetensors"
-
 LOGITS, LOG_PROBABILITIES, HIDDEN, OUTPUT, EMBEDDINGS = (
     "logits",
     "log_probabilities",

@@ -35,6 +35,7 @@ CELL_FILE = "cell.json"
 MODULES_FILE = "modules.parquet"
 SWEEP_FILE = "sweep.json"
 EXPLAIN_FOLDER = "explain"
+RECORDINGS_FOLDER, RECORDING_SUFFIX = "recordings", ".safetensors"
 PAGE_FILE = "index.html"
 
 _MODULES = TypeAdapter(list[ModuleRecord])
@@ -55,10 +56,15 @@ class _Versioned(BaseModel):
 
 
 class Store:
-    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,*.parquet,SHA256SUMS}`."""
+    """The folder of one sweep: `sweep.json`, `cells/<cell_id>/{cell.json,*.parquet,SHA256SUMS}`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        recorded: a cell without a recording beside it (docs/recordings.md) runs again.
+    """
+
+    def __init__(self, folder: Path, *, recorded: bool = False) -> None:
         self.folder = folder
+        self._recorded = recorded
         self.cells_folder = folder / "cells"
 
     def open(self, description: dict[str, Any]) -> None:
@@ -84,11 +90,16 @@ class Store:
         record = self.read(cell_id)
         return record if record is not None and self.need_not_run(record, judged=judged) else None
 
-    @staticmethod
-    def need_not_run(record: CellRecord, *, judged: bool | Literal["full"]) -> bool:
+    def recording(self, cell_id: str) -> Path:
+        """Where the recording of a cell lies, if it has one."""
+        return self.folder / RECORDINGS_FOLDER / f"{cell_id}{RECORDING_SUFFIX}"
+
+    def need_not_run(self, record: CellRecord, *, judged: bool | Literal["full"]) -> bool:
         """Whether a record is that of a finished cell: see `finished`."""
+        if record.status is not Status.OK:
+            return record.status is not Status.FAILED
         lacks = record.verdict is None or (judged == "full" and not record.verdict.complete)
-        return record.status is not Status.FAILED and not (judged and record.status is Status.OK and lacks)
+        return not (judged and lacks) and not (self._recorded and not self.recording(record.cell_id).is_file())
 
     def read(self, cell_id: str) -> CellRecord | None:
         """The record of a cell, all of whose files are whole; None where nothing lies.

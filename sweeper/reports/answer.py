@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.records.cell import CauseRecord, CellRecord, Status, VerdictRecord
+from sweeper.records.cell import RECORDED, CauseRecord, CellRecord, Status, VerdictRecord
 from sweeper.records.sweep import short_label, varying_axes
 
 UNJUDGED = "not judged"
@@ -91,6 +91,8 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
         return f"{count}: the same function, rounded differently; {moved}"
     if worst.status is not Status.OK or worst.verdict is None:
         return f"{count}: {worst.reason}{_where(cells, records)}"
+    if RECORDED in worst.reference_axes:
+        return f"{count}: {_why_recorded(worst.verdict, _where(cells, records))}"
     return f"{count}: {_why(worst.verdict, _where(cells, records))}"
 
 
@@ -109,6 +111,18 @@ def _why(verdict: VerdictRecord, where: str) -> str:
         return f"{verdict.reason}{where}{starts}; its cause could not be looked for ({cause.error})"
     tried = f"of {len(cause.tried)} changes that were tried none closes it" if cause.tried else "no setting differs"
     return f"{verdict.reason}{where}{starts}; {tried}, explain looks further"
+
+
+def _why_recorded(verdict: VerdictRecord, where: str) -> str:
+    """The same of cells that were compared with a recording, which is what may be wrong."""
+    cause = verdict.cause
+    if cause is not None and cause.what is not None:
+        before, after = cause.replay_before or math.nan, cause.replay_after or math.nan
+        lies = f"it lies {before:.3g} of our own errors from our float64 run, and with that {after:.2g}"
+        return f"{cause.what}{where}; to mend it: {cause.put_back}; {lies}"
+    decides = f"; would decide: {verdict.decides}" if verdict.decides else ""
+    tried = f" (tried: {', '.join(dict.fromkeys(cause.tried))})" if cause is not None else ""
+    return f"{verdict.reason}{where}{tried}{decides}"
 
 
 def _proof(cause: CauseRecord) -> tuple[str, str]:
@@ -171,9 +185,15 @@ def _next(records: Sequence[CellRecord], folder: Path) -> list[Line]:
     cell = worst(records)
     if cell is None or end_of(cell) not in FOUND:
         return []
+    if end_of(cell) != "failed" and RECORDED in cell.reference_axes:
+        return [Line(end="", text=f"the worst cell with all that was tried: {_report(cell, folder)}")]
     if end_of(cell) == "failed":
-        return [Line(end="", text=f"its traceback: python -m sweeper report {folder} --cell {cell.cell_id}")]
+        return [Line(end="", text=f"its traceback: {_report(cell, folder)}")]
     return [Line(end="", text=f"the worst cell in depth: python -m sweeper explain {folder} {cell.cell_id}")]
+
+
+def _report(cell: CellRecord, folder: Path) -> str:
+    return f"python -m sweeper report {folder} --cell {cell.cell_id}"
 
 
 def _moved(record: CellRecord) -> float:

@@ -54,6 +54,8 @@ def _reference_and_status(planned: PlannedCell, finished: Mapping[str, str]) -> 
     """What the reference has other than the candidate, and whether that can run."""
     axes, reference = planned.cell.axes(), planned.reference.axes()
     differing = [f"{axis}={label}" for axis, label in reference.items() if label != axes[axis]]
+    if planned.recording is not None:
+        differing = [str(planned.recording)]
     return ", ".join(differing) or "itself", "unsupported" if planned.unsupported else finished.get(
         planned.cell_id, "run"
     )

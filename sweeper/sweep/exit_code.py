@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sweeper.config import FAIL_ON
-from sweeper.records.cell import CellRecord, Status
+from sweeper.records.cell import RECORDED, CellRecord, Status
 from sweeper.reports.answer import end_of
 
 
@@ -32,7 +32,7 @@ def exit_code(records: Sequence[CellRecord], fail_on: Collection[str], folder: P
 def _line(word: str, found: Sequence[CellRecord], folder: Path) -> str:
     cells = f"{len(found)} cell{'s' * (len(found) > 1)} {end_of(found[0])} (fail_on names {word})"
     words = ["explain", str(folder), found[0].cell_id]
-    if word in ("failed", "unsupported"):
+    if word in ("failed", "unsupported") or RECORDED in found[0].reference_axes:
         words = ["report", str(folder), "--cell", found[0].cell_id]
     return f"exit code 1: {cells}; see why: {shlex.join(['python', '-m', 'sweeper', *words])}"
 

@@ -14,7 +14,7 @@ from sweeper.records.store import Store
 
 
 def finished_cells(
-    plan: Plan, *, judged: bool | Literal["full"], say: Callable[[str], None]
+    plan: Plan, *, judged: bool | Literal["full"], recorded: bool = False, say: Callable[[str], None]
 ) -> dict[str, tuple[Store, CellRecord]]:
     """Cell id -> where it lies and its record, of those cells of the plan that need not run again.
 
@@ -24,13 +24,14 @@ def finished_cells(
     Args:
         plan: what is to be run.
         judged: as in `Store.finished`.
+        recorded: a cell of which this folder has no recording runs again.
         say: takes a line for every cell whose files are not what was written.
 
     Raises:
         ConfigError: a folder that was given a name holds cells of another reference.
     """
-    own = Store(plan.folder)
-    others = _others(plan)
+    own = Store(plan.folder, recorded=recorded)
+    others = [] if recorded else _others(plan)
     found = {}
     for planned in plan.cells:
         record = None

@@ -8,7 +8,8 @@ from typing import Any
 
 from sweeper.errors import SweeperError
 from sweeper.planning.plan import PlannedCell
-from sweeper.records.cell import CellRecord, PairMeasures, Status
+from sweeper.records.cell import RECORDED, CellRecord, PairMeasures, Status
+from sweeper.records.recording import read_texts
 
 
 def begun(planned: PlannedCell, environment: dict[str, Any]) -> CellRecord:
@@ -21,10 +22,22 @@ def begun(planned: PlannedCell, environment: dict[str, Any]) -> CellRecord:
         axes=planned.cell.axes(),
         choices=planned.cell.model_dump(mode="json"),
         reference_id=planned.reference_id,
-        reference_axes=planned.reference.axes(),
+        reference_axes=planned.reference.axes() | _recorded(planned),
         reference_choices=planned.reference.model_dump(mode="json"),
         environment=environment,
     )
+
+
+def _recorded(planned: PlannedCell) -> dict[str, str | bool]:
+    """What the recording says of its axes, where a cell is compared with one."""
+    if planned.recording is None:
+        return {}
+    _, about = read_texts(planned.recording)
+    stated = about.get("axes") if isinstance(about.get("axes"), dict) else {}
+    known = {"dtype": about["dtype"]} if isinstance(about.get("dtype"), str) else {}
+    own = planned.cell.axes()
+    taken = {axis: value for axis, value in {**known, **(stated or {})}.items() if axis in own and axis != "inputs"}
+    return {**taken, RECORDED: planned.recording.name}
 
 
 def ended(record: CellRecord, status: Status, reason: str, trace: str | None = None) -> CellRecord:

@@ -14,6 +14,7 @@ from sweeper.errors import ConfigError, DamagedError
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Lost
 from sweeper.planning.plan import Plan
+from sweeper.recordings.wanted import Recordings, recordings_of
 from sweeper.records.cell import CellRecord, Status
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
@@ -48,9 +49,10 @@ def run(
 
 def _run(request: SweepRequest, sinks: Mapping[str, Sink], launcher: Launcher) -> int:
     plan = launcher.plan(request)
-    store = Store(plan.folder)
+    settings = request.settings
+    store = Store(plan.folder, recorded=settings.record)
     said: list[str] = []  # until somebody is told
-    finished_before = finished_cells(plan, judged=request.settings.verdict, say=said.append)
+    finished_before = finished_cells(plan, judged=settings.verdict, recorded=settings.record, say=said.append)
     try:
         store.open(_description(request, plan, store, said.append).model_dump(mode="json"))
     except OSError as error:
@@ -117,6 +119,7 @@ def _run_cells(
         settings=settings,
         shared=shared,
         deterministic=_asks_for_determinism(plan),
+        recordings=recordings_of(plan, settings),
     )
 
     def found(record: CellRecord) -> None:
@@ -145,7 +148,13 @@ def _with_record(result: Finished | Lost, plan: Plan) -> Finished:
 
 
 def _make_runner(
-    sink: Sink, *, environment: dict[str, Any], settings: Settings, shared: frozenset[str], deterministic: bool
+    sink: Sink,
+    *,
+    environment: dict[str, Any],
+    settings: Settings,
+    shared: frozenset[str],
+    deterministic: bool,
+    recordings: Recordings | None,
 ) -> Runner:
     """Makes a worker, in the process where it is to run."""
     from sweeper.sweep.runner import Runner  # torch and transformers: only once there is something to run
@@ -161,6 +170,7 @@ def _make_runner(
         verdict=settings.verdict,
         weights=settings.weights,
         shared=shared,
+        recordings=recordings,
         say=sink.said,
         progress=sink.texts_done,
     )

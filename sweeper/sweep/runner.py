@@ -10,6 +10,7 @@ import gc
 import traceback
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,11 +36,15 @@ from sweeper.models.state import StateEntry, compare_state, state_of
 from sweeper.models.streaming import StreamedPool
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
+from sweeper.recordings.taking import about_cell, record_cell
+from sweeper.recordings.wanted import Recordings, Wanted
 from sweeper.records.cell import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
+from sweeper.records.recording import Recording
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.cost import measure_cost, warm_up
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
+from sweeper.sweep.recorded import RecordedReference
 from sweeper.verdict.comparison import Comparison, compare_sides
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
@@ -73,6 +78,7 @@ class Runner:
         kept_bytes: of a reference's outputs.
         shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
             is free, so that it runs once, and not beside each of them.
+        recordings: where a recording of each cell goes; None: nowhere.
         say: takes one line of progress (fetching, dequantising).
         progress: is told, after every batch, how many texts of how many have run: for a reference that is kept, as far
             as it fits, then for the cell.
@@ -90,6 +96,7 @@ class Runner:
         weights: Weights = "resident",
         kept_bytes: int = KEPT_BYTES,
         shared: Collection[str] = (),
+        recordings: Recordings | None = None,
         say: Callable[[str], None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -99,11 +106,13 @@ class Runner:
         self._verdict = verdict
         self._kept_bytes = kept_bytes
         self._shared = shared
+        self._recordings = recordings
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
         self._pool = StreamedPool() if weights == "streamed" else ModelPool()
         self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
         self._reference: ReferenceRun | None = None
+        self._recorded: RecordedReference | None = None
         self._read: tuple[tuple[Inputs, Checkpoint], Reading] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
@@ -140,6 +149,8 @@ class Runner:
             torch.cuda.empty_cache()
 
     def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        if planned.recording is not None:
+            return self._run_recorded(planned, planned.recording, record)
         measured, figures, bits = self._measure(planned, record)
         # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
         verdict: VerdictRecord | str | None = self._alike.verdict(bits) or self._judge(planned, figures)
@@ -148,7 +159,27 @@ class Runner:
         else:
             self._alike.keep(bits, planned.cell_id, verdict)
             judged = measured.model_copy(update={"verdict": verdict})
+        self._keep_recording(planned)
         return checked(judged, figures.output), figures.modules
+
+    def _keep_recording(self, planned: PlannedCell) -> None:
+        """Records the cell where that was asked for. What goes wrong is said: the figures stand."""
+        if self._recordings is None:
+            return
+        try:
+            self._recordings.write(planned.cell_id, self.recording(planned, self._recordings.wanted))
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            self._say(f"{planned.cell_id} could not be recorded: {reason_of(error)}")
+            self._forget(planned)
+
+    def recording(self, planned: PlannedCell, wanted: Wanted) -> Recording:
+        """Runs the cell once more, and keeps what it gives."""
+        cell = planned.cell
+        local = self._local(cell)
+        model = self._pool.get(cell, local.folder)[0].model
+        about = about_cell(cell, local.revision, self._environment)
+        return record_cell(cell, model, self._token_ids(cell, model), wanted, about)
 
     def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures, Hashable]:
         """The record without its verdict; and what cells have the same of that are the same, where one is judged."""
@@ -167,17 +198,10 @@ class Runner:
         measured = record.model_copy(
             update={
                 **bare,
-                "checkpoint_revision": local.revision,
-                "reading": reading_notes(cell, loaded.model, self._reading(cell, loaded.model)),
+                **self._measured(cell, loaded, ran, figures),
                 "unaligned": ran.unaligned,
-                "first_divergence": figures.first_divergence,
                 "output_kind": _output_kind(cell),
-                "output": figures.output,
-                "language": figures.language,
-                "neighbours_changed": figures.neighbours_changed,
-                "texts": figures.texts,
                 "state": self._state(reference, loaded),
-                "sample": ran.sample(),
                 "reference_sample": reference_sample,
             }
         )
@@ -186,6 +210,51 @@ class Runner:
             state = self._fingerprint(loaded)
             bits = judging.alike_key(planned, state, ran.first_batch, outputs, figures)
         return measured, figures, bits
+
+    def _run_recorded(
+        self, planned: PlannedCell, recording: Path, record: CellRecord
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """One cell against a recording in place of a reference."""
+        if self._recorded is None or self._recorded.path != recording:
+            self._recorded = RecordedReference(recording)
+        cell, recorded = planned.cell, self._recorded
+        local = self._local(cell)
+        loaded, was_loaded = self._pool.get(cell, local.folder)
+        token_ids, kind = self._token_ids(cell, loaded.model), _output_kind(cell)
+
+        def comparer(is_logits: bool) -> Comparer:
+            return self._comparer(cell, loaded.model, token_ids, is_logits=is_logits)
+
+        side, figures, ran, rows = recorded.compare(cell, loaded.model, kind, token_ids, comparer, self._progress)
+        bare = self._run_bare(cell, loaded, side, token_ids, loaded.load_time_s if was_loaded else None)
+        measured = record.model_copy(
+            update={
+                **bare,
+                **self._measured(cell, loaded, side, figures),
+                "first_divergence": recorded.first_divergence(figures),
+                "unaligned": side.unaligned | dict.fromkeys(ran.modules, "recorded, and not among this cell's modules"),
+                "output_kind": rows.quantity,
+            }
+        )
+        if self._verdict:
+            folder = local.folder if local.has_tokenizer else None
+            verdict = recorded.judge(cell, loaded.model, folder, rows, ran, figures, planned.cell_id)
+            measured = measured.model_copy(update={"unjudged" if isinstance(verdict, str) else "verdict": verdict})
+        self._keep_recording(planned)
+        return checked(measured, figures.output), figures.modules
+
+    def _measured(self, cell: Cell, loaded: LoadedModel, ran: HookedSide, figures: Figures) -> dict[str, object]:
+        """What was measured, whatever it was compared with. Field names as in `CellRecord`."""
+        return {
+            "checkpoint_revision": self._local(cell).revision,
+            "reading": reading_notes(cell, loaded.model, self._reading(cell, loaded.model)),
+            "first_divergence": figures.first_divergence,
+            "output": figures.output,
+            "language": figures.language,
+            "neighbours_changed": figures.neighbours_changed,
+            "texts": figures.texts,
+            "sample": ran.sample(),
+        }
 
     def _fingerprint(self, loaded: LoadedModel) -> str:
         """The fingerprint of a model that the pool keeps, taken once."""
@@ -344,10 +413,12 @@ class Runner:
             self._read = key, read_texts(cell, self._local(cell), model)
         return self._read[1]
 
-    def _comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> Comparer:
+    def _comparer(
+        self, cell: Cell, model: nn.Module, token_ids: list[list[int]], *, is_logits: bool = True
+    ) -> Comparer:
         return Comparer(
             token_ids,
-            is_logits=_output_kind(cell) == "logits" and cell.inputs.arrays is None,
+            is_logits=is_logits and _output_kind(cell) == "logits" and cell.inputs.arrays is None,
             normalize=cell.checkpoint.normalize is not False,
             predicts_own=cell.checkpoint.head in (Head.MASKED_LM, Head.SEQ2SEQ_LM),
             steady=self._code_paths.steady(cell, model, token_ids),

@@ -1,0 +1,115 @@
+"""A cell that is compared with a recording in place of a reference: run, measured, judged by its own errors."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from sweeper.comparator.comparer import Comparer, Figures
+from sweeper.comparator.forwards import HookedSide, side_of
+from sweeper.config import Cell
+from sweeper.devices import out_of_memory
+from sweeper.errors import AlignmentError
+from sweeper.inputs.batching import forwards_of
+from sweeper.recordings.comparing import Ran, compare_recorded
+from sweeper.recordings.counterfactuals import Base, exact_outputs, outputs_of
+from sweeper.recordings.judging import Judged, judge_recorded, verdict_on
+from sweeper.recordings.quantities import RecordedRows, quantity_of
+from sweeper.records.cell import VerdictRecord
+from sweeper.records.recording import LOGITS, Recording
+
+_JUDGED_TOKENS = 4096
+
+
+class RecordedReference:
+    """A recording, for the cells that are compared with it.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recording = Recording.read(path)
+
+    def compare(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        output_kind: str,
+        token_ids: list[list[int]],
+        make_comparer: Callable[[bool], Comparer],
+        progress: Callable[[int, int], None],
+    ) -> tuple[HookedSide, Figures, Ran, RecordedRows]:
+        """Runs a cell on the recording's texts and measures it.
+
+        Args:
+            output_kind: of the cell.
+            make_comparer: told whether the outputs are logits.
+
+        Raises:
+            AlignmentError: the recording has nothing that this cell gives, or other texts.
+        """
+        if token_ids != self.recording.token_ids:
+            raise AlignmentError("the recording has other token ids than the cell read: nothing can be aligned")
+        rows = RecordedRows(self.recording, quantity_of(self.recording, output_kind))
+        grouped = forwards_of(cell, token_ids)
+        side = side_of(cell, model, token_ids, grouped)
+        comparer = make_comparer(rows.quantity == LOGITS)
+        ran = compare_recorded(self.recording, rows, side, grouped, comparer, progress)
+        return ran.side, comparer.finish(), ran, rows
+
+    def first_divergence(self, figures: Figures) -> str | None:
+        """The first recorded module that differs; `output` where only that does, or no module was recorded."""
+        return figures.first_divergence or ("output" if figures.output.equal_fraction < 1 else None)
+
+    def judge(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        folder: Path | None,
+        rows: RecordedRows,
+        ran: Ran,
+        figures: Figures,
+        cell_id: str,
+    ) -> VerdictRecord | str:
+        """The verdict on the first texts, or why memory did not suffice. What else goes wrong in float64 is in it."""
+        texts = _judged_texts(self.recording.token_ids, cell.inputs.batch_size)
+        ids = [self.recording.token_ids[text] for text in texts]
+        dtype = self.recording.about.get("dtype")
+        try:
+            side = side_of(cell, model, ids, [range(len(ids))])
+            base = Base(
+                cell=cell,
+                model=model,
+                folder=folder,
+                token_ids=ids,
+                quantity=rows.quantity,
+                recorded=rows.main(texts),
+                own=outputs_of(side),
+                exact=exact_outputs(side),
+            )
+            judged = judge_recorded(base, ran.ratios, dtype if isinstance(dtype, str) else None)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            if out_of_memory(error):
+                return "memory ran out; type fewer or shorter texts in the recording, or use a machine with more"
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            judged = Judged(
+                quantity=rows.quantity, found=None, error=line, ratios=ran.ratios, own_dtype=str(cell.dtype)
+            )
+        return verdict_on(judged, texts, cell_id, self.first_divergence(figures))
+
+
+def _judged_texts(token_ids: Sequence[Sequence[int]], batch_size: int) -> tuple[int, ...]:
+    """The first batch, as far as its texts have few tokens; at least one text."""
+    texts, tokens = list[int](), 0
+    for text, ids in enumerate(token_ids[:batch_size]):
+        tokens += len(ids)
+        if texts and tokens > _JUDGED_TOKENS:
+            break
+        texts.append(text)
+    return tuple(texts)
