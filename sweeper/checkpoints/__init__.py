@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sweeper.checkpoints.card import Card, read_card
 from sweeper.config import Checkpoint, FolderCheckpoint, Head, HubCheckpoint, Pooling, SeededCheckpoint, WheelCheckpoint
-from sweeper.errors import CheckpointError, ConfigError
+from sweeper.errors import CheckpointError, ConfigError, SweeperError
 
-__all__ = ["LocalCheckpoint", "prepare", "settled"]
+__all__ = ["LocalCheckpoint", "Prepared", "prepare", "settled"]
 
 _ENCODERS = ("bert",)
 
@@ -27,11 +27,13 @@ class LocalCheckpoint:
         folder: holds `config.json` and `*.safetensors`.
         revision: which weights these are: `sha256:<hex>` of the source file, `commit:<hex>` of the hub's repository, or
             `seeded:<hex>`, a hash of everything that decides the random weights; of an adapter, `+` and its base's.
+        files_sha256: one hash for all of its files that can decide a result: weights, configs, tokenizer, prompts.
         has_tokenizer: `AutoTokenizer.from_pretrained(folder)` finds one.
     """
 
     folder: Path
     revision: str
+    files_sha256: str
     has_tokenizer: bool
 
 
@@ -47,30 +49,64 @@ def prepare(checkpoint: Checkpoint, *, device: str, say: Callable[[str], None]) 
         CheckpointError: it could not be fetched, verified or converted; one line that says what to do.
         ConfigError: the settings of the checkpoint name something that does not exist.
     """
-    path, revision = _prepare(checkpoint, device, say)
+    path, revision, files_sha256 = _prepare(checkpoint, device, say)
     from sweeper.checkpoints.folder import has_tokenizer
 
-    return LocalCheckpoint(folder=path, revision=revision, has_tokenizer=has_tokenizer(path))
+    return LocalCheckpoint(folder=path, revision=revision, files_sha256=files_sha256, has_tokenizer=has_tokenizer(path))
 
 
-def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    from sweeper.checkpoints import adapter, folder, gguf, hub, seeded, wheel  # transformers: seconds
+class Prepared:
+    """Checkpoints that were prepared, or could not be: each is tried once, and gives the same reason to all who ask.
+
+    Args:
+        say: as in `prepare`.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._found: dict[tuple[Checkpoint, str], LocalCheckpoint | tuple[type[SweeperError], str]] = {}
+
+    def of(self, checkpoint: Checkpoint, device: str) -> LocalCheckpoint:
+        """The checkpoint as `prepare` gives it.
+
+        Raises:
+            SweeperError: it could not be prepared, now or when it was asked for first.
+        """
+        key = (checkpoint, device)
+        if key not in self._found:
+            try:
+                self._found[key] = prepare(checkpoint, device=device, say=self._say)
+            except SweeperError as error:
+                self._found[key] = type(error), str(error)
+            except (OSError, ValueError) as error:  # a full disk, a file that transformers refuses
+                reason = " ".join(str(error).split()) or "no reason given"
+                self._found[key] = CheckpointError, f"{type(error).__name__}: {reason}"
+        found = self._found[key]
+        if isinstance(found, LocalCheckpoint):
+            return found
+        kind, reason = found
+        raise kind(reason)
+
+
+def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str, str]:
+    from sweeper.checkpoints import adapter, folder, gguf, hashes, hub, seeded, wheel  # transformers: seconds
 
     match checkpoint:
         case WheelCheckpoint():
             return wheel.prepare(checkpoint, say)
         case HubCheckpoint():
-            path, revision = hub.prepare(checkpoint, say)
+            path, revision, files_sha256 = hub.prepare(checkpoint, say)
         case FolderCheckpoint():
             if (file := folder.gguf_file(folder.located(checkpoint))) is not None:
                 return gguf.prepare(file, say)
-            path, revision = folder.prepare(checkpoint)
+            path, revision, files_sha256 = folder.prepare(checkpoint)
         case SeededCheckpoint():
             return seeded.prepare(checkpoint, device, say)
     if not adapter.is_adapter(path):
-        return path, revision
-    base_path, base_revision = _prepare(_base(checkpoint, path), device, say)
-    return adapter.with_base(path, base_path), f"{revision}+{base_revision}"
+        return path, revision, files_sha256
+    base_path, base_revision, base_sha256 = _prepare(_base(checkpoint, path), device, say)
+    both = hashes.digest_of({"adapter": files_sha256, "base": base_sha256})
+    return adapter.with_base(path, base_path), f"{revision}+{base_revision}", both
 
 
 def _base(checkpoint: FolderCheckpoint | HubCheckpoint, path: Path) -> FolderCheckpoint | HubCheckpoint:

@@ -1,6 +1,7 @@
 """The user's cache: a folder appears in it complete or not at all, and two processes never build the same one.
 
     <cache>/checkpoints/<key>/     a finished checkpoint
+    <cache>/hashes/<key>.json      of its files: they are looked at before each use
     <cache>/downloads/<sha256>     the verified source of one that is being converted, or that a user laid there
     <cache>/locks/<key>.lock
 
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from sweeper.checkpoints import hashes
 from sweeper.errors import CheckpointError
 
 
@@ -32,8 +35,13 @@ def download_path(sha256: str) -> Path:
     return _made(root() / "downloads") / sha256
 
 
+def hashes_path(name: str) -> Path:
+    """The place of the hashes of a checkpoint's files."""
+    return root() / "hashes" / f"{name}.json"
+
+
 def build_once(key: str, build: Callable[[Path], None], say: Callable[[str], None]) -> Path:
-    """The folder `checkpoints/<key>`; `build(empty_folder)` fills it if it is not there yet.
+    """The folder `checkpoints/<key>`; `build(empty_folder)` fills it if it is not there yet, or not what was built.
 
     It is built beside its place and renamed, so a killed run leaves nothing that looks finished. Another process that
     wants the same key waits for this one.
@@ -42,14 +50,69 @@ def build_once(key: str, build: Callable[[Path], None], say: Callable[[str], Non
         CheckpointError: the cache cannot be written to.
     """
     finished = _made(root() / "checkpoints") / key
-    if finished.is_dir():
+    if finished.is_dir() and damage(finished) is None and hashes_path(key).exists():
         return finished
-    with _locked(key, say):
-        if not finished.is_dir():  # else another process finished it while this one waited
-            with scratch(finished.with_name(f"{key}.partial")) as partial:
-                build(partial)
-                partial.rename(finished)
+    with _locked(key, say):  # another process may have finished it while this one waited
+        wrong = damage(finished) if finished.is_dir() else f"{finished}: is no folder"
+        if wrong is None:
+            _keep_first_hashes(finished, say)
+            return finished
+        if os.path.lexists(finished):
+            say(f"{wrong}; it is prepared again")
+        with scratch(finished.with_name(f"{key}.partial")) as partial:
+            build(partial)
+            for old in (finished, hashes_path(key)):
+                discard(old)
+            hashes.keep(hashes_path(key), hashes.hash_files(partial, hashes.files_in(partial), links=True))
+            partial.rename(finished)
     return finished
+
+
+def prepared() -> list[Path]:
+    """Every finished checkpoint whose hashes are kept."""
+    folders = sorted((root() / "checkpoints").glob("*"))
+    return [folder for folder in folders if folder.is_dir() and hashes_path(folder.name).exists()]
+
+
+def damage(prepared: Path, *, again: bool = False) -> str | None:
+    """What is not as it was built in a finished checkpoint, with the path; None where all is, or nothing is known.
+
+    Args:
+        prepared: its folder in the cache.
+        again: hash every file, not only those of another size or time of change.
+    """
+    at = hashes_path(prepared.name)
+    try:
+        kept = hashes.read_kept(at)
+    except ValueError as error:
+        return str(error)
+    if kept is None:
+        return None
+    try:
+        now = hashes.hash_files(prepared, hashes.files_in(prepared), kept, again=again, links=True)
+    except CheckpointError as error:
+        return str(error)
+    changed = hashes.change(kept, now)
+    if changed is not None:
+        return f"{prepared}/{changed}"
+    if now != kept:
+        with contextlib.suppress(OSError):  # only time is lost where it cannot be kept
+            hashes.keep(at, now)
+    return None
+
+
+def files_digest(prepared: Path) -> str:
+    """One hash for all files of a finished checkpoint."""
+    kept = hashes.read_kept(hashes_path(prepared.name))
+    return (kept or hashes.hash_files(prepared, hashes.files_in(prepared), links=True)).digest
+
+
+def _keep_first_hashes(finished: Path, say: Callable[[str], None]) -> None:
+    """Of a checkpoint that an older version prepared."""
+    if not hashes_path(finished.name).exists():
+        say(f"{finished} has no hashes yet: its files are taken as they are, and watched from now on")
+        with contextlib.suppress(OSError):
+            hashes.keep(hashes_path(finished.name), hashes.hash_files(finished, hashes.files_in(finished), links=True))
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper.checkpoints.folder import read_json
 from sweeper.config import Head, Pooling
 from sweeper.errors import CheckpointError, ConfigError, did_you_mean
 
@@ -76,7 +76,7 @@ def read_card(folder: Path) -> Card:
     Raises:
         CheckpointError: config.json or modules.json cannot be read.
     """
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     architecture = next(iter(config.get("architectures") or ()), None)
     head = _head(config, architecture)
     causal = _causal(config, head)
@@ -159,13 +159,13 @@ def _pooling_path(modules: list[dict[str, Any]]) -> str | None:
 
 def _pooling_settings(folder: Path, modules: list[dict[str, Any]]) -> dict[str, Any]:
     path = _pooling_path(modules)
-    return {} if path is None else _json(folder / path / "config.json")
+    return {} if path is None else read_json(folder / path / "config.json")
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
     """The parts of a sentence-transformers model; none where the folder holds another."""
     path = folder / "modules.json"
-    return _json(path) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
 def _kind(module: dict[str, Any]) -> str:
@@ -180,11 +180,4 @@ def _max_tokens(folder: Path, config: dict[str, Any]) -> int | None:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return read_json(path) if path.is_file() else {}

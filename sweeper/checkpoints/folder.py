@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from sweeper.checkpoints.hashes import digest_of, hash_files
 from sweeper.config import FolderCheckpoint
 from sweeper.errors import CheckpointError
 
@@ -36,7 +38,7 @@ _FILES = (
 _FILES_OF_A_PART = ("config.json", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 _FILES_OF_A_TOKENIZER = (*_TOKENIZER_FILES, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-_CHUNK_BYTES = 1 << 20
+_DECIDING = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja", ".spm")  # weights, configs, tokenizer
 
 
 def wanted(names: Iterable[str], *, weights: bool = True) -> list[str]:
@@ -57,7 +59,14 @@ def wanted(names: Iterable[str], *, weights: bool = True) -> list[str]:
 
 def all_files(path: Path) -> list[Path]:
     """The files of a folder and of the parts of a sentence-transformers model in it."""
-    return sorted(file for pattern in ("*", "[0-9]*_*/*") for file in path.glob(pattern) if file.is_file())
+    parts = {path, *path.glob("[0-9]*_*"), *(path / part for part in _parts(path))}
+    return sorted(file for part in parts for file in part.glob("*") if file.is_file())
+
+
+def deciding_files(path: Path) -> list[str]:
+    """What of a folder can decide a result, by paths inside of it: weights, configs, tokenizer, and the parts that a
+    sentence-transformers model has in folders of their own."""
+    return [file.relative_to(path).as_posix() for file in all_files(path) if file.suffix in _DECIDING]
 
 
 def is_tokenizers(name: str) -> bool:
@@ -82,11 +91,16 @@ def gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def prepare(checkpoint: FolderCheckpoint) -> tuple[Path, str]:
-    """The folder itself, and `sha256:<hex>` of its weights."""
+def prepare(checkpoint: FolderCheckpoint) -> tuple[Path, str, str]:
+    """The folder itself, `sha256:<hex>` of its weights (of one file, this is what `sha256sum` prints), and the hash of
+    all its files. Nobody keeps the hashes of a user's folder: it is read anew each time."""
     path = located(checkpoint)
     require_weights(path)
-    return path, f"sha256:{weights_sha256(path)}"
+    kept = hash_files(path, deciding_files(path))
+    weights = {
+        name: file.sha256 for name, file in kept.files.items() if fnmatch(name, "*.safetensors") and "/" not in name
+    }
+    return path, f"sha256:{next(iter(weights.values())) if len(weights) == 1 else digest_of(weights)}", kept.digest
 
 
 def located(checkpoint: FolderCheckpoint) -> Path:
@@ -98,11 +112,12 @@ def require_weights(path: Path) -> None:
     """Checks that a folder holds `config.json` and safetensors.
 
     Raises:
-        CheckpointError: something is missing; names what is there instead.
+        CheckpointError: something is missing, and what is there instead; or an index names what is not beside it.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is no folder; give one with config.json and *.safetensors, or a .gguf file")
     names = sorted(entry.name for entry in path.iterdir())
+    _require_files_of_indexes(path)
     if {"adapter_config.json", "adapter_model.safetensors"} <= {*names}:
         return  # its config is its base's
     missing = [pattern for pattern in ("config.json", "*.safetensors") if not any(fnmatch(n, pattern) for n in names)]
@@ -113,14 +128,51 @@ def require_weights(path: Path) -> None:
         )
 
 
-def weights_sha256(path: Path) -> str:
-    """Hashes all safetensors files in the order of their names: of one file, this is what `sha256sum` prints."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _parts(path: Path) -> list[str]:
+    """The folders that `modules.json` names; the folder itself has an empty name there.
+
+    Raises:
+        CheckpointError: one of them lies elsewhere.
+    """
+    names = [str(module.get("path", "")) for module in _listed(path / "modules.json")]
+    for name in names:
+        _require_inside(path / "modules.json", name, "folders below it")
+    return [name for name in names if name]
+
+
+def _require_files_of_indexes(path: Path) -> None:
+    """A shard index may name only files of its folder."""
+    for index in sorted(path.glob("*.safetensors.index.json")):
+        shards = (read_json(index) or {}).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index} has no weight_map, which says in which file a tensor lies")
+        for shard in sorted({*map(str, shards.values())}):
+            _require_inside(index, shard, "files beside it", beside=True)
+            if not (path / shard).is_file():
+                raise CheckpointError(f"{index} names {shard}, which is not there")
+
+
+def _require_inside(by: Path, name: str, allowed: str, *, beside: bool = False) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or (beside and len(parts.parts) != 1):
+        raise CheckpointError(f"{by} names {name}; it may name only {allowed}")
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    found = read_json(path) if path.is_file() else []
+    return [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def has_tokenizer(path: Path) -> bool:

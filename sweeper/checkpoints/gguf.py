@@ -20,8 +20,8 @@ from sweeper.environment import version
 from sweeper.errors import CheckpointError
 
 
-def prepare(source: Path, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The converted folder in the cache, and `sha256:<hex>` of the GGUF file.
+def prepare(source: Path, say: Callable[[str], None]) -> tuple[Path, str, str]:
+    """The converted folder in the cache, `sha256:<hex>` of the GGUF file, and the hash of all files of the folder.
 
     Raises:
         CheckpointError: it is one part of several, is no GGUF file that transformers reads, or lacks weights.
@@ -32,7 +32,8 @@ def prepare(source: Path, say: Callable[[str], None]) -> tuple[Path, str]:
         )
     changed = source.stat()
     sha256 = _sha256(source, changed.st_mtime_ns, changed.st_size)
-    return cache.build_once(key_of(sha256), lambda target: dequantise(source, target, say), say), f"sha256:{sha256}"
+    path = cache.build_once(key_of(sha256), lambda target: dequantise(source, target, say), say)
+    return path, f"sha256:{sha256}", cache.files_digest(path)
 
 
 def key_of(sha256: str) -> str:

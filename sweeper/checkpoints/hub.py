@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,16 +19,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sweeper.checkpoints import folder
+from sweeper.checkpoints import cache, folder, hashes
 from sweeper.config import HubCheckpoint
 from sweeper.errors import CheckpointError, ConfigError
 
+_SHA256_LETTERS = 64
 _ANSWER_TIMEOUT_S = 10.0  # for the one question that tells whether the hub is there
 _UNREACHABLE = (httpx.TransportError, HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 
-def prepare(checkpoint: HubCheckpoint, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The snapshot's folder, and `commit:<hex>` that `revision` stood for.
+def prepare(checkpoint: HubCheckpoint, say: Callable[[str], None]) -> tuple[Path, str, str]:
+    """The snapshot's folder, `commit:<hex>` that `revision` stood for, and the hash of all its files.
 
     Raises:
         ConfigError: no such repository or revision, as far as this user may see.
@@ -34,7 +37,34 @@ def prepare(checkpoint: HubCheckpoint, say: Callable[[str], None]) -> tuple[Path
     """
     path = _snapshot_of(checkpoint, say)
     folder.require_weights(path)
-    return path, f"commit:{path.name}"  # the hub names a snapshot's folder after its commit
+    return path, f"commit:{path.name}", _verified(path)  # the hub names a snapshot's folder after its commit
+
+
+def _verified(path: Path) -> str:
+    """The hash of a snapshot's files, each of which is what the hub has; read once, then only where one has changed.
+
+    The hub's own cache keeps large files under the name of their SHA-256.
+
+    Raises:
+        CheckpointError: a file is not what the hub gave.
+    """
+    at = cache.hashes_path(f"hub-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}")
+    try:
+        known = hashes.read_kept(at)
+    except ValueError:
+        known = None
+    now = hashes.hash_files(path, folder.deciding_files(path), known)
+    for name, file in now.files.items():
+        blob = (path / name).resolve()
+        if len(blob.name) == _SHA256_LETTERS and blob.parent.name == "blobs" and blob.name != file.sha256:
+            raise CheckpointError(
+                f"{path / name} is not what the hub gave: its SHA-256 is {file.sha256[:12]}..., not "
+                f"{blob.name[:12]}...; delete {blob}, and it is fetched again"
+            )
+    if now != known:
+        with contextlib.suppress(OSError):  # only time is lost where it cannot be kept
+            hashes.keep(at, now)
+    return now.digest
 
 
 def describe(checkpoint: HubCheckpoint) -> Path:

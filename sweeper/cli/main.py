@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "explain": "run a stored cell again and find out why it differs",
     "record": "write what a model gives for texts into a file, to compare others with it",
     "published": "write a page of published figures beside a sweep's",
+    "verify": "read every prepared checkpoint, or a sweep's cells, and say what is not as it was written",
 }
 """Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""
 

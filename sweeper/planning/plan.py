@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from sweeper.checkpoints.folder import all_files
+from sweeper.checkpoints.folder import deciding_files
 from sweeper.config import Cell, FolderCheckpoint
 from sweeper.environment import identity, versions
 from sweeper.models import axes
@@ -23,8 +23,6 @@ from sweeper.planning.grid import SweepRequest
 from sweeper.planning.settle import Settler
 from sweeper.planning.unsupported import unsupported_reason
 from sweeper.records.recording import digest
-
-_CHECKPOINT_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +104,7 @@ class CellIds:
         self.packages: dict[str, str | None] = {}
         self._environment = _canonical(environment_identity)
         self._versions: dict[tuple[str, ...], str] = {}
+        self._places: dict[Path, list[tuple[str, int, int]]] = {}
         tables = ((axis.needs, axis.packages) for axis in axes.table())
         self._named = [names for named in tables for names in named if names is not None]
 
@@ -113,7 +112,7 @@ class CellIds:
         """12 hex digits of a hash of all choices, of the files they name, and of what can change a result: the
         environment, and the packages that these choices use."""
         choices = ",".join([f'"{axis}":{_canonical_value(value)}' for axis, value in cell.choices().items()])
-        files = _files(cell)
+        files = self._files(cell)
         rest = f"{self._environment}{self._versions_for(cell)}{_canonical(files) if files else ''}"
         return _sha256(f"{{{choices}}}{rest}")[:12]
 
@@ -125,37 +124,36 @@ class CellIds:
             self._versions[names] = _canonical(found) if found else ""
         return self._versions[names]
 
+    def _files(self, cell: Cell) -> dict[str, Any]:
+        """What lies behind the paths that a cell names: an edited file under the same path makes another cell.
+
+        Texts count by content; the files of a checkpoint's folder, which can be large, by size and time of change.
+        """
+        files: dict[str, Any] = {}
+        if cell.inputs.file is not None:
+            path = Path(cell.inputs.file)
+            files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+        if cell.inputs.recording is not None:
+            files["recording"] = digest(Path(cell.inputs.recording))
+        if isinstance(cell.checkpoint, FolderCheckpoint):
+            files["checkpoint"] = self._stats(Path(cell.checkpoint.path).expanduser())
+        base = getattr(cell.checkpoint, "base", None)
+        if base is not None and Path(base).is_absolute():  # else it is one of the hub
+            files["base"] = self._stats(Path(base))
+        return files
+
+    def _stats(self, place: Path) -> list[tuple[str, int, int]]:
+        """Name, size and time of change of each file of a folder that can decide a result; of a GGUF file its own."""
+        if place not in self._places:
+            names = [""] if place.is_file() else deciding_files(place)
+            stats = [(name, (place / name).stat()) for name in names]
+            self._places[place] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return self._places[place]
+
 
 def _unsupported_id(cell_id: str, reason: str | None) -> str:
     """Another id than where the cell can run: once what was missing is there, the same command runs it."""
     return cell_id if reason is None else _sha256(cell_id + reason)[:12]
-
-
-def _files(cell: Cell) -> dict[str, Any]:
-    """What lies behind the paths that a cell names: an edited file under the same path makes another cell.
-
-    Texts count by content; the files of a checkpoint's folder, which can be large, by size and time of change.
-    """
-    files: dict[str, Any] = {}
-    if cell.inputs.file is not None:
-        path = Path(cell.inputs.file)
-        files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
-    if cell.inputs.recording is not None:
-        files["recording"] = digest(Path(cell.inputs.recording))
-    if isinstance(cell.checkpoint, FolderCheckpoint):
-        files["checkpoint"] = _checkpoint_files(Path(cell.checkpoint.path).expanduser())
-    base = getattr(cell.checkpoint, "base", None)
-    if base is not None and Path(base).is_absolute():  # else it is one of the hub
-        files["base"] = _checkpoint_files(Path(base))
-    return files
-
-
-def _checkpoint_files(place: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file of a folder that counts; of a GGUF file its own."""
-    if place.is_file():
-        return [("", place.stat().st_size, place.stat().st_mtime_ns)]
-    found = [path for path in all_files(place) if path.suffix in _CHECKPOINT_SUFFIXES]
-    return [(str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
 
 @lru_cache(maxsize=64)

@@ -352,6 +352,8 @@ class CellRecord(_Record):
         reference_id, reference_axes, reference_choices: the cell it was compared with.
         environment: versions, device, driver, host-independent.
         checkpoint_revision: which weights these were: a hash of the file, or the hub's commit.
+        checkpoint_files_sha256: one hash for all files of the checkpoint that can decide a result: weights, configs,
+            tokenizer, prompts; what `sha256sum FILE ... | sha256sum` prints of them in the order of their names.
         reading: what was done to the texts besides tokenising them: a prompt, a chat template, a cut, what stands on
             pads.
         attention_kernels: operators or kernels that run in the attention, as the profiler saw them: in this cell, or in
@@ -381,6 +383,7 @@ class CellRecord(_Record):
     reference_choices: dict[str, Any] = {}
     environment: dict[str, Any]
     checkpoint_revision: str | None = None
+    checkpoint_files_sha256: str | None = None
     reading: dict[str, str] = {}
     attention_kernels: tuple[str, ...] = ()
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))

@@ -226,6 +226,7 @@ def _conditions(record: CellRecord) -> Section:
 
 def _environment(record: CellRecord) -> Section:
     rows = [(name, str(value)) for name, value in record.environment.items() if value is not None]
-    rows += [("checkpoint revision", record.checkpoint_revision)] if record.checkpoint_revision else []
+    for name in ("checkpoint_revision", "checkpoint_files_sha256"):
+        rows += [(name.replace("_", " "), value)] if (value := getattr(record, name)) else []
     rows += [("started (UTC)", record.started_at), ("attempt", record.attempt)]
     return Section(("what", "value"), tuple(rows), title="Environment")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sweeper.checkpoints import LocalCheckpoint, prepare
+from sweeper.checkpoints import LocalCheckpoint, Prepared
 from sweeper.comparator.comparer import Comparer, Figures
 from sweeper.comparator.forwards import HookedSide, read_texts, reading_notes, side_of
 from sweeper.comparator.in_turns import twin
@@ -110,7 +110,7 @@ class Runner:
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
         self._pool = StreamedPool() if weights == "streamed" else ModelPool()
-        self._checkpoints: dict[tuple[Checkpoint, str], LocalCheckpoint] = {}
+        self._checkpoints = Prepared(say)
         self._reference: ReferenceRun | None = None
         self._recorded: RecordedReference | None = None
         self._read: tuple[tuple[Inputs, Checkpoint], Reading] | None = None
@@ -245,8 +245,10 @@ class Runner:
 
     def _measured(self, cell: Cell, loaded: LoadedModel, ran: HookedSide, figures: Figures) -> dict[str, object]:
         """What was measured, whatever it was compared with. Field names as in `CellRecord`."""
+        local = self._local(cell)
         return {
-            "checkpoint_revision": self._local(cell).revision,
+            "checkpoint_revision": local.revision,
+            "checkpoint_files_sha256": local.files_sha256,
             "reading": reading_notes(cell, loaded.model, self._reading(cell, loaded.model)),
             "first_divergence": figures.first_divergence,
             "output": figures.output,
@@ -426,10 +428,7 @@ class Runner:
         )
 
     def _local(self, cell: Cell) -> LocalCheckpoint:
-        key = (cell.checkpoint, cell.device)
-        if key not in self._checkpoints:
-            self._checkpoints[key] = prepare(cell.checkpoint, device=cell.device, say=self._say)
-        return self._checkpoints[key]
+        return self._checkpoints.of(cell.checkpoint, cell.device)
 
     def _state(self, reference: ReferenceRun, candidate: LoadedModel) -> StateFigures:
         key = (reference.weights, candidate.key)

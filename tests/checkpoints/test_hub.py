@@ -85,7 +85,8 @@ class SmallHub(BaseHTTPRequestHandler):
 
 
 def _blob_id(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+    """As the hub has it: the SHA-256 of a large file."""
+    return (hashlib.sha256 if content == b"weights" else hashlib.sha1)(content).hexdigest()
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHT
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
     yield server
     server.shutdown()
     server.server_close()
@@ -204,3 +206,12 @@ def test_a_repository_of_gguf_files_says_how_one_is_read(hub: ThreadingHTTPServe
         CheckpointError, match=r"fetch one GGUF file of it with `hf download`, and type checkpoint=PATH"
     ):
         fetched("lab/gguf")
+
+
+def test_a_bit_of_the_hubs_cache_that_turned_over_is_found(hub: ThreadingHTTPServer) -> None:
+    local = fetched()
+    assert fetched().files_sha256 == local.files_sha256
+    weights = (local.folder / "model.safetensors").resolve()
+    weights.write_bytes(b"weightt")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not what the hub gave.*delete .*fetched again"):
+        fetched()

@@ -176,10 +176,7 @@ def test_run_may_be_written_out(tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         ("reprot some/folder", "sweeper: reprot: no such subcommand; did you mean report? Allowed: run, report, "),
-        (
-            "dtype",
-            "sweeper: dtype: no such subcommand. Allowed: run, report, explain, record, published; a choice ",
-        ),
+        ("dtype", "sweeper: dtype: no such subcommand. Allowed: run, report, "),
         ("run report", "sweeper run: cannot read 'report'; write KEY=VALUE"),
         ("report /nowhere", "sweeper report: /nowhere: no sweep.json in it"),
         ("explain /nowhere abc", "sweeper explain: /nowhere: no sweep.json in it"),
