@@ -233,7 +233,7 @@ class Message(_Frozen):
 
 
 class Inputs(_Frozen):
-    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids`, `arrays` and `recording`.
+    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids`, `arrays`, `media` and `recording`.
 
     Attributes:
         name: label in tables.
@@ -246,6 +246,8 @@ class Inputs(_Frozen):
         token_ids: a list of token ids a text; no tokenizer is used.
         arrays: `.npy` or `.safetensors` file of what the processor of an image or audio model gives: the main input
             (`pixel_values`, `input_features`, `input_values`), a row an image or a sound.
+        media: a folder of images or sounds, or one file, which go through the checkpoint's own processor; `arrays` then
+            is what it made of them.
         recording: the token ids of the texts of a recording (docs/recordings.md).
         max_tokens: longer texts are cut to this many tokens; None cuts nothing.
         batch_size: texts in one forward.
@@ -259,14 +261,16 @@ class Inputs(_Frozen):
     chat: bool = False
     token_ids: tuple[tuple[int, ...], ...] | None = None
     arrays: str | None = None
+    media: str | None = None
     recording: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Inputs:
-        sources = ("texts", "file", "messages", "token_ids", "arrays", "recording")
+        sources = ("texts", "file", "messages", "token_ids", "arrays", "media", "recording")
         given = [key for key in sources if getattr(self, key) is not None]
+        given.remove("arrays") if given == ["arrays", "media"] else None
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(sources)}; given: {', '.join(given) or 'none'}")
         if self.messages == () or not all(self.messages or ()):
