@@ -42,6 +42,12 @@ def main(arguments: Sequence[str]) -> int:
             from sweeper.reports.files import as_csv, as_json, junit
 
             _write(file, {"junit": junit, "json": as_json, "csv": as_csv}[kind](sweep))
+    if asked.figures is not None:
+        from sweeper.reports.figures import write_figures
+
+        for path in write_figures(sweep, asked.figures, sweep.find(asked.cell).cell_id if asked.cell else ""):
+            print(path)
+        return 0
     written = (asked.markdown, asked.html, asked.junit, asked.json, asked.csv)
     if asked.cell is not None or all(file is None for file in written):
         _show(sweep, asked.cell)
@@ -88,5 +94,11 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the answer and a flat object a cell as JSON")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write a row a cell as CSV")
+    parser.add_argument(
+        "--figures",
+        metavar="DIR",
+        type=Path,
+        help="write the page's figures as SVG and PNG, with --cell the maps of that cell; needs Chromium or Chrome",
+    )
     parser.add_argument("--schema", action="store_true", help="print the schema of the files as Markdown")
     return parser

@@ -20,10 +20,14 @@ _LABELS = 4  # cells that are named one by one
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One sentence. `end` is a word of `WORST_FIRST`, or empty for what to type."""
+    """One sentence. `end` is a word of `WORST_FIRST`, or empty for what to type; `cells` are those that it speaks of.
+
+    That whose output moved most comes first.
+    """
 
     end: str
     text: str
+    cells: tuple[CellRecord, ...] = ()
 
 
 def end_of(record: CellRecord) -> str:
@@ -46,7 +50,8 @@ def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
     for record in records:
         groups.setdefault(_finding(record), []).append(record)
     ordered = sorted(groups.items(), key=lambda group: WORST_FIRST.index(group[0][0]))
-    lines = [Line(end=key[0], text=_sentence(key[0], _furthest_first(cells), records)) for key, cells in ordered]
+    found = [(key[0], _furthest_first(cells)) for key, cells in ordered]
+    lines = [Line(end=end, text=_sentence(end, cells, records), cells=tuple(cells)) for end, cells in found]
     return [*lines, *_next(records, folder)]
 
 

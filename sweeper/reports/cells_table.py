@@ -251,11 +251,11 @@ def _figures(record: CellRecord) -> list[str]:
         number(language.kl_mean) if language else "",
         fraction(language.top1_agreement) if language else "",
         state_summary(record.state),
-        _short_module(record.first_divergence) if record.first_divergence else "nowhere",
+        short_module(record.first_divergence) if record.first_divergence else "nowhere",
     ]
 
 
-def _short_module(name: str) -> str:
+def short_module(name: str) -> str:
     """`model.layers.3.self_attn.o_proj` -> `layer 3 self_attn.o_proj`, `model.norm` -> `norm`."""
     inside = re.match(r"(?:.*?\.)?(\d+)\.(.+)$", name)
     return f"layer {inside[1]} {inside[2]}" if inside else name.removeprefix("model.")

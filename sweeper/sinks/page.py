@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import PAGE_FILE, write_whole
 from sweeper.records.sweep import Sweep
-from sweeper.reports.page.page import CellContent, content, page
+from sweeper.reports.page.data import MOST_IN_FULL, worst_first
+from sweeper.reports.page.page import page
 from sweeper.sinks.sink import Sink
 
 
 class PageSink(Sink):
     """Writes the page once the sweep is over, from the store, where the cells of an earlier run lie too.
 
-    What the page shows of a cell is made when the cell is finished: to read its modules again would take most of the
-    page's time.
+    The modules of the worst cells, which the page shows, are kept: to read them again would take most of its time.
     """
 
     def __init__(self) -> None:
-        self._contents: dict[tuple[str, str], CellContent] = {}
+        self._worst: dict[tuple[str, str], tuple[CellRecord, Sequence[ModuleRecord]]] = {}
 
     def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
-        self._contents[record.cell_id, record.attempt] = content(record, modules)
+        self._worst[record.cell_id, record.attempt] = record, modules
+        if len(self._worst) > 2 * MOST_IN_FULL:
+            kept = worst_first([record for record, _ in self._worst.values()])[:MOST_IN_FULL]
+            self._worst = {key: self._worst[key] for key in ((record.cell_id, record.attempt) for record in kept)}
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
-        write_whole(self.plan.folder / PAGE_FILE, page(Sweep.read(self.plan.folder), self._contents))
+        known = {key: modules for key, (_, modules) in self._worst.items()}
+        write_whole(self.plan.folder / PAGE_FILE, page(Sweep.read(self.plan.folder), known))

@@ -22,18 +22,20 @@ class Curve:
     Attributes:
         label: names it on hover. short_label: names it at its end; None leaves it nameless there.
         values: a figure a layer; 0 is drawn on the floor, what is not finite is a gap with a cross above it.
-        style: number of its colour, None for grey.
+        style: number of its colour, None for that of how its cell ended.
+        end: how that is, a word of `answer.WORST_FIRST`; empty for grey.
     """
 
     label: str
     short_label: str | None
     values: tuple[float, ...]
     style: int | None
+    end: str = ""
 
     @property
     def css(self) -> str:
         if self.style is None:
-            return "grey"
+            return f"end-{self.end.replace(' ', '-')}" if self.end else "grey"
         return f"c{self.style % COLOURS}" + (" dashed" if self.style >= COLOURS else "")
 
 
@@ -61,11 +63,12 @@ def chart(curves: Sequence[Curve], figure: str) -> str:
     """The chart as an SVG element; text is escaped.
 
     Args:
-        curves: at least one; grey ones are drawn behind the others.
+        curves: at least one; those without a colour of their own are drawn behind the others, the last behind all.
         figure: what is drawn, for screen readers, e.g. `max |Δ|`.
     """
     scale = Scale(curves)
-    ordered = sorted(curves, key=lambda curve: curve.style is not None)
+    behind = [curve for curve in curves[::-1] if curve.style is None]
+    ordered = [*behind, *(curve for curve in curves if curve.style is not None)]
     title = f"{figure} of every layer's output, logarithmic; {len(curves)} curves over {scale.layers} layers"
     parts = [*_axes(scale), *(part for curve in ordered for part in _curve(curve, scale)), *_labels(curves, scale)]
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">' + "\n".join(parts) + "</svg>"

@@ -1,138 +1,265 @@
-"""The page of a sweep: one file without scripts, made from the records alone."""
+"""The page of a sweep: one file that needs no network, made from the records alone."""
 
 from __future__ import annotations
 
+import base64
 import functools
-import math
+import hashlib
+import itertools
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sweeper.records.cell import CellRecord, ModuleRecord, Status
-from sweeper.records.sweep import Sweep, short_ids, short_label
-from sweeper.reports.answer import answer
+from sweeper.records.cell import CellRecord, ModuleRecord, Status, TokenFigures
+from sweeper.records.sweep import Sweep, short_ids
+from sweeper.reports.answer import FOUND, answer, end_of
 from sweeper.reports.cell import Section, sections
-from sweeper.reports.cells_table import FIGURES, cells_table, made_on, output_name, reasons, summary
-from sweeper.reports.origin import layer_outputs, module_differs, origins
-from sweeper.reports.page.chart import COLOURS, Curve, chart
+from sweeper.reports.cells_table import (
+    FIGURES,
+    cells_table,
+    cosine,
+    fraction,
+    made_on,
+    number,
+    output_name,
+    reasons,
+    short_module,
+    summary,
+)
+from sweeper.reports.origin import origins
+from sweeper.reports.page import data
+from sweeper.reports.page.chart import chart
+from sweeper.reports.page.data import MOST_IN_FULL, Layers
+from sweeper.reports.page.specs import SPECS, THEMES, config, style_variables
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+MOST_ROWS = 200  # of the table without scripts
+_SCRIPT = ("cells", "figures", "maps", "start")  # in this order
+MOST_STARTS = 3  # modules that are named in the answer
 
-MOST_CURVES = 2 * COLOURS  # that colours and dashes can tell apart
-HIGHLIGHTED = 6  # of more curves than that
-LABEL_LETTERS = 38  # right of a chart
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The layer outputs of cells whose figures are the same: one curve. `max_abs` and `mean_abs` a layer."""
-
-    labels: tuple[str, ...]
-    max_abs: tuple[float, ...]
-    mean_abs: tuple[float, ...]
-    style: int | None = None
-
-    @property
-    def label(self) -> str:
-        return " = ".join(self.labels)
-
-    def curve(self, values: tuple[float, ...]) -> Curve:
-        """One of its two curves; those that are coloured, and the floor, have a name at their end."""
-        named = self.style is not None or not self.worst
-        return Curve(self.label, _shortened(self.labels) if named else None, values, self.style)
-
-    @property
-    def worst(self) -> float:
-        """What is not finite is worse than any number."""
-        return max(value if math.isfinite(value) else math.inf for value in self.max_abs)
+Modules = Sequence[ModuleRecord]
 
 
-CellContent = tuple[list[Section], Layers | None]
-"""What the page shows of one cell, whatever the others are. The layers have no label yet; None: there are none."""
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the cells.
+
+    Attributes:
+        key: of the page's data. axis: the key is an axis.
+        kind: how it is written: `id`, `word`, `number`, `share` (of what is lost) or `cosine` (from the distance to 1).
+        wide: left out on a phone.
+    """
+
+    key: str
+    title: str
+    kind: str
+    axis: bool = False
+    wide: bool = True
 
 
-def page(sweep: Sweep, contents: Mapping[tuple[str, str], CellContent] = MappingProxyType({})) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """One cell in full."""
+
+    record: CellRecord
+    sections: list[Section]
+    layers: Layers | None
+    maps: dict[str, Any]
+
+
+def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyType({}), *, full: str = "") -> str:
     """The page as HTML text. Names from configs and models are escaped.
 
     Args:
-        contents: of cells whose modules need not be read, by cell_id and attempt.
+        sweep: whose.
+        known: modules that need not be read, by cell_id and attempt.
+        full: id of a cell that is shown in full whatever its rank.
     """
-    ids = short_ids([record.cell_id for record in sweep.records])
-    views, layers = [], []
-    for record in sweep.records:
-        known = contents.get((record.cell_id, record.attempt))
-        its_sections, its_layers = known or content(record, sweep.modules(record.cell_id))
-        label = short_label(record.axes, sweep.varying)
-        views.append({"record": record, "label": label, "sections": its_sections})
-        if its_layers is not None:
-            layers.append(replace(its_layers, labels=(f"{ids[record.cell_id]} {label}",)))
-    curves, table = styled(merged(layers)), cells_table(sweep.records)
-    charts = [
-        (name, chart([curve.curve(getattr(curve, figure)) for curve in curves], name))
-        for name, figure in (("mean |Δ|", "mean_abs"), ("max |Δ|", "max_abs"))
-        if curves
-    ]
+    records = data.worst_first(sweep.records)
+    asked = [record for record in records[MOST_IN_FULL:] if record.cell_id == full]
+    views = [_view(sweep, record, known) for record in [*asked, *records[:MOST_IN_FULL]]]
     return _template().render(
         sweep=sweep,
+        records=records,
+        views=views,
+        ends={record.cell_id: end_of(record) for record in records},
+        headline=headline(records),
         summary=summary(sweep),
         made_on=[line.partition(": ")[::2] for line in made_on(sweep.records)],
-        table=table,
-        legend=table.legend(output_name(sweep.records)),
-        rows=list(zip(sweep.records, table.rows, strict=True)),
         figures=FIGURES,
-        Status=Status,
-        origins=origins(sweep),
-        answer=answer(sweep.records, sweep.folder),
         reasons=[reason for status, reason in reasons(sweep.records) if status is Status.OK],
-        views=views,
-        ids=ids,
-        charts=charts,
-        curves=curves,
-        highlighted=HIGHLIGHTED,
-        has_grey=any(curve.style is None and curve.worst for curve in curves),
+        origins=origins(sweep),
+        axes=sweep.varying if len(records) > 1 else [],
+        pair=telling_axes(sweep, records),
+        **_answered(sweep),
+        **_drawn(sweep, records, views),
     )
 
 
-def merged(layers: Sequence[Layers]) -> list[Layers]:
-    """Cells whose curves coincide become one, so that no curve hides another."""
-    alike: dict[str, list[Layers]] = {}
-    for cell in layers:
-        alike.setdefault(repr((cell.max_abs, cell.mean_abs)), []).append(cell)  # repr: NaN is not equal to itself
-    return [replace(cells[0], labels=tuple(cell.labels[0] for cell in cells)) for cells in alike.values()]
+def _answered(sweep: Sweep) -> dict[str, Any]:
+    """The answer, since where each of its findings is, and what all cells share."""
+    table, found = cells_table(sweep.records), answer(sweep.records, sweep.folder)
+    return {
+        "answer": found,
+        "starts": {line.text: _starts(line.cells) for line in found},
+        "legend": [
+            ("rel. L2", "2-norm of the difference over that of the reference"),
+            *table.legend(output_name(sweep.records)),
+        ],
+        "constant": table.constant,
+    }
 
 
-def styled(curves: Sequence[Layers]) -> list[Layers]:
-    """A colour for each curve that leaves zero; of more than `MOST_CURVES` only for the worst, the others are grey."""
-    differing = [curve for curve in curves if curve.worst]
-    if len(differing) > MOST_CURVES:
-        differing = sorted(differing, key=lambda curve: -curve.worst)[:HIGHLIGHTED]
-    styles = {curve.label: number for number, curve in enumerate(differing)}
-    return [replace(curve, style=styles.get(curve.label)) for curve in curves]
+def _drawn(sweep: Sweep, records: Sequence[CellRecord], views: Sequence[_View]) -> dict[str, Any]:
+    """The table, the curves and the maps: as they are without scripts, and as data for them."""
+    ids = short_ids([record.cell_id for record in records])
+    labels = {record.cell_id: data.cell_label(sweep, record, ids) for record in records}
+    layers = [
+        replace(view.layers, labels=(labels[view.record.cell_id],), end=end_of(view.record))
+        for view in views
+        if view.layers
+    ]
+    curves = data.styled(data.merged(layers))
+    maps = data.shared_maps([(view.record.cell_id, view.maps) for view in views if view.maps])
+    columns = data.cell_columns(sweep, records)
+    shown = _columns(sweep, columns)
+    content = {
+        "letters": max(map(len, ids.values()), default=0),
+        "cells": columns,
+        "columns": [vars(column) for column in shown],
+        "curves": data.curve_data(curves),
+        "maps": maps,
+    }
+    return {
+        "labels": labels,
+        "columns": _static_table(columns, shown, ids),
+        "charts": _charts(curves),
+        "curves": curves,
+        "coloured_by_verdict": any(curve.end and curve.style is None for curve in curves),
+        "maps": maps,
+        "data": data.as_script(content),
+    }
 
 
-def content(record: CellRecord, modules: Sequence[ModuleRecord]) -> CellContent:
-    return sections(record, modules), _layers(modules)
+def _view(sweep: Sweep, record: CellRecord, known: Mapping[tuple[str, str], Modules]) -> _View:
+    modules = known.get((record.cell_id, record.attempt))
+    tokens: dict[str, TokenFigures] = {}
+    if modules is None:
+        modules, tokens = sweep.modules(record.cell_id), sweep.tokens(record.cell_id)
+    else:
+        tokens = {module.name: module.tokens for module in modules if module.tokens}
+    return _View(
+        record=record,
+        sections=sections(record, modules),
+        layers=data.layers_of(modules),
+        maps=data.cell_maps(record, modules, tokens),
+    )
 
 
-def _layers(modules: Sequence[ModuleRecord]) -> Layers | None:
-    outputs = layer_outputs(modules)
-    if not outputs:
-        return None
-    # a tensor with no finite element on both sides has NaN figures: a gap; equal tensors are 0 even then
-    figures = [module.measures if module_differs(module) else None for module in outputs]
-    max_abs = tuple(figure.max_abs if figure else 0.0 for figure in figures)
-    return Layers((), max_abs, tuple(figure.mean_abs if figure else 0.0 for figure in figures))
+def headline(records: Sequence[CellRecord]) -> str:
+    """What a reader looks for first: how many cells are wrong."""
+    wrong = sum(end_of(record) in FOUND for record in records)
+    if not records:
+        return "No cell has run"
+    if not wrong:
+        return "Nothing is wrong" if len(records) > 1 else "Nothing is wrong in this cell"
+    return f"{wrong} of {len(records)} cells need{'s' * (wrong == 1)} a look"
 
 
-def _shortened(labels: Sequence[str]) -> str:
-    """`cast_after_load +2`: the first of several, cut to what fits beside the chart."""
-    more = f" +{len(labels) - 1}" if len(labels) > 1 else ""
-    room = LABEL_LETTERS - len(more)
-    return (labels[0] if len(labels[0]) <= room else labels[0][: room - 1] + "…") + more
+def _starts(cells: Sequence[CellRecord]) -> str:
+    """Since which module the cells of a finding differ, and where in the texts the worst does most."""
+    if not cells or end_of(cells[0]) not in FOUND:
+        return ""
+    names = Counter(short_module(record.first_divergence) for record in cells if record.first_divergence)
+    several = len(names) > 1
+    parts = [f"{name} (in {count})" if several else name for name, count in names.most_common(MOST_STARTS)]
+    parts += [f"{len(names) - MOST_STARTS} more modules"] * (len(names) > MOST_STARTS)
+    verdict = cells[0].verdict
+    most = re.search(r"most at (text \d+ token \d+)", verdict.first_divergence or "") if verdict else None
+    return ", ".join(parts) + (f"; most at {most[1]}" if most and parts else "")
+
+
+def telling_axes(sweep: Sweep, records: Sequence[CellRecord]) -> tuple[str, str]:
+    """The two axes that part right from wrong best: the fewest places hold both; then those of fewest verdicts."""
+
+    def mixed(pair: tuple[str, str]) -> tuple[int, int, int]:
+        ends: dict[tuple[Any, ...], set[str]] = {}
+        for record in records:
+            if end_of(record) != Status.UNSUPPORTED:
+                ends.setdefault(tuple(record.axes[axis] for axis in pair), set()).add(end_of(record))
+        both = sum(bool(here & {*FOUND}) and bool(here - {*FOUND}) for here in ends.values())
+        return both, sum(len(here) - 1 for here in ends.values()), len(ends)
+
+    axes = sweep.varying
+    if len(axes) < 2:
+        return (axes[0], axes[0]) if axes else ("", "")
+    return min(itertools.combinations(axes, 2), key=mixed)
+
+
+def _columns(sweep: Sweep, columns: Mapping[str, Any]) -> list[Column]:
+    """Those that have anything to say."""
+    if not columns["id"]:
+        return []
+    axes = [Column(key=axis, title=axis, kind="word", axis=True, wide=False) for axis in sweep.varying]
+    found = [
+        Column(key="id", title="cell", kind="id"),
+        Column(key="end", title="verdict", kind="word", wide=False),
+        Column(key="rel_l2", title="rel. L2", kind="number", wide=False),
+        Column(key="starts", title="starts at", kind="word", wide=False),
+        *axes,
+        Column(key="max_abs", title="max |Δ|", kind="number"),
+        Column(key="mean_abs", title="mean |Δ|", kind="number"),
+        Column(key="unequal", title="equal", kind="share"),
+        Column(key="distance", title="cosine", kind="cosine"),
+        Column(key="kl", title="KL", kind="number"),
+        Column(key="top1_lost", title="top-1", kind="share"),
+        Column(key="state", title="state", kind="word"),
+        Column(key="status", title="status", kind="word"),
+    ]
+    return [column for column in found if column.axis or _says_something(column, columns[column.key])]
+
+
+def _says_something(column: Column, values: Any) -> bool:
+    if column.kind == "word":
+        return column.key == "end" or bool({*values["values"]} - {"", "same", "ok", "failed", "unsupported"})
+    return any(value is not None for value in values)
+
+
+def _static_table(columns: Mapping[str, Any], shown: Sequence[Column], ids: Mapping[str, str]) -> dict[str, Any]:
+    """The table as it is without scripts: its first rows, as text."""
+    count = min(len(columns["id"]), MOST_ROWS)
+    rows = [[_text(columns, column, row, ids) for column in shown] for row in range(count)]
+    return {"shown": shown, "rows": rows, "left_out": len(columns["id"]) - count}
+
+
+def _text(columns: Mapping[str, Any], column: Column, row: int, ids: Mapping[str, str]) -> str:
+    values = columns["axes"][column.key] if column.axis else columns[column.key]
+    if column.kind == "word":
+        return str(values["values"][values["of"][row]])
+    if column.kind == "id":
+        return ids[values[row]]
+    value = values[row]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return {"number": number, "share": lambda lost: fraction(1 - lost), "cosine": lambda away: cosine(1 - away)}[
+        column.kind
+    ](value)
+
+
+def _charts(curves: Sequence[Layers]) -> list[tuple[str, str]]:
+    """The curves as they are without scripts."""
+    if not curves:
+        return []
+    figures = (("rel. L2", "rel_l2"), ("max |Δ|", "max_abs"))
+    return [(name, chart([curve.curve(getattr(curve, figure)) for curve in curves], name)) for name, figure in figures]
 
 
 @functools.cache
@@ -141,5 +268,36 @@ def _template() -> Template:
 
     folder = resources.files("sweeper.reports.page")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["style"] = (folder / "style.css").read_text(encoding="utf-8")
+    scripts = _scripts()
+    environment.globals |= {
+        "style": style_variables() + (folder / "style.css").read_text(encoding="utf-8"),
+        "scripts": scripts,
+        "specs": data.as_script({"specs": SPECS, "themes": THEMES, "config": {name: config(name) for name in THEMES}}),
+        "policy": _policy(scripts),
+    }
     return environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+
+
+def _scripts() -> list[str]:
+    """Vega with its licence, then what is ours."""
+    folder = resources.files("sweeper.reports.page")
+    vendor = folder / "vendor"
+    licence = (vendor / "LICENSE.vega").read_text(encoding="utf-8")
+    names = ("vega.min.js", "vega-lite.min.js", "vega-interpreter.js")
+    library = [(vendor / name).read_text(encoding="utf-8") for name in names]
+    return [f"/* Vega, Vega-Lite and vega-interpreter:\n{licence}*/\n" + library[0], *library[1:], _own(folder)]
+
+
+def _own(folder: Any) -> str:
+    parts = [(folder / "script" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPT]
+    return '"use strict";\n{\n' + "\n".join(parts) + "}\n"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """What the page may do: run these scripts, and nothing from elsewhere."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
