@@ -233,7 +233,7 @@ class Message(_Frozen):
 
 
 class Inputs(_Frozen):
-    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids`, `arrays` and `recording`.
+    """What the model reads: exactly one of `texts`, `file`, `messages`, `token_ids`, `arrays`, `media` and `recording`.
 
     Attributes:
         name: label in tables.
@@ -246,6 +246,8 @@ class Inputs(_Frozen):
         token_ids: a list of token ids a text; no tokenizer is used.
         arrays: `.npy` or `.safetensors` file of what the processor of an image or audio model gives: the main input
             (`pixel_values`, `input_features`, `input_values`), a row an image or a sound.
+        media: a folder of images or sounds, or one file, which go through the checkpoint's own processor; `arrays` then
+            is what it made of them.
         recording: the token ids of the texts of a recording (docs/recordings.md).
         max_tokens: longer texts are cut to this many tokens; None cuts nothing.
         batch_size: texts in one forward.
@@ -259,14 +261,16 @@ class Inputs(_Frozen):
     chat: bool = False
     token_ids: tuple[tuple[int, ...], ...] | None = None
     arrays: str | None = None
+    media: str | None = None
     recording: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Inputs:
-        sources = ("texts", "file", "messages", "token_ids", "arrays", "recording")
+        sources = ("texts", "file", "messages", "token_ids", "arrays", "media", "recording")
         given = [key for key in sources if getattr(self, key) is not None]
+        given.remove("arrays") if given == ["arrays", "media"] else None
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(sources)}; given: {', '.join(given) or 'none'}")
         if self.messages == () or not all(self.messages or ()):
@@ -355,7 +359,55 @@ class GpusLauncherSettings(_Frozen):
     gpus_a_worker: int = Field(default=1, ge=1)
 
 
-LauncherSettings = Annotated[InlineLauncherSettings | GpusLauncherSettings, Field(discriminator="name")]
+class RayLauncherSettings(_Frozen):
+    """A Ray task a unit. Needs the extra `ray`, the same packages on all nodes, and checkpoints that they can read.
+
+    Attributes:
+        address: `local` starts a cluster on this machine; else as `ray.init` takes it, `auto` for the one that runs.
+        workers: how many tasks are submitted at once; None is as many as the cluster has room for.
+        cpus_a_worker: that a task reserves; None is `threads`.
+        gpus_a_worker: that a task reserves, where a cell runs on a GPU.
+        threads: of torch in each worker, which is part of a cell's id; None is as many as torch has here.
+    """
+
+    name: Literal["ray"] = "ray"
+    address: str = "local"
+    workers: int | None = Field(default=None, ge=1)
+    cpus_a_worker: int | None = Field(default=None, ge=1)
+    gpus_a_worker: float = Field(default=1, gt=0)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class SlurmLauncherSettings(_Frozen):
+    """Array jobs of units, through submitit. Needs the extra `slurm`, and folders that all nodes share.
+
+    Attributes:
+        cluster: `local` runs the jobs as processes of this machine, for trying it out.
+        jobs: how many units are submitted at once, each a job.
+        time_min: the limit of a job, in minutes.
+        partition: where the jobs go; None is the cluster's default.
+        cpus_a_worker, gpus_a_worker, memory_gib: that a job reserves; GPUs where a cell runs on one; memory None is the
+            cluster's default.
+        threads: of torch in each worker, which is part of a cell's id; None is as many as torch has here.
+        more: further parameters of `sbatch`, as `submitit` takes them: `{account: me, constraint: h100}`.
+    """
+
+    name: Literal["slurm"] = "slurm"
+    cluster: Literal["slurm", "local"] = "slurm"
+    jobs: int = Field(default=64, ge=1)
+    time_min: int = Field(default=60, ge=1)
+    partition: str | None = None
+    cpus_a_worker: int = Field(default=8, ge=1)
+    gpus_a_worker: int = Field(default=1, ge=1)
+    memory_gib: float | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, ge=1)
+    more: dict[str, Any] = {}
+
+
+LauncherSettings = Annotated[
+    InlineLauncherSettings | GpusLauncherSettings | RayLauncherSettings | SlurmLauncherSettings,
+    Field(discriminator="name"),
+]
 
 Weights = Literal["resident", "streamed"]
 

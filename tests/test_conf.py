@@ -23,6 +23,7 @@ NEEDS_A_VALUE = {
     "hub": "checkpoint.repo_id=me/model",
     "file": f"inputs.file={Path(__file__).parent / 'data' / 'texts.txt'}",
     "token_ids": "inputs.token_ids=[[5,6]]",
+    "media": f"inputs.media={Path(__file__).parent / 'data' / 'images'}",
     "arrays": f"inputs.arrays={Path(__file__).parent / 'data' / 'arrays.npy'}",
 }
 

@@ -19,7 +19,7 @@ from sweeper.config import Cell, Layout, Pooling
 from sweeper.errors import UnsupportedError
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
-from sweeper.inputs.arrays import read_arrays
+from sweeper.inputs.arrays import array_notes, read_arrays
 from sweeper.inputs.batching import forwards_of
 from sweeper.models import axes
 from sweeper.models.backends import implementation
@@ -47,7 +47,8 @@ def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> inputs.R
     if reason := cannot_read(model, cell.inputs):
         raise UnsupportedError(reason)
     if cell.inputs.arrays is not None:
-        return inputs.Reading([[0]] * len(read_arrays(Path(cell.inputs.arrays))))
+        path = Path(cell.inputs.arrays)
+        return inputs.Reading([[0]] * len(read_arrays(path)), array_notes(path))
     return inputs.read_token_ids(
         cell.inputs,
         local.folder,

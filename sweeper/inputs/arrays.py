@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +21,15 @@ def read_arrays(path: Path) -> Tensor:
         ConfigError: not one array with at least a row and a further dimension.
     """
     return _read(path, path.stat().st_mtime_ns)
+
+
+def array_notes(path: Path) -> dict[str, str]:
+    """What the record says of an array that a processor made of files."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        note = (file.metadata() or {}).get("note")
+    return {} if note is None else {"media": note}
 
 
 @lru_cache(maxsize=1)

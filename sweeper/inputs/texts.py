@@ -10,6 +10,7 @@ from pathlib import Path
 from sweeper import config
 from sweeper.errors import ConfigError
 from sweeper.inputs.chat import Conversation, is_conversation, note, rendered
+from sweeper.inputs.media import media_files
 from sweeper.records.recording import read_texts
 
 SUFFIXES = (".txt", ".jsonl")
@@ -27,7 +28,9 @@ def validate_inputs(inputs: config.Inputs) -> None:
     """
     if inputs.file is not None:
         _read_file(Path(inputs.file), inputs.field)
-    if inputs.arrays is not None:
+    if inputs.media is not None:
+        media_files(inputs)
+    elif inputs.arrays is not None:
         _check_array_file(Path(inputs.arrays))
     if inputs.recording is not None:
         read_texts(Path(inputs.recording))

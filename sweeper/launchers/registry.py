@@ -9,6 +9,8 @@ from sweeper.launchers.gpus import make_gpus_launcher
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Launcher
 from sweeper.launchers.processes import ProcessLauncher
+from sweeper.launchers.ray import make_ray_launcher
+from sweeper.launchers.slurm import make_slurm_launcher
 
 
 def _inline(settings: Settings) -> Launcher:
@@ -18,6 +20,8 @@ def _inline(settings: Settings) -> Launcher:
 LAUNCHERS: Mapping[str, Callable[[Settings], Launcher]] = {
     "inline": _inline,
     "gpus": make_gpus_launcher,
+    "ray": make_ray_launcher,
+    "slurm": make_slurm_launcher,
 }
 
 

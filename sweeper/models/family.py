@@ -175,11 +175,15 @@ def gives_hidden(model: Any) -> nn.Module:
 def cannot_read(model: nn.Module | type[Any], inputs: Inputs) -> str | None:
     """Why the model does not read what is given, and what to type; None where it does."""
     reads, kind = main_input(model), model.__name__ if isinstance(model, type) else type(model).__name__
-    if (reads == "input_ids") is (inputs.arrays is None):
+    given = "arrays" if inputs.arrays is not None else "images or sounds" if inputs.media is not None else "texts"
+    if (reads == "input_ids") is (given == "texts"):
         return None
-    if inputs.arrays is not None:
-        return f"{kind} reads {reads}, not arrays; type inputs=sentences"
-    return f"{kind} reads {reads}, not texts; type inputs=arrays inputs.arrays=FILE, of {reads} from its processor"
+    if reads == "input_ids":
+        return f"{kind} reads {reads}, not {given}; type inputs=sentences"
+    return (
+        f"{kind} reads {reads}, not texts; type inputs=media inputs.media=FOLDER where its processor is in its folder, "
+        f"else inputs=arrays inputs.arrays=FILE, of {reads} from its processor"
+    )
 
 
 def window(model: Any) -> int | None:

@@ -127,11 +127,12 @@ class CellIds:
     def _files(self, cell: Cell) -> dict[str, Any]:
         """What lies behind the paths that a cell names: an edited file under the same path makes another cell.
 
-        Texts count by content; the files of a checkpoint's folder, which can be large, by size and time of change.
+        Texts and arrays count by content; a checkpoint's files, which can be large, by size and time of change.
         """
         files: dict[str, Any] = {}
-        if cell.inputs.file is not None:
-            path = Path(cell.inputs.file)
+        given = cell.inputs.file or cell.inputs.arrays
+        if given is not None:
+            path = Path(given)
             files["inputs"] = _file_sha256(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
         if cell.inputs.recording is not None:
             files["recording"] = digest(Path(cell.inputs.recording))

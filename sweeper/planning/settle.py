@@ -9,7 +9,8 @@ from typing import Any
 
 from sweeper.checkpoints import settled
 from sweeper.checkpoints.card import read_card
-from sweeper.config import Batch, Cell, Checkpoint, Layout, Positions
+from sweeper.config import Batch, Cell, Checkpoint, Inputs, Layout, Positions
+from sweeper.inputs.media import as_array, missing_package
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Settler:
     say: Callable[[str], None]
     dropped: dict[str, None] = field(default_factory=dict)
     _checkpoints: dict[Checkpoint, tuple[Checkpoint, Path | None]] = field(default_factory=dict)
+    _arrays: dict[tuple[Inputs, Path], Path | None] = field(default_factory=dict)
 
     def cells(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells that are left, each once."""
@@ -37,7 +39,10 @@ class Settler:
             pads_left = checkpoint.causal if folder is None else read_card(folder).pads_left
             changes["layout"] = Layout.PADDED_LEFT if pads_left else Layout.PADDED_RIGHT
             cell = cell.model_copy(update={"layout": changes["layout"]})
-        for axis, value, reason in _meaningless(cell, checkpoint, _model_class(checkpoint, folder)):
+        kind = _model_class(checkpoint, folder)
+        if (made := self._made_array(cell.inputs, folder, kind)) is not None:
+            changes["inputs"] = cell.inputs.model_copy(update={"arrays": str(made)})
+        for axis, value, reason in _meaningless(cell, checkpoint, kind):
             if getattr(cell, axis) != value:
                 changes[axis] = value
                 self.dropped[f"{axis} has no meaning for {checkpoint.name}: {reason}"] = None
@@ -47,8 +52,8 @@ class Settler:
         """Why the class of a settled cell's model cannot run it."""
         checkpoint, folder = self._settled(cell.checkpoint)
         kind = _model_class(checkpoint, folder)
-        if kind is None or folder is None:
-            return None
+        if (reason := missing_package(cell.inputs)) or kind is None or folder is None:
+            return reason
         from sweeper.models.family import cannot_load, cannot_pack, cannot_read
 
         if reason := cannot_load(folder):
@@ -56,6 +61,18 @@ class Settler:
         packs = cell.layout is Layout.PACKED
         reason = cannot_pack(kind, cell.attention, causal=bool(cell.checkpoint.causal)) if packs else None
         return reason or cannot_read(kind, cell.inputs)
+
+    def _made_array(self, inputs: Inputs, folder: Path | None, kind: type[Any] | None) -> Path | None:
+        """What the checkpoint's processor makes of images or sounds; None without any, or where nobody reads them."""
+        if inputs.media is None or folder is None or kind is None or missing_package(inputs) is not None:
+            return None
+        from sweeper.models.family import main_input
+
+        key = inputs, folder
+        if key not in self._arrays:
+            reads = main_input(kind)
+            self._arrays[key] = None if reads == "input_ids" else as_array(inputs, folder, reads, self.say)
+        return self._arrays[key]
 
     def _settled(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Path | None]:
         if checkpoint not in self._checkpoints:

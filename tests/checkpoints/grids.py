@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,15 @@ def spied() -> Iterator[None]:
 
 
 def records_of(place: Path, scratch: Path, grid: str, *more: str) -> list[dict[str, Any]]:
-    """The records of a grid on a checkpoint, as the command line would run it."""
-    arguments = [f"checkpoint={place}", "device=cpu", "verdict=false", "latency_repeats=0", "wandb.mode=disabled"]
+    """The records of a grid on a checkpoint and two texts, as the command line would run it."""
     ids = ["inputs=token_ids", "inputs.name=two_texts", f"inputs.token_ids={json.dumps(TEXTS)}"]
-    return architectures.run_grid(grid, [*arguments, *ids, f"output_dir={scratch}/outputs", *more])[0]
+    return run_with(place, scratch, grid, ids, *more)
+
+
+def run_with(place: Path, scratch: Path, grid: str, inputs: Sequence[str], *more: str) -> list[dict[str, Any]]:
+    """The same on other inputs."""
+    arguments = [f"checkpoint={place}", "device=cpu", "verdict=false", "latency_repeats=0", "wandb.mode=disabled"]
+    return architectures.run_grid(grid, [*arguments, *inputs, f"output_dir={scratch}/outputs", *more])[0]
 
 
 def unlike_plain(records: list[dict[str, Any]], folder: Path) -> list[str]:

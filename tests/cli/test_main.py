@@ -102,7 +102,7 @@ def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> 
         ("reference.dtype=float64", "write the whole reference"),
         ("hydra.sweeper.exclude=[{attention:sdpa}]", "no cell is left"),
         ("dtype", "cannot read 'dtype'; write KEY=VALUE"),
-        ("launcher=inlin", "launcher: no config named 'inlin'. Allowed: gpus, inline"),
+        ("launcher=inlin", "launcher: no config named 'inlin'. Allowed: gpus, inline, ray, slurm"),
         ("cell_timeout_s=5", "cell_timeout_s=5 can end a cell only in another process; add isolation=process"),
         ("--nope", "--nope: no such option"),
         ("--run", "--run: no such option"),

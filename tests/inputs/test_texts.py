@@ -189,7 +189,8 @@ def test_shipped_inputs_validate_under_their_own_name(path: Path, tmp_path: Path
     (tmp_path / "a.txt").write_text("gravity")
     (tmp_path / "a.npy").touch()
     needed = {"file": {"file": str(tmp_path / "a.txt")}, "arrays": {"arrays": str(tmp_path / "a.npy")}}
-    needed["token_ids"] = {"token_ids": [[5, 6]]}
+    (tmp_path / "a.png").touch()
+    needed |= {"token_ids": {"token_ids": [[5, 6]]}, "media": {"media": str(tmp_path / "a.png")}}
     inputs = _shipped(path.stem, **needed.get(path.stem, {}))
     validate_inputs(inputs)
     assert inputs.name == path.stem

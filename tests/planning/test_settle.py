@@ -61,7 +61,7 @@ def test_padded_is_on_the_side_of_the_model(name: str, side: Layout) -> None:
         ("bert", {"layout": "packed", "attention": "flex_attention"}, "are not kept apart under flex_attention"),
         ("deberta-v2", {"layout": "packed"}, "DebertaV2ForMaskedLM takes no mask that keeps packed texts apart"),
         ("mamba", {"layout": "packed"}, "MambaForCausalLM takes no position_ids: nothing tells it where"),
-        ("vit", {}, "ViTForImageClassification reads pixel_values, not texts; type inputs=arrays"),
+        ("vit", {}, "ViTForImageClassification reads pixel_values, not texts; type inputs=media"),
         ("bert", {"inputs": {"name": "x", "arrays": "x.npy"}}, "BertForMaskedLM reads input_ids, not arrays"),
     ],
 )
