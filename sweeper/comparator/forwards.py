@@ -32,6 +32,7 @@ from sweeper.models.family import (
     first_position,
     has_cache,
     main_input,
+    takes_masks_by_layer,
     vocabulary,
     window,
 )
@@ -142,22 +143,29 @@ def _kept_apart(cell: Cell, model: nn.Module, forward: layout.Forward) -> dict[s
     """
     if reason := cannot_pack(model, cell.attention, causal=False):
         raise UnsupportedError(reason)
-    sees, longest = window(model), max(forward.lengths)
-    if sees is not None and longest > sees:
+    longest, device = max(forward.lengths), forward.flat_N.device
+    if implementation(cell.attention).startswith("flash"):  # which keeps to a layer's window by itself
+        start_S = torch.tensor([0, *forward.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        starts = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), start_S)
+        return {**starts, "max_length_q": longest, "max_length_k": longest}
+    mask_11TT, sees = layout.same_text(forward), window(model)
+    if sees is None or longest <= sees:
+        return {"attention_mask": _as_taken(cell, model, mask_11TT)}
+    if not takes_masks_by_layer(model):
         raise UnsupportedError(
             f"a packed text of {longest} tokens is longer than the {sees} that a layer of {type(model).__name__} sees; "
             f"type inputs.max_tokens={sees} or use another layout"
         )
-    device = forward.flat_N.device
-    if implementation(cell.attention).startswith("flash"):
-        start_S = torch.tensor([0, *forward.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-        starts = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), start_S)
-        return {**starts, "max_length_q": longest, "max_length_k": longest}
-    mask_11TT = layout.same_text(forward)
-    if implementation(cell.attention) == "eager":  # adds it to the scores
-        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        mask_11TT = torch.zeros_like(mask_11TT, dtype=dtype).masked_fill(~mask_11TT, torch.finfo(dtype).min)
-    return {"attention_mask": mask_11TT}
+    masks = {"full_attention": mask_11TT, "sliding_attention": mask_11TT & layout.within(forward, sees)}
+    return {"attention_mask": {kind: _as_taken(cell, model, mask) for kind, mask in masks.items()}}
+
+
+def _as_taken(cell: Cell, model: nn.Module, mask_11TT: Tensor) -> Tensor:
+    """The mask as the backend takes it: eager attention adds it to the scores."""
+    if implementation(cell.attention) != "eager":
+        return mask_11TT
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.zeros_like(mask_11TT, dtype=dtype).masked_fill(~mask_11TT, torch.finfo(dtype).min)
 
 
 def _pooling(cell: Cell, calls: Sequence[Call]) -> Pooling:

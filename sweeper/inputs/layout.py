@@ -249,6 +249,12 @@ def same_text(tokens: Tokens) -> Tensor:
     return (text_T[:, None] == text_T)[None, None]
 
 
+def within(forward: Forward, distance: int) -> Tensor:
+    """Which tokens of a packed row are at most so far apart, [1, 1, T, T]."""
+    place_T = torch.arange(forward.shape[1], device=forward.flat_N.device)
+    return ((place_T[:, None] - place_T).abs() <= distance)[None, None]
+
+
 def behind_decoder_start(forward: Forward, start_id: int) -> Tensor:
     """What the decoder of an encoder-decoder reads: each text once more, one token later, [B, T].
 

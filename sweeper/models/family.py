@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -184,6 +185,12 @@ def cannot_read(model: nn.Module | type[Any], inputs: Inputs) -> str | None:
         f"{kind} reads {reads}, not texts; type inputs=media inputs.media=FOLDER where its processor is in its folder, "
         f"else inputs=arrays inputs.arrays=FILE, of {reads} from its processor"
     )
+
+
+def takes_masks_by_layer(model: Any) -> bool:
+    """Whether the model takes a mask for each kind of layer; transformers says so nowhere but in the forward itself."""
+    forward = inspect.unwrap(type(model.base_model).forward)
+    return re.search(r"isinstance\([^()]*attention_mask, dict\)", inspect.getsource(forward)) is not None
 
 
 def window(model: Any) -> int | None:

@@ -32,9 +32,11 @@ def records_of(place: Path, scratch: Path, grid: str, *more: str) -> list[dict[s
 
 
 def run_with(place: Path, scratch: Path, grid: str, inputs: Sequence[str], *more: str) -> list[dict[str, Any]]:
-    """The same on other inputs."""
-    arguments = [f"checkpoint={place}", "device=cpu", "verdict=false", "latency_repeats=0", "wandb.mode=disabled"]
-    return architectures.run_grid(grid, [*arguments, *inputs, f"output_dir={scratch}/outputs", *more])[0]
+    """The same on other inputs; what is typed more wins."""
+    usual = ["device=cpu", "verdict=false", "latency_repeats=0", "wandb.mode=disabled", *inputs]
+    typed = {word.partition("=")[0] for word in more}
+    arguments = [f"checkpoint={place}", *(word for word in usual if word.partition("=")[0] not in typed)]
+    return architectures.run_grid(grid, [*arguments, f"output_dir={scratch}/outputs", *more])[0]
 
 
 def unlike_plain(records: list[dict[str, Any]], folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sweeper.comparator import forwards
 from sweeper.comparator.forwards import run_forwards, side_of, small_call
 from sweeper.config import Attention, Cell, Dtype, LoadStrategy
 from sweeper.errors import UnsupportedError
@@ -173,8 +174,11 @@ def test_packed_texts_of_an_encoder_are_kept_apart(name: str, attention: str) ->
         without_effect_on(model, leaky, packed)
 
 
-def test_a_packed_text_beyond_a_sliding_window_is_unsupported() -> None:
+def test_a_packed_text_beyond_a_sliding_window_needs_a_mask_for_each_kind_of_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = plain("modernbert_base")
+    monkeypatch.setattr(forwards, "takes_masks_by_layer", lambda _: False)
     cell = cell_of(folder_of("modernbert_base"), layout="packed", causal=False)
     with pytest.raises(
         UnsupportedError, match=r"longer than the 64 that a layer of ModernBertModel sees; type inputs\."
