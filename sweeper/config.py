@@ -427,7 +427,7 @@ class Settings(_Frozen):
         latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5;
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
-            are larger than the device. It changes no figure but the cost's. Judging needs whole models.
+            are larger than the device. It changes no figure but the cost's.
         launcher: who runs the cells; a class of `LauncherSettings` each.
         isolation: `process` runs the cells in a process of their own, which lives on from cell to cell: one that ends
             it, or does not end, costs itself. Every launcher but `inline` does.
@@ -468,12 +468,6 @@ class Settings(_Frozen):
             if word not in FAIL_ON:
                 raise ValueError(f"{word}: no cell ends so{did_you_mean(word, [*FAIL_ON, 'none'])}")
         return tuple(word for word in FAIL_ON if word in words)
-
-    @model_validator(mode="after")
-    def _judges_whole_models(self) -> Settings:
-        if self.verdict and self.weights == "streamed":
-            raise ValueError("weights=streamed cannot be judged, which needs whole models; add verdict=false")
-        return self
 
     @model_validator(mode="after")
     def _can_end_a_cell(self) -> Settings:

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
 
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.module_pairs import ModulePairs
+from sweeper.models.swapping import Source, sharing_parameter
 
 # Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`module_pairs.py`). On a CPU,
 # what waits is to be in the caches still.
@@ -116,5 +117,8 @@ def _switch(target: greenlet) -> Any:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A model of its own, with an attention backend of its own, on the same parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+    """A model of its own, with an attention backend of its own, on the same parameters and buffers; what is streamed
+    comes and goes on each side for itself."""
+    own: dict[int, Tensor] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    own |= {id(one): sharing_parameter(one) for one in model.parameters() if Source.of(one) is not None}
+    return copy.deepcopy(model, own)

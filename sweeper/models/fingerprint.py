@@ -72,6 +72,9 @@ def model_fingerprint(model: nn.Module) -> str:
         for name, module in model.named_modules()
     ]
     digest = hashlib.sha256(repr(([line for line in said.splitlines() if "dtype" not in line], modules)).encode())
-    state = ((f"{name} {entry.kind}", entry.tensor) for name, entry in state_of(model).items())
+    entries = state_of(model)
+    streamed = {name: entry.key for name, entry in entries.items() if entry.key is not None}
+    digest.update(repr(streamed).encode())  # where they are read says what they are
+    state = ((f"{name} {entry.kind}", entry.tensor) for name, entry in entries.items() if name not in streamed)
     digest.update(fingerprint(state).encode())
     return digest.hexdigest()

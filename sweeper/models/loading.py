@@ -19,6 +19,7 @@ from sweeper.errors import UnsupportedError
 from sweeper.models.backends import implementation
 from sweeper.models.checks import state_mismatch, switch_attention
 from sweeper.models.pretrained import whole_model
+from sweeper.models.swapping import sharing_parameter
 from sweeper.models.weights import Read, WeightsKey
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -83,7 +84,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
     Its parameters and buffers are objects of their own, so that `.data` can be exchanged on one of the two.
     """
-    own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    own: dict[int, Any] = {id(parameter): sharing_parameter(parameter) for parameter in model.parameters()}
     own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
     copied: nn.Module = copy.deepcopy(model, own)
     return copied

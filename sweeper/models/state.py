@@ -5,16 +5,16 @@ Of a streamed model (`streaming.py`) one parameter at a time is read from its fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sweeper.errors import AlignmentError
 from sweeper.models.quantised import Quantised, quantised_state
+from sweeper.models.swapping import Source
 from sweeper.records.cell import StateDifference, StateFigures
 
 Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
@@ -49,10 +49,21 @@ class StateEntry:
         """
         if self.quantised is not None:
             return self.quantised.values()
-        if not self.held.is_meta:
-            return self.held
-        with align_module_device(self.owner, execution_device=torch.device("cpu")):
-            return self.owner.get_parameter(self.leaf).detach()
+        source = self._source
+        return self.held if source is None else source.read(torch.device("cpu"))
+
+    @property
+    def _source(self) -> Source | None:
+        return Source.of(getattr(self.owner, self.leaf, None))
+
+    @property
+    def key(self) -> Hashable:
+        """What tells the values of a streamed one from others, without reading them; None of others."""
+        return None if self._source is None else self._source.key
+
+    def is_same(self, other: StateEntry) -> bool:
+        """Whether both are streamed from one place in the same way: the same values, which need not be read."""
+        return self.key is not None and self.key == other.key
 
     @property
     def stored(self) -> bool:
@@ -93,7 +104,7 @@ def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, S
     """
     _check_names_and_shapes(reference, candidate)
     same_dtype = [name for name, entry in reference.items() if entry.held.dtype == candidate[name].held.dtype]
-    equal = _gathered({name: _equal(reference[name].tensor, candidate[name].tensor) for name in same_dtype})
+    equal = _gathered({name: _equal(reference[name], candidate[name]) for name in same_dtype})
     unequal = [name for name in reference if not equal.get(name)]
     max_abs = _gathered({name: _max_abs(reference[name].tensor, candidate[name].tensor) for name in unequal})
     pairs = [_difference(name, entry, candidate[name], max_abs.get(name, 0.0)) for name, entry in reference.items()]
@@ -130,8 +141,11 @@ def _gathered(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, torch.stack([value.to(device) for value in values.values()]).tolist(), strict=True))
 
 
-def _equal(left: Tensor, right: Tensor) -> Tensor:
+def _equal(reference: StateEntry, candidate: StateEntry) -> Tensor:
     """Whether two tensors of one dtype are sure to hold the same values."""
+    if reference.is_same(candidate):
+        return torch.tensor(True)
+    left, right = reference.tensor, candidate.tensor
     if left.data_ptr() == right.data_ptr():
         return torch.tensor(True, device=left.device)
     return left.eq(right.to(left.device)).all()

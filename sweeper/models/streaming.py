@@ -1,7 +1,8 @@
 """Models larger than the device: parameters stay in the safetensors files and are there only while their module runs.
 
 transformers itself lays the model out, without values (`device_map="meta"`), so it alone decides on names, dtypes and
-ties. accelerate's hooks bring the values in before the forward of the module that owns them and drop them behind it.
+ties. Hooks bring the values in before the forward of the module that owns them and drop them behind it (`Windows`);
+the parameters stay the same objects, so that a replay in float64 and what is put back know them (`Source`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.hooks import attach_align_device_hook
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from sweeper.errors import UnsupportedError
 from sweeper.models.checks import switch_attention
 from sweeper.models.loading import TORCH_DTYPES, ModelPool, load
+from sweeper.models.swapping import Source, Windows, fill_if_absent
 from sweeper.models.weights import WeightsKey
 
 _PIECE = 2**22  # elements of a weight that are cast at once
@@ -51,34 +53,58 @@ def streamed(folder: Path, key: WeightsKey, attention: str) -> nn.Module:
         model = load(folder, WeightsKey(without_values), attention)
     _give_buffers(model)
     casts = [TORCH_DTYPES[dtype] for dtype in (key.read.cast_before_move, key.cast) if dtype is not None]
-    weights = FileWeights(folder, model, casts, key.read.device)
+    weights = FileWeights(folder, model, casts)
     for dtype in casts:
         model.to(dtype)
-    attach_align_device_hook(model, execution_device=key.read.device, offload=True, weights_map=weights)
+    absent = torch.zeros(8, dtype=torch.uint8, device=key.read.device)
+    _give_sources(model, weights, absent)
     model.requires_grad_(False).eval()
-    with torch.inference_mode(), _AbsentWeightsRefused(model):
+    with torch.inference_mode(), _AbsentWeightsRefused(model, absent):
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=key.read.device))
     if reason := switch_attention(model, attention):
         raise UnsupportedError(reason)
     return model
 
 
+def _give_sources(model: nn.Module, weights: FileWeights, absent: Tensor) -> None:
+    """Puts parameters that are read when they are used in the places of those without values, tied ones once."""
+    given: dict[int, nn.Parameter] = {}
+    windows = Windows(fill_if_absent)
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in given:
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                source = Source(functools.partial(weights.read, name), weights.key(name), absent)
+                given[id(parameter)] = source.parameter(parameter.shape, parameter.dtype)
+            module._parameters[leaf] = given[id(parameter)]
+        windows.around(module)
+
+
 class _AbsentWeightsRefused(TorchDispatchMode):
     """Raises where a weight is used while it is not there: by a module that does not call the one that owns it.
 
-    torch itself computes some products with a tensor without values, and gives what lay in memory. For a trial run: in
-    such a mode torch may choose other kernels.
+    For a trial run: in such a mode torch may choose other kernels.
+
+    Args:
+        absent: what a parameter lies in that is not there.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, absent: Tensor) -> None:
         super().__init__()
         self._model = model
+        self._absent = absent.untyped_storage().data_ptr()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if len({tensor.is_meta for tensor in tensors}) > 1:
+        result = func(*args, **(kwargs or {}))
+        if self._any_absent((args, kwargs)) and not self._any_absent(result):  # a view is still none
             raise UnsupportedError(_refusal(self._model, "a weight is used without calling the module that owns it"))
-        return func(*args, **(kwargs or {}))
+        return result
+
+    def _any_absent(self, values: Any) -> bool:
+        tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor) and not value.is_meta]
+        return any(tensor.untyped_storage().data_ptr() == self._absent for tensor in tensors)
 
 
 class StreamedPool(ModelPool):
@@ -88,45 +114,42 @@ class StreamedPool(ModelPool):
         return streamed(folder, key, attention), True
 
 
-class FileWeights(Mapping[str, Tensor]):
-    """A model's parameters by its own names: each is read to the device, and cast there, when it is asked for.
+class FileWeights:
+    """A model's parameters by its own names: each is read to a device, and cast there, when it is asked for.
 
     Args:
         folder: `config.json` and safetensors weights.
         model: as `from_pretrained` laid it out, in the dtypes that it reads into.
         casts: what follows, in this order.
-        device: where a parameter is read to.
 
     Raises:
         UnsupportedError: a parameter is not in the files under its own name and as it is.
     """
 
-    def __init__(self, folder: Path, model: Any, casts: list[torch.dtype], device: str) -> None:
+    def __init__(self, folder: Path, model: Any, casts: list[torch.dtype]) -> None:
+        self._folder = folder
         self._files = _files(folder)
-        self._device = device
         self._keys = _keys_in_files(model, set(self._files))
         self._dtypes = {name: [value.dtype, *casts] for name, value in _parameters(model).items()}
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> FileWeights:
-        return self  # a copy of the model reads the same files
+    def key(self, name: str) -> Hashable:
+        """What tells a parameter's values: the file's entry, and what it is cast to in turn."""
+        key = self._keys[name]
+        casts = [dtype for dtype, _ in itertools.groupby(self._dtypes[name])]
+        return str(self._folder), key, tuple(map(str, casts))
 
-    def __getitem__(self, name: str) -> Tensor:
+    def read(self, name: str, device: torch.device) -> Tensor:
+        """The values."""
         key = self._keys[name]
         in_file: Tensor = self._files[key].get_tensor(key)  # mapped into memory, not read yet
         casts = self._dtypes[name]
         if set(casts) == {in_file.dtype}:
-            return in_file.to(self._device)
+            return in_file.to(device)
         # piece by piece, because the device may have no room for the same weight in two dtypes
-        value = torch.empty(in_file.shape, dtype=casts[-1], device=self._device)
+        value = torch.empty(in_file.shape, dtype=casts[-1], device=device)
         for piece, target in zip(in_file.flatten().split(_PIECE), value.view(-1).split(_PIECE), strict=True):
-            target.copy_(functools.reduce(torch.Tensor.to, casts, piece.to(self._device)))
+            target.copy_(functools.reduce(torch.Tensor.to, casts, piece.to(device)))
         return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 def _files(folder: Path) -> dict[str, Any]:

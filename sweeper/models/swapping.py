@@ -8,44 +8,151 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+_SOURCE = "_sweeper_source"  # the attribute of a parameter that has one
+
+
+class Source:
+    """Where the values of a streamed parameter are while the module that owns it does not run.
+
+    The parameter itself then holds a placeholder of its shape, dtype and device, without memory.
+
+    Args:
+        read: gives the values, on a device.
+        key: two parameters of one key have the same values.
+        absent: a few bytes on the device, in all placeholders.
+    """
+
+    __slots__ = ("_absent", "_given", "key", "read")
+
+    def __init__(self, read: Callable[[torch.device], Tensor], key: Hashable, absent: Tensor) -> None:
+        self.read = read
+        self.key = key
+        self._absent = absent
+        self._given: list[Callable[[Tensor], Tensor]] = []
+
+    @staticmethod
+    def of(tensor: Any) -> Source | None:
+        """That of a parameter; None of what is in memory all the time."""
+        source: Source | None = getattr(tensor, _SOURCE, None)
+        return source
+
+    @staticmethod
+    def absent(tensor: Tensor) -> Source | None:
+        """That of a parameter that holds a placeholder now."""
+        source = Source.of(tensor)
+        return source if source is not None and source.is_placeholder(tensor) else None
+
+    def parameter(self, shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
+        """A parameter with this source."""
+        parameter = nn.Parameter(self._placeholder(shape, dtype), requires_grad=False)
+        setattr(parameter, _SOURCE, self)
+        return parameter
+
+    def is_placeholder(self, tensor: Tensor) -> bool:
+        """Whether it is one, or a view of one."""
+        with torch._C.DisableTorchFunction():
+            return tensor.untyped_storage().data_ptr() == self._absent.untyped_storage().data_ptr()
+
+    def values(self) -> Tensor:
+        """What the parameter would hold, on its device."""
+        with _plainly():
+            value = self.read(self._absent.device)
+            for given in self._given:
+                value = given(value)
+        return value
+
+    def copied(self) -> Source:
+        """The same for another parameter, which can be given other values."""
+        copied = Source(self.read, self.key, self._absent)
+        copied._given = list(self._given)
+        return copied
+
+    def give(self, tensor: Tensor, value: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        """Makes the parameter hold what `value` makes of its values, of that dtype, whenever it is there."""
+        self._given.append(value)
+        tensor.data = self._placeholder(tensor.shape, dtype)
+
+    def take_back(self) -> None:
+        self._given.pop()
+
+    def _placeholder(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return self._absent.view(dtype)[0].expand(shape)
+
+
+def sharing_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter of its own on the same memory, or with the same source."""
+    own = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    if (source := Source.of(parameter)) is not None:
+        setattr(own, _SOURCE, source.copied())
+    return own
+
+
+class Given(NamedTuple):
+    """What a named tensor is given.
+
+    Attributes:
+        value: makes it of what the tensor holds.
+        dtype: of what that gives; None: the tensor's own.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None = None
 
 
 class Swap:
     """What tensors held before they were given something else."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self._held: list[tuple[Tensor, Tensor, Source | None]] = []
 
-    def give(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> None:
-        """Makes `tensor` hold what `value` makes of what it holds."""
-        held = tensor.data
-        tensor.data = value(held)
-        self._held.append((tensor, held))
+    def give(self, tensor: Tensor, value: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> None:
+        """Makes `tensor` hold what `value` makes of what it holds; of a streamed one, whenever it is there.
+
+        Args:
+            dtype: as in `Given`.
+        """
+        held, source = tensor.data, Source.absent(tensor)
+        if source is None:
+            tensor.data = value(held)
+        else:
+            source.give(tensor, value, dtype or held.dtype)
+        self._held.append((tensor, held, source))
+
+    def fill(self, parameter: Tensor, value: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Brings in the values of a parameter that holds a placeholder, or what `value` makes of them."""
+        held, source = parameter.data, Source.absent(parameter)
+        assert source is not None, "only what is absent is brought in"
+        values = source.values()
+        parameter.data = values if value is None else value(values)
+        self._held.append((parameter, held, None))
 
     def put_back(self) -> None:
         """Gives every tensor what it held; the last one first, so that a tensor may be given something twice."""
         while self._held:
-            tensor, held = self._held.pop()
+            tensor, held, source = self._held.pop()
+            if source is not None:
+                source.take_back()
             tensor.data = held
 
 
 @contextlib.contextmanager
-def swapped(model: nn.Module, values: Iterable[tuple[str, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
+def swapped(model: nn.Module, values: Iterable[Given]) -> Iterator[None]:
     """Gives named parameters and buffers other values for as long as the context lasts, however it ends.
 
     Args:
-        values: the name of a tensor, and what makes its new value of the one that it holds. Of tied tensors the last
-            one named counts.
+        values: what is given. Of tied tensors the last one named counts.
     """
     swap = Swap()
     try:
-        for name, value in values:
-            swap.give(tensor_of(model, name), value)
+        for name, value, dtype in values:
+            swap.give(tensor_of(model, name), value, dtype)
         yield
     finally:
         swap.put_back()
@@ -79,7 +186,7 @@ def doubled(model: nn.Module) -> Iterator[None]:
     Whoever reads a parameter without calling its owner gets it as it was loaded: `Lift` sees to that. Scripted code
     calls no hooks, so its parameters are float64 all the time.
     """
-    lasting, windows = Swap(), _Windows()
+    lasting, windows = Swap(), Windows(_fill_in_float64)
     handles: list[Any] = []
     try:
         scripted = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
@@ -87,10 +194,9 @@ def doubled(model: nn.Module) -> Iterator[None]:
             if _is_lower(tensor):
                 lasting.give(tensor, Tensor.double)
         for module in model.modules():
-            if module not in scripted and next(module.parameters(recurse=False), None) is not None:
+            if module not in scripted:
                 # prepended: what another hook computes of the parameters (weight norm) is computed in float64 too
-                handles.append(module.register_forward_pre_hook(windows.enter, prepend=True))
-                handles.append(module.register_forward_hook(windows.leave, always_call=True))
+                handles += windows.around(module, prepend=True)
         yield
     finally:
         for handle in handles:
@@ -99,21 +205,55 @@ def doubled(model: nn.Module) -> Iterator[None]:
         lasting.put_back()
 
 
-class _Windows:
-    """The modules that are running, the innermost last, each with what its parameters held before."""
+def _fill_in_float64(swap: Swap, parameter: Tensor) -> None:
+    double = Tensor.double if _is_lower(parameter) else None
+    if Source.absent(parameter) is not None:
+        swap.fill(parameter, double)
+    elif double is not None:
+        swap.give(parameter, double)
 
-    def __init__(self) -> None:
+
+def fill_if_absent(swap: Swap, parameter: Tensor) -> None:
+    """Brings in the values of a streamed parameter, unless they are there."""
+    if Source.absent(parameter) is not None:
+        swap.fill(parameter)
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Whatever mode a model runs in: a replay would lift what is read, inference tensors are no parameter's."""
+    with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class Windows:
+    """The modules that are running, the innermost last, each with what its parameters held before.
+
+    Args:
+        fill: gives a parameter what it holds while its module runs.
+    """
+
+    def __init__(self, fill: Callable[[Swap, Tensor], None]) -> None:
+        self._fill = fill
         self._open: list[tuple[nn.Module, Swap]] = []
 
-    def enter(self, module: nn.Module, _args: Any) -> None:
+    def around(self, module: nn.Module, *, prepend: bool = False) -> list[Any]:
+        """Hooks a module that owns parameters; gives the handles."""
+        if next(module.parameters(recurse=False), None) is None:
+            return []
+        return [
+            module.register_forward_pre_hook(self._enter, prepend=prepend),
+            module.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
         swap = Swap()
         self._open.append((module, swap))  # first: running out of memory below leaves something to put back
-        with torch._C.DisableTorchFunction():
+        with _plainly():
             for parameter in module.parameters(recurse=False):
-                if _is_lower(parameter):
-                    swap.give(parameter, Tensor.double)
+                self._fill(swap, parameter)
 
-    def leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
+    def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
         if any(running is module for running, _ in self._open):
             self.close(module)
 
@@ -121,12 +261,12 @@ class _Windows:
         """Puts back what was given to the modules down to `module`; to all where there is none."""
         while self._open:
             running, swap = self._open.pop()
-            with torch._C.DisableTorchFunction():
+            with _plainly():
                 swap.put_back()
             if running is module:
                 return
 
 
 def _is_lower(tensor: Tensor) -> bool:
-    """Whether it has values (a streamed one has none yet) in less than float64."""
+    """Whether it holds numbers in less than float64."""
     return tensor.is_floating_point() and tensor.dtype is not torch.float64 and not tensor.is_meta

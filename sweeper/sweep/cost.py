@@ -14,6 +14,7 @@ from sweeper.comparator.side import Call
 from sweeper.config import Cell, LoadStrategy
 from sweeper.devices import synchronize
 from sweeper.models.backends import BACKENDS
+from sweeper.models.swapping import Source
 from sweeper.records.cell import Cost
 
 MOST_REPEATS = 5
@@ -80,7 +81,8 @@ def _start_of_peak() -> int:
 def _peak_memory_gib(model: nn.Module, allocated: int) -> float:
     """The weights that stay, and what a bare forward needed beyond what was allocated before it."""
     beyond = torch.cuda.max_memory_allocated() - allocated
-    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta)
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = sum(tensor.nbytes for tensor in tensors if Source.of(tensor) is None and not tensor.is_meta)
     return (weights + beyond) / 2**30
 
 

@@ -243,7 +243,7 @@ def _stored_otherwise(entries: Iterable[StateEntry], seed: int) -> Iterator[None
     swap = Swap()
     try:
         for entry in entries:
-            swap.give(getattr(entry.owner, entry.leaf), _half_a_unit_off(generator))
+            swap.give(getattr(entry.owner, entry.leaf), _half_a_unit_off(generator), torch.float64)
         yield
     finally:
         swap.put_back()

@@ -137,6 +137,8 @@ def _main_dtype(state: Mapping[str, StateEntry]) -> torch.dtype | None:
 
 
 def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
+    if left.is_same(right):
+        return None
     reference, candidate = left.tensor, right.tensor.to(left.tensor.device)
     shared = _shared_rows(reference, candidate)
     if shared is not None and _same_values(*shared):

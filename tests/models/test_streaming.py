@@ -15,13 +15,14 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from sweeper.checkpoints import seeded
 from sweeper.comparator.hooks import tensors_of
-from sweeper.config import Cell, Dtype, LoadStrategy, SeededCheckpoint, Settings, parse
+from sweeper.config import Cell, Dtype, LoadStrategy, SeededCheckpoint
 from sweeper.environment import environment
-from sweeper.errors import CheckpointError, ConfigError, UnsupportedError
+from sweeper.errors import CheckpointError, UnsupportedError
 from sweeper.models import axes
 from sweeper.models.loading import load
 from sweeper.models.state import compare_state, state_of
 from sweeper.models.streaming import streamed
+from sweeper.models.swapping import Source
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import make_plan
 from sweeper.records.cell import Status
@@ -74,7 +75,7 @@ def test_a_streamed_model_gives_the_bits_of_the_loaded_one(saved: Any, strategy:
     asked = cell(checkpoint, strategy, dtype)
     key = WeightsKey.of(asked)
     reference, candidate = load(folder, key, "sdpa"), streamed(folder, key, "sdpa")
-    assert {parameter.device.type for parameter in candidate.parameters()} == {"meta"}
+    assert all(Source.absent(parameter) for parameter in candidate.parameters())
     assert not candidate.training
     expected, given = outputs(reference, asked), outputs(candidate, asked)
     assert list(expected) == list(given)
@@ -85,7 +86,7 @@ def test_a_streamed_model_gives_the_bits_of_the_loaded_one(saved: Any, strategy:
     figures = compare_state(state_of(reference), state_of(candidate))
     assert figures.differing == ()
     assert figures.parameters == figures.parameters_equal > 0
-    assert {parameter.device.type for parameter in candidate.parameters()} == {"meta"}
+    assert all(Source.absent(parameter) for parameter in candidate.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,13 +96,12 @@ def test_while_a_module_runs_no_other_parameter_is_in_memory(name: str, tmp_path
     model = streamed(folder, WeightsKey.of(asked), "eager")
     ran = set()
 
-    def present() -> set[str]:
-        return {name for name, parameter in model.named_parameters() if not parameter.is_meta}
+    def present() -> set[int]:
+        return {id(parameter) for parameter in model.parameters() if not Source.absent(parameter)}
 
     def checked(forward: Any, name: str, module: nn.Module) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            own = {f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
-            assert present() == own
+            assert present() == {id(parameter) for parameter in module.parameters(recurse=False)}
             ran.add(name)
             return forward(*args, **kwargs)
 
@@ -109,9 +109,7 @@ def test_while_a_module_runs_no_other_parameter_is_in_memory(name: str, tmp_path
 
     leaves = {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
     for name, module in leaves.items():
-        module._old_forward = checked(
-            module._old_forward, name, module
-        )  # accelerate's name of the module's own forward
+        module.forward = checked(module.forward, name, module)
     outputs(model, asked)
     assert ran == set(leaves)
     assert present() == set()
@@ -158,12 +156,6 @@ def test_a_weight_that_is_used_without_its_module_is_refused(use: Any, tmp_path:
         streamed(folder, key, "sdpa")
 
 
-def test_judging_and_streaming_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="weights=streamed cannot be judged, which needs whole models; add verdict=f"):
-        parse(Settings, {"weights": "streamed"})
-    assert parse(Settings, {"weights": "streamed", "verdict": False}).weights == "streamed"
-
-
 @pytest.mark.parametrize("kept_bytes", [2**30, 1000], ids=["recorded", "in step"])
 def test_a_sweep_with_streamed_weights_has_the_figures_of_an_ordinary_one(
     tmp_path: Path, monkeypatch: Any, kept_bytes: int
@@ -180,3 +172,41 @@ def test_a_sweep_with_streamed_weights_has_the_figures_of_an_ordinary_one(
             [(record.model_dump(exclude={"cost", "attempt", "started_at"}), modules) for record, modules in results]
         )
     assert repr(figures[0]) == repr(figures[1])  # NaN is equal to itself there
+
+
+JUDGED = {
+    "load strategies": ("dtype=bfloat16", "load_strategy=cast_after_load,autocast", "reference={dtype:bfloat16}"),
+    "dtypes": ("dtype=bfloat16,float16", "layout=packed", "attention=sdpa", "reference={dtype:float32}"),
+    "a finer candidate": ("dtype=float32", "reference={dtype:bfloat16}"),
+    "packed with the cache on": ("layout=packed", "use_cache=true", "attention=sdpa"),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("verdict", [True, "full"])
+def test_a_streamed_sweep_has_the_verdicts_and_causes_of_an_ordinary_one(
+    name: str, verdict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded tables, other dtypes, arguments; figures, evidence and causes bit for bit."""
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    grid = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", *JUDGED[name])
+    plan = make_plan(request_of(*grid, f"output_dir={tmp_path}"), environment("cpu"))
+    found = []
+    for weights in ("resident", "streamed"):
+        runner = Runner(plan.environment, verdict=verdict, weights=weights, latency_repeats=0, say=print)
+        records = [runner.run(planned)[0] for planned in plan.cells]
+        assert all(record.verdict is not None for record in records)
+        found.append([record.model_dump(exclude={"cost", "attempt", "started_at"}) for record in records])
+    assert repr(found[0]) == repr(found[1])
+
+
+def test_the_cause_is_found_while_weights_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    grid = ("checkpoint=tiny_llama", "inputs=report_2", "dtype=bfloat16", "load_strategy=cast_after_load")
+    plan = make_plan(request_of(*grid, "wandb.mode=disabled", f"output_dir={tmp_path}"), environment("cpu"))
+    said = []
+    for weights in ("resident", "streamed"):
+        runner = Runner(plan.environment, weights=weights, say=print)
+        said.append(repr(runner.comparison(plan.cells[0], (0, 1)).explain()))
+    assert said[0] == said[1]
+    assert "inv_freq" in said[0]

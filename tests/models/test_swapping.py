@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from sweeper.comparator.side import run, sides
-from sweeper.models.swapping import doubled, swapped
+from sweeper.models.swapping import Given, doubled, swapped
 from sweeper.verdict.float64_replay import replayed
 
 
@@ -22,7 +22,7 @@ def _held(model: nn.Module) -> dict[str, tuple[int, int, torch.dtype]]:
 def test_named_tensors_hold_other_values_and_then_their_own() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = _held(model)
-    with swapped(model, [("0.weight", Tensor.double), ("1.running_mean", torch.ones_like)]):
+    with swapped(model, [Given("0.weight", Tensor.double), Given("1.running_mean", torch.ones_like)]):
         assert model[0].weight.dtype is torch.float64
         assert model[1].running_mean.tolist() == [1, 1, 1]
     assert _held(model) == before
@@ -32,7 +32,7 @@ def test_a_tied_tensor_that_is_named_twice_comes_back() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     before = _held(model)
-    with swapped(model, [(name, lambda held: held + 1) for name in ("0.weight", "1.weight")]):
+    with swapped(model, [Given(name, lambda held: held + 1) for name in ("0.weight", "1.weight")]):
         assert _held(model)["0.weight"] == _held(model)["1.weight"] != before["0.weight"]
     assert _held(model) == before
 
@@ -46,7 +46,7 @@ def test_running_out_of_memory_in_the_middle_puts_the_first_ones_back() -> None:
 
     with (
         pytest.raises(torch.OutOfMemoryError),
-        swapped(model, [("0.weight", Tensor.double), ("1.weight", exhausted)]),
+        swapped(model, [Given("0.weight", Tensor.double), Given("1.weight", exhausted)]),
     ):
         raise AssertionError("not entered")
     assert _held(model) == before

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.comparator.side import Side
-from sweeper.models.swapping import doubled, swapped
+from sweeper.models.state import StateEntry
+from sweeper.models.swapping import Given, doubled, swapped
 from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation
@@ -108,12 +109,12 @@ def dtype_counterfactuals(pair: Pair, found: Provenance) -> list[Counterfactual]
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:
-        values = ((name, functools.partial(_on_device_of, left[name].tensor)) for name in names)
+        values = (Given(name, functools.partial(_value_of, left[name]), left[name].held.dtype) for name in names)
         with swapped(pair.candidate.model, values):
             undone = arguments_undone(*pair, found)
-            yield Pair(pair.reference, _cast_inputs(undone, left[names[0]].tensor.dtype))
+            yield Pair(pair.reference, _cast_inputs(undone, left[names[0]].held.dtype))
 
-    before, after = (str(state[names[0]].tensor.dtype).removeprefix("torch.") for state in (left, right))
+    before, after = (str(state[names[0]].held.dtype).removeprefix("torch.") for state in (left, right))
     some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     if len(names) == sum(entry.stored for entry in left.values()):
         return [
@@ -144,8 +145,8 @@ def _cast_inputs(side: Side, dtype: torch.dtype) -> Side:
     return replace(side, calls=tuple(calls))
 
 
-def _on_device_of(tensor: Tensor, held: Tensor) -> Tensor:
-    return tensor.to(held.device)
+def _value_of(entry: StateEntry, held: Tensor) -> Tensor:
+    return entry.tensor.to(held.device)
 
 
 def upcast_counterfactuals(pair: Pair) -> list[Counterfactual]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sweeper.models.quantised import dequantised
 from sweeper.models.state import pieces, state_of
-from sweeper.models.swapping import Swap, swapped
+from sweeper.models.swapping import Given, Swap, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.state_changes import Change, Provenance
 
@@ -29,7 +29,9 @@ def put_back(model: nn.Module, changes: Iterable[Change]) -> Iterator[None]:
     changes = tuple(changes)
     with (
         dequantised(model, {change.name for change in changes}),
-        swapped(model, ((change.name, functools.partial(_value, change)) for change in changes)),
+        swapped(
+            model, (Given(change.name, functools.partial(_value, change), _dtype_of(change)) for change in changes)
+        ),
     ):
         yield
 
@@ -86,7 +88,12 @@ def quantised_alike(found: Provenance) -> Iterator[None]:
 
 
 def _rounded(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    return swapped(model, ((name, lambda held: held.to(dtype).to(held.dtype)) for name in names))
+    return swapped(model, (Given(name, lambda held: held.to(dtype).to(held.dtype)) for name in names))
+
+
+def _dtype_of(change: Change) -> torch.dtype:
+    entry = change.reference_entry if change.rounded_to is not None else change.candidate_entry
+    return entry.held.dtype
 
 
 def _value(change: Change, held: Tensor) -> Tensor:
