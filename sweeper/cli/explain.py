@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,11 +62,14 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
 def _explain(record: CellRecord) -> ExplanationRecord:
     # Hydra, torch and transformers: not for a wrong id
-    from sweeper.config import Cell, parse
+    from sweeper.config import Cell, Weights, parse
+    from sweeper.devices import out_of_memory
     from sweeper.environment import environment
     from sweeper.planning.plan import PlannedCell
     from sweeper.sweep.judging import telling_texts
     from sweeper.sweep.runner import Runner
+    from sweeper.verdict.comparison import Comparison
+    from sweeper.verdict.explain import Explanation
 
     planned = PlannedCell(
         cell=parse(Cell, record.choices),
@@ -73,11 +78,23 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         reference_id=record.reference_id,
         unsupported=None,
     )
-    runner = Runner(environment(planned.cell.device), say=lambda line: print(line, file=sys.stderr))
     everything = [text.text for text in record.texts]
     texts = record.verdict.texts if record.verdict else telling_texts(record.texts, [everything])[0]
-    comparison = runner.comparison(planned, texts)
-    found = comparison.explain()
+
+    def explained(weights: Weights) -> tuple[Comparison, Explanation]:
+        say = functools.partial(print, file=sys.stderr)
+        comparison = Runner(environment(planned.cell.device), weights=weights, say=say).comparison(planned, texts)
+        return comparison, comparison.explain()
+
+    short_of_memory = False
+    try:
+        comparison, found = explained("resident")
+    except Exception as error:
+        if not (short_of_memory := out_of_memory(error)):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the models
+    if short_of_memory:
+        comparison, found = explained("streamed")
     return ExplanationRecord(
         cell_id=record.cell_id,
         kind=comparison.verdict.kind,

@@ -194,4 +194,5 @@ def unjudged_record(error: Exception, texts: Sequence[int], cell_id: str) -> Ver
 def short_of_memory(figures: Sequence[TextFigures], texts: Sequence[int]) -> str:
     """Why a cell has no verdict, and what to type: memory ran out on the texts that take least. That is no verdict."""
     tokens = sum(text.tokens for text in figures if text.text in texts)
-    return f"memory ran out, on {tokens} tokens alone too; type shorter texts (inputs=...), or more memory and the same"
+    less = "type shorter texts (inputs=...), or the same command where more is free"
+    return f"memory ran out, streamed and on {tokens} tokens alone too; {less}"

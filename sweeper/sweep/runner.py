@@ -6,9 +6,10 @@ a reference that several cells name is run once, where its outputs can be kept.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import traceback
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,8 @@ from sweeper.sweep.recorded import RecordedReference
 from sweeper.verdict.comparison import Comparison, compare_sides
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
+
+TOO_LARGE = "memory ran out, with weights=streamed too; type fewer or shorter texts: inputs=..., inputs.batch_size=1"
 
 
 @dataclass
@@ -133,9 +136,35 @@ class Runner:
         except Exception as error:
             # the text, not the exception: its frames would keep the failed model alive
             failed = ended(record, Status.FAILED, reason_of(error), traceback.format_exc())
+            short_of_memory = out_of_memory(error)
             traceback.clear_frames(error.__traceback__)
         self._forget(planned)
-        return failed, ()
+        if not short_of_memory:
+            return failed, ()
+        if isinstance(self._pool, StreamedPool):
+            return failed.model_copy(update={"reason": TOO_LARGE}), ()
+        return self._run_streamed(planned, failed)
+
+    def _run_streamed(self, planned: PlannedCell, failed: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """Runs a cell once more, for which memory ran out, without keeping parameters in it."""
+        self._say(f"{planned.cell_id}: memory ran out; once more with weights=streamed")
+        with self._streaming(planned):
+            record, modules = self.run(planned)
+        if record.status is Status.OK:
+            note = {"weights": "memory ran out with the models on the device: streamed, which the cost is of"}
+            return record.model_copy(update={"without_effect": {**record.without_effect, **note}}), modules
+        reason = record.reason if record.status is Status.FAILED else f"memory ran out, and {record.reason}"
+        return failed.model_copy(update={"reason": reason}), ()
+
+    @contextlib.contextmanager
+    def _streaming(self, planned: PlannedCell) -> Iterator[None]:
+        """No model is in memory for as long as the context lasts; its parameters are read as they are used."""
+        resident, self._pool = self._pool, StreamedPool()
+        try:
+            yield
+        finally:
+            self._forget(planned)
+            self._pool = resident
 
     def _forget(self, planned: PlannedCell) -> None:
         """Lets go of all that the failed cell may have filled the memory with."""
@@ -297,18 +326,23 @@ class Runner:
             return judging.identical_record(figures)
         assert self._reference is not None, "what is judged was just compared with it"
         telling = judging.telling_texts(figures.texts, self._reference.grouped)
+        short = [judging.shortest(figures.texts, telling[0])]
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
-        ways = [telling, telling, [judging.shortest(figures.texts, telling[0])]]
-        for sets in ways:
+        ways = [(telling, False), (telling, False), (short, False)]
+        if not isinstance(self._pool, StreamedPool):
+            ways += [(telling, True), (short, True)]
+        for place, (sets, streamed) in enumerate(ways, start=1):
             try:
-                return self._judge_on(planned, sets, last=sets is ways[-1])
+                with self._streaming(planned) if streamed else contextlib.nullcontext():
+                    return self._judge_on(planned, sets, last=place == len(ways))
             except Exception as error:  # the figures are measured: they are worth keeping without a verdict
                 traceback.clear_frames(error.__traceback__)
-                failed = None if out_of_memory(error) else judging.unjudged_record(error, sets[-1], planned.cell_id)
+                less_helps = out_of_memory(error) or (streamed and isinstance(error, UnsupportedError))
+                failed = None if less_helps else judging.unjudged_record(error, sets[-1], planned.cell_id)
             self._forget(planned)
             if failed is not None:
                 return failed
-        return judging.short_of_memory(figures.texts, ways[-1][-1])
+        return judging.short_of_memory(figures.texts, short[0])
 
     def _judge_on(self, planned: PlannedCell, sets: Sequence[tuple[int, ...]], *, last: bool) -> VerdictRecord:
         """The verdict on the first of the sets of texts on which the two sides differ."""

@@ -15,10 +15,11 @@ from torch import nn
 from sweeper.config import Pooling
 from sweeper.environment import environment
 from sweeper.models import loading
+from sweeper.models.swapping import Source
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
-from sweeper.sweep.runner import Runner
+from sweeper.sweep.runner import TOO_LARGE, Runner
 from tests.composing import request_of
 
 TINY = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled")
@@ -152,7 +153,7 @@ def test_a_failing_cell_is_recorded_frees_its_model_and_the_sweep_goes_on(
     results = {str(planned.cell.dtype): running.run(planned) for planned in plan.cells}
     failed, modules = results["bfloat16"]
     assert failed.status is Status.FAILED
-    assert failed.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert failed.reason == TOO_LARGE
     assert failed.traceback is not None
     assert "out_of_memory" in failed.traceback
     assert modules == ()
@@ -160,6 +161,26 @@ def test_a_failing_cell_is_recorded_frees_its_model_and_the_sweep_goes_on(
     gc.collect()
     assert models
     assert all(model() is None for model in models)
+
+
+def test_a_cell_for_which_memory_runs_out_runs_streamed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (planned,) = plan_of(tmp_path, "dtype=bfloat16", "attention=eager").cells
+    expected, expected_modules = runner(plan_of(tmp_path, "dtype=bfloat16", "attention=eager")).run(planned)
+    forward = nn.Embedding.forward
+
+    def short(self: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if Source.of(self.weight) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, ids)
+
+    monkeypatch.setattr(nn.Embedding, "forward", short)
+    record, modules = runner(plan_of(tmp_path, "dtype=bfloat16", "attention=eager")).run(planned)
+    assert record.status is Status.OK
+    assert record.without_effect["weights"].startswith("memory ran out")
+    assert modules == expected_modules
+    assert (record.output, record.texts, record.verdict) == (expected.output, expected.texts, expected.verdict)
 
 
 def test_an_output_of_nan_everywhere_is_a_failure_with_its_figures(
