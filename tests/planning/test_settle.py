@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeper.config import Cell, Layout, Positions
+from sweeper.config import Cell, FolderCheckpoint, Layout, Positions
 from sweeper.errors import ConfigError
 from sweeper.planning.settle import Settler
 from tests.composing import request_of, write_grid
@@ -78,6 +78,12 @@ def test_a_folder_is_a_checkpoint_as_it_stands(how: str) -> None:
     request = request_of(f"checkpoint={how.format(folder_of('llama'))}", "inputs=report_1")
     assert [cell.checkpoint.name for cell in request.cells] == ["llama", "tiny_bert"][: 1 + ("," in how)]
     assert request.cells[0].checkpoint.path == str(folder_of("llama"))  # type: ignore[union-attr]
+
+
+def test_a_gguf_file_is_a_checkpoint_as_it_stands() -> None:
+    for place in ("tiny.gguf", "./models/tiny.gguf"):
+        (cell,) = request_of(f"checkpoint={place}", "inputs=report_1").cells
+        assert cell.checkpoint == FolderCheckpoint(source="folder", name="tiny", path=place)
 
 
 def test_a_model_of_the_hub_is_a_checkpoint_as_it_stands() -> None:
