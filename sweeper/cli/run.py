@@ -21,6 +21,10 @@ def main(arguments: Sequence[str]) -> int | str | None:
         print(_help(arguments), end="")
         return 0
     _let_threads_rest()
+    if any(word.startswith(("launcher=", "isolation=")) for word in arguments):
+        from sweeper.launchers.worker_process import start_early
+
+        start_early(arguments)
     from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
 
     return start(arguments, config_folder(), carry_out)

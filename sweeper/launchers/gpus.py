@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from sweeper.config import GpusLauncherSettings, Settings
 from sweeper.errors import ConfigError
 from sweeper.launchers.processes import ProcessLauncher
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from sweeper.launchers.worker_process import VISIBLE_GPUS
 
 
 def make_gpus_launcher(settings: Settings) -> ProcessLauncher:
@@ -34,15 +33,17 @@ def places(asked: GpusLauncherSettings, gpus: list[str]) -> list[Mapping[str, st
     workers = enough if asked.workers is None else asked.workers
     if not workers or workers > enough:
         needed = f"launcher.workers={workers or 1} of {asked.gpus_a_worker} GPUs each"
-        raise ConfigError(f"{needed}: there are {len(gpus)} ({VISIBLE}, or all); ask for {enough} or fewer workers")
+        raise ConfigError(
+            f"{needed}: there are {len(gpus)} ({VISIBLE_GPUS}, or all); ask for {enough} or fewer workers"
+        )
     share = asked.gpus_a_worker
-    return [{VISIBLE: ",".join(gpus[start : start + share])} for start in range(0, workers * share, share)]
+    return [{VISIBLE_GPUS: ",".join(gpus[start : start + share])} for start in range(0, workers * share, share)]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs as CUDA_VISIBLE_DEVICES names them. Counting them through NVML starts none of them."""
+    """The GPUs as CUDA_VISIBLE_GPUS_DEVICES names them. Counting them through NVML starts none of them."""
     import torch
 
-    named = os.environ.get(VISIBLE)
+    named = os.environ.get(VISIBLE_GPUS)
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named is not None else [str(index) for index in range(count)]

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 
 from sweeper.launchers.launcher import Finished, Lost, MakeWorker, Unit, Work, plan_here
 from sweeper.launchers.unit_run import UnitRun
-from sweeper.launchers.worker_process import WorkerProcess, from_outside
+from sweeper.launchers.worker_process import WorkerProcess, from_outside, worker_process
 from sweeper.planning.grid import SweepRequest
 from sweeper.planning.plan import Plan
 from sweeper.sinks.sink import Sink
@@ -83,7 +83,7 @@ class _Slot:
     def start(self) -> None:
         """Starts a worker, if none is there."""
         if self._process is None:
-            self._process = WorkerProcess(self._environment)
+            self._process = worker_process(self._environment)
 
     def give(self, unit: Unit, make_worker: MakeWorker) -> None:
         self.run = UnitRun(unit, self._timeout_s)

@@ -1,8 +1,13 @@
-"""A process that runs cells one after another and keeps what they share, and what is heard of it."""
+"""A process that runs cells one after another and keeps what they share, and what is heard of it.
+
+Light to import: the command line starts workers before it has composed what they will do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import glob
 import os
 import pickle
 import signal
@@ -10,26 +15,60 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
 
-from sweeper.launchers.launcher import MakeWorker
-from sweeper.launchers.messages import Message, Speaker
-from sweeper.planning.plan import PlannedCell
+if TYPE_CHECKING:
+    from sweeper.launchers.launcher import MakeWorker
+    from sweeper.launchers.messages import Message
+    from sweeper.planning.plan import PlannedCell
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+_started_early: list[WorkerProcess] = []
+
+
+def start_early(arguments: Sequence[str]) -> None:
+    """Starts the workers that a command line will want, while its request is composed: both take seconds, most of them
+    for importing torch. Where it guesses too few, the launcher starts more; too many end with this process."""
+    given = dict(word.partition("=")[::2] for word in arguments)
+    if given.get("dry_run") == "true" or _started_early:
+        return
+    count = 0
+    if given.get("launcher") == "gpus":
+        named = os.environ.get(VISIBLE_GPUS)
+        gpus = len(named.split(",")) if named is not None else len(glob.glob("/dev/nvidia[0-9]*"))
+        workers = given.get("launcher.workers", "")
+        count = int(workers) if workers.isdecimal() else gpus
+    elif given.get("isolation") == "process":
+        count = 1
+    _started_early.extend(WorkerProcess() for _ in range(min(count, os.cpu_count() or 1)))
+
+
+def worker_process(environment: Mapping[str, str]) -> WorkerProcess:
+    """A process that was started early, or a new one.
+
+    Args:
+        environment: variables that it sets before it makes its worker, and so before it touches a GPU.
+    """
+    process = _started_early.pop() if _started_early else WorkerProcess()
+    process.place(environment)
+    return process
 
 
 class WorkerProcess:
-    """Starts at once, spawned: it shares nothing with this process, and nothing that breaks in it breaks here.
+    """Starts at once, spawned: it shares nothing with this process, and nothing that breaks in it breaks here."""
 
-    Args:
-        environment: variables that it sets before it imports torch.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         spawn = get_context("spawn")
         self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, dict(environment)), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         self._is_made = False
+
+    def place(self, environment: Mapping[str, str]) -> None:
+        """Tells it its variables, once and before all else."""
+        self._send(dict(environment))
 
     @property
     def ears(self) -> Connection:
@@ -38,13 +77,10 @@ class WorkerProcess:
 
     def run(self, make_worker: MakeWorker, cells: Sequence[PlannedCell]) -> None:
         """Gives it cells to run, in their order."""
-        try:
-            if not self._is_made:
-                self._connection.send_bytes(pickle.dumps(make_worker))
-                self._is_made = True
-            self._connection.send_bytes(pickle.dumps(tuple(cells)))
-        except OSError:
-            return  # it has ended: who listens hears of it
+        if not self._is_made:
+            self._send(make_worker)
+            self._is_made = True
+        self._send(tuple(cells))
 
     def heard(self) -> Iterator[Message]:
         """All that it has said by now.
@@ -57,6 +93,10 @@ class WorkerProcess:
                 yield pickle.loads(self._connection.recv_bytes())
         except OSError:
             raise EOFError from None
+
+    def _send(self, what: object) -> None:
+        with contextlib.suppress(OSError):  # it has ended: who listens hears of it
+            self._connection.send_bytes(pickle.dumps(what))
 
     def ended(self) -> str:
         """How a process ended that has said its last: `signal 11 (SIGSEGV)`, `exit code 1`."""
@@ -86,18 +126,20 @@ def from_outside(ended: str) -> bool:
     return "SIGKILL" in ended or "SIGTERM" in ended
 
 
-def _serve(connection: Connection, environment: dict[str, str]) -> None:
+def _serve(connection: Connection) -> None:
     """What the process does: makes a worker, runs what it is given, and ends when nobody is there to give more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends us
-    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch  # noqa: F401 (seconds, while the first process plans)
     import transformers  # noqa: F401
+
+    from sweeper.launchers.messages import Speaker
 
     def say(message: Message) -> None:
         connection.send_bytes(pickle.dumps(message))
 
     try:
+        os.environ.update(pickle.loads(connection.recv_bytes()))
         speaker = Speaker(pickle.loads(connection.recv_bytes()), say)
         gc.freeze()  # as `InlineLauncher` does
         while speaker.run(pickle.loads(connection.recv_bytes())):
