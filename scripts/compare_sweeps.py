@@ -13,7 +13,8 @@ one has and evidence that only one gives are named; the evidence alone fails, un
 With `--zoo`, OLD and NEW are two outputs of `python -m tests.zoo.table`: every pair of OLD has to be in NEW, with the
 same verdict, mark and cause; sizes may be a little apart.
 
-It reads the files by itself, so that it can read those of any version. Exit code 1 where anything else differs.
+It reads the files by itself, so that it can read those of any version. Exit code 1 where anything else differs. Whether
+two environments gave the same, up to rounding, is another question: `sweeper compare OLD NEW`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import math
 import re
 import struct
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet
+
+from sweeper.upgrades.joining import Pair, Sided, join
 
 MEASURED = (
     "status",
@@ -342,38 +345,21 @@ def compare_folders(old: Path, new: Path, tally: Tally, *, ulp: int, other_evide
             tally.add(f"{name} {label}".strip(), counts)
 
 
-def paired_cells(old: list[Cell], new: list[Cell], sweep: str, tally: Tally) -> list[tuple[str, Cell, Cell]]:
+def paired_cells(old: list[Cell], new: list[Cell], sweep: str, tally: Tally) -> list[Pair[Cell]]:
     """Cells of the same axes and the same reference axes, with a label; those without a partner are said."""
-    axes = _shared_axes(old, new, tally)
-    sides = [_grouped(cells, axes) for cells in (old, new)]
-    varying = [axis for axis in axes if len({str(cell.record["axes"][axis]) for cell in (*old, *new)}) > 1]
-    pairs = []
-    for key in dict.fromkeys([*sides[0], *sides[1]]):
-        first, second = sides[0].get(key, []), sides[1].get(key, [])
-        label = " ".join(str(dict(zip(axes, key, strict=False))[axis]) for axis in varying) or "its only cell"
-        if len(first) != len(second):
-            tally.fail(f"{sweep} {label}: {len(first)} such cells in OLD, {len(second)} in NEW")
-        elif len(first) > 1:
-            tally.notes["cells of equal axes were paired in the order of the plan"] += len(first)
-        pairs += [(label, *pair) for pair in zip(first, second, strict=False)]
-    return pairs
+    joined = join(*(_sided(cells) for cells in (old, new)))
+    for is_old, axes in ((True, joined.axes_of_old), (False, joined.axes_of_new)):
+        for axis in axes:
+            tally.notes[f"only {_side(is_old)} has the axis {axis}"] += 1
+    for label, counts in {**joined.only_old, **joined.only_new}.items():
+        tally.fail(f"{sweep} {label}: {counts[0]} such cells in OLD, {counts[1]} in NEW")
+    if joined.in_order:
+        tally.notes["cells of equal axes were paired in the order of the plan"] += joined.in_order
+    return list(joined.pairs)
 
 
-def _shared_axes(old: list[Cell], new: list[Cell], tally: Tally) -> list[str]:
-    sides = [{axis for cell in cells for axis in cell.record["axes"]} for cells in (old, new)]
-    if sides[0] and sides[1]:
-        for axis in sorted(sides[0] ^ sides[1]):
-            tally.notes[f"only {_side(axis in sides[0])} has the axis {axis}"] += 1
-    cells = (*old, *new)
-    return [axis for axis in cells[0].record["axes"] if axis in sides[0] & sides[1]] if cells else []
-
-
-def _grouped(cells: list[Cell], axes: Sequence[str]) -> dict[tuple[Any, ...], list[Cell]]:
-    groups = defaultdict(list)
-    for cell in cells:
-        sides = cell.record["axes"], cell.record["reference_axes"]
-        groups[tuple(side.get(axis) for side in sides for axis in axes)].append(cell)
-    return groups
+def _sided(cells: list[Cell]) -> list[tuple[Cell, Sided]]:
+    return [(cell, Sided(cell.record["axes"], cell.record["reference_axes"])) for cell in cells]
 
 
 # ---- two tables of the zoo ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "report": "show a sweep again from its files, write it as Markdown or as a page",
     "explain": "run a stored cell again and find out why it differs",
     "record": "write what a model gives for texts into a file, to compare others with it",
+    "compare": "say whether two environments (versions, machines) gave the same in two sweeps of one grid",
     "published": "write a page of published figures beside a sweep's",
     "verify": "read every prepared checkpoint, or a sweep's cells, and say what is not as it was written",
 }

@@ -26,12 +26,12 @@ class Ran:
     Attributes:
         side: as it ran.
         ratios: of the log-probabilities of all texts; None where either has none.
-        modules: names of modules that were recorded, and that the cell does not have.
+        unaligned: modules that were recorded and could not be compared, and why.
     """
 
     side: HookedSide
     ratios: Ratios | None
-    modules: tuple[str, ...]
+    unaligned: dict[str, str]
 
 
 def compare_recorded(
@@ -50,7 +50,9 @@ def compare_recorded(
         comparer: takes what both sides gave.
         progress: is told how many texts of how many have run.
     """
-    recorded = {name.removeprefix(MODULE) for name in recording.tensors if name.startswith(MODULE)}
+    N = sum(map(len, recording.token_ids))
+    named = {name: tensor for name, tensor in recording.tensors.items() if name.startswith(MODULE)}
+    recorded = {name.removeprefix(MODULE) for name, tensor in named.items() if len(tensor) == N}
     has_logits = rows.quantity in (LOGITS, LOG_PROBABILITIES)
     given: set[str] = set()  # of a batch
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -82,4 +84,8 @@ def compare_recorded(
     if pairs:
         recorded_N, own_N = (torch.cat([pair[place] for pair in pairs]) for place in (0, 1))
         found = ratios(recorded_N, own_N, ids)
-    return Ran(running, found, tuple(sorted(recorded - given)))
+    missing = dict.fromkeys(sorted(recorded - given), "recorded, and not among this cell's modules")
+    missing |= {
+        name.removeprefix(MODULE): "recorded of the first texts alone" for name in named if len(named[name]) < N
+    }
+    return Ran(running, found, missing)

@@ -55,59 +55,136 @@ def about_cell(cell: Cell, revision: str, environment: Mapping[str, Any]) -> dic
 
 @dataclass
 class _Kept:
-    """What is kept of the batches, by name, and what was left out and why."""
+    """What is kept, by name, in pieces of a batch each; and what was left out, and why."""
 
     pieces: dict[str, list[Tensor]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    groups: tuple[str, ...] = ()
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.pieces.setdefault(name, []).append(tensor.cpu())
+
+    @property
+    def bytes(self) -> int:
+        return sum(piece.nbytes for pieces in self.pieces.values() for piece in pieces)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What one batch gave, natively and in float64, what is kept first first."""
+
+    outputs: Tensors
+    modules: Tensors
+    exact_outputs: Tensors
+    exact_modules: Tensors
 
 
 def record_cell(
     cell: Cell, model: nn.Module, token_ids: list[list[int]], wanted: Wanted, about: Mapping[str, Any]
 ) -> Recording:
-    """Runs a cell's texts and keeps what they give, as many whole batches as fit.
+    """Runs a cell's texts and keeps what they give: outputs of as many as fit, modules of the first ones.
 
     Args:
         about: what else is known of who runs; goes into the recording.
     """
-    grouped = forwards_of(cell, token_ids)
-    kept, texts, found = _Kept(), list[int](), dict[str, Any]()
-    for number, group in enumerate(grouped):
+    kept, texts, found, modules = _Kept(), list[int](), dict[str, Any](), list[str]()
+    most = int(wanted.most_mib * MIB)
+    for number, group in enumerate(forwards_of(cell, token_ids)):
         side = side_of(cell, model, token_ids, [group])
-        given, observed = _run(cell, side, [token_ids[text] for text in group], wanted, kept)
+        ids = [token_ids[text] for text in group]
+        given, observed = _run(cell, side, ids, wanted, kept)
         if not number:
+            modules = [name for name in observed.modules if name != POOLING]
             found = _of_first(side, observed, wanted, kept)
-            group = _choose(given, group, token_ids, wanted, kept)
-        elif _bytes(kept.pieces.values()) + _bytes([_of_groups(given, kept.groups).values()]) > wanted.most_mib * MIB:
-            kept.left_out["texts"] = f"{len(token_ids) - len(texts)} of {len(token_ids)}: {_no_room(wanted)}"
-            break
+            group = group[: _fitting(given.outputs, ids, most)]
+            _keep_first(given, ids, len(group), wanted, kept)
+        else:
+            shared = {name: tensor for name, tensor in _all(given).items() if name in kept.pieces and _by_batch(name)}
+            if kept.bytes + sum(tensor.nbytes for tensor in shared.values()) > most:
+                break
+            kept.add(shared)
         texts += group
-        for name, tensor in _of_groups(given, kept.groups).items():
-            kept.pieces.setdefault(name, []).append(_leading(name, tensor, group, token_ids).cpu())
-    ids = [token_ids[text] for text in texts]
-    tensors = dict(_joined(kept, ids))
-    modules = [name for name in observed.modules if name != POOLING]
+        if len(group) < len(ids):
+            break
+    if len(texts) < len(token_ids):
+        kept.left_out["texts"] = f"{len(token_ids) - len(texts)} of {len(token_ids)}: {_no_room(wanted)}"
+    tensors = dict(_joined(kept, [token_ids[text] for text in texts]))
     about = {**about, **found, "texts": texts, "modules": modules, "left_out": kept.left_out}
-    return Recording(token_ids=ids, tensors=tensors, about=about)
+    return Recording(token_ids=[token_ids[text] for text in texts], tensors=tensors, about=about)
 
 
-def _run(
-    cell: Cell, side: Side, token_ids: list[list[int]], wanted: Wanted, kept: _Kept
-) -> tuple[dict[str, Tensors], Observation]:
-    """What one batch gives, group by group, what is kept first first; and the run."""
+def _run(cell: Cell, side: Side, token_ids: list[list[int]], wanted: Wanted, kept: _Kept) -> tuple[_Given, Observation]:
+    """What one batch gives; and the run."""
     observed = observe(side)
     outputs, modules = _tensors(cell, observed, token_ids, wanted)
-    given = {OUTPUT: outputs, FLOAT64: {}, MODULE: modules, f"{FLOAT64}{MODULE}": {}}
+    exact_outputs: Tensors = {}
+    exact_modules: Tensors = {}
     if wanted.evidence and FLOAT64 not in kept.left_out:
         try:
             with replayed(side) as (exact, _):
                 exact_outputs, exact_modules = _tensors(cell, observe(exact), token_ids, wanted)
         except Exception as error:  # whatever a foreign model raises in float64: the outputs are worth keeping
             kept.left_out[FLOAT64] = "memory ran out" if out_of_memory(error) else _line(error)
-        else:
-            given[FLOAT64] = {f"{FLOAT64}{name}": tensor for name, tensor in exact_outputs.items()}
-            given[f"{FLOAT64}{MODULE}"] = {f"{FLOAT64}{name}": tensor for name, tensor in exact_modules.items()}
-    return given, observed
+    return _Given(outputs, modules, _in_float64(exact_outputs), _in_float64(exact_modules)), observed
+
+
+def _in_float64(tensors: Tensors) -> Tensors:
+    return {f"{FLOAT64}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _all(given: _Given) -> Tensors:
+    return given.outputs | given.exact_outputs | given.modules | given.exact_modules
+
+
+def _by_batch(name: str) -> bool:
+    """Whether all batches have it, and not the first alone."""
+    return not name.removeprefix(FLOAT64).startswith(MODULE)
+
+
+def _fitting(outputs: Tensors, token_ids: list[list[int]], most: int) -> int:
+    """How many of the first texts fit; at least one."""
+    a_token = sum(tensor.nbytes for tensor in outputs.values()) / sum(map(len, token_ids))
+    return max(1, sum(end * a_token <= most for end in itertools.accumulate(map(len, token_ids))))
+
+
+def _keep_first(given: _Given, token_ids: list[list[int]], texts: int, wanted: Wanted, kept: _Kept) -> None:
+    """Keeps of the first batch what fits: outputs, those in float64 that are not large, modules of as many texts as
+    have room, and then logits in float64."""
+    most = int(wanted.most_mib * MIB)
+    kept.add({name: _leading(name, tensor, token_ids, texts) for name, tensor in given.outputs.items()})
+    large = f"{FLOAT64}{LOGITS}"
+    exact = {name: tensor for name, tensor in given.exact_outputs.items() if name != large}
+    _keep_fitting(exact, token_ids, texts, most, kept)
+    modules = given.modules | given.exact_modules
+    a_token = sum(tensor.nbytes for tensor in modules.values()) / sum(map(len, token_ids))
+    room = (end * a_token <= most - kept.bytes for end in itertools.accumulate(map(len, token_ids[:texts])))
+    number = max(1, sum(room))
+    if modules and number < texts:
+        kept.left_out["texts of modules"] = f"{texts - number} of {texts}: {_no_room(wanted)}"
+    _keep_fitting(modules, token_ids, number, most, kept)
+    _keep_fitting(
+        {name: given.exact_outputs[name] for name in given.exact_outputs if name == large}, token_ids, texts, most, kept
+    )
+    left = [name for name in _all(given) if name not in kept.pieces]
+    for title, names in (
+        ("modules", [name for name in left if name.startswith(MODULE)]),
+        ("modules in float64", [name for name in left if name.startswith(f"{FLOAT64}{MODULE}")]),
+    ):
+        if names:
+            kept.left_out[title] = f"{len(names)}, from {names[0]} on: {_no_room(wanted)}"
+    for name in (name for name in left if _by_batch(name)):
+        kept.left_out[name] = _no_room(wanted)
+
+
+def _keep_fitting(tensors: Tensors, token_ids: list[list[int]], texts: int, most: int, kept: _Kept) -> None:
+    """Keeps the tensors in their order as far as there is room."""
+    left = most - kept.bytes
+    for name, tensor in tensors.items():
+        leading = _leading(name, tensor, token_ids, texts)
+        left -= leading.nbytes
+        if left < 0:
+            return
+        kept.add({name: leading})
 
 
 def _tensors(cell: Cell, observed: Observation, token_ids: list[list[int]], wanted: Wanted) -> tuple[Tensors, Tensors]:
@@ -172,55 +249,27 @@ def _computed_state(model: nn.Module) -> dict[str, list[float]]:
     return found
 
 
-def _choose(
-    given: Mapping[str, Tensors], group: tuple[int, ...], token_ids: list[list[int]], wanted: Wanted, kept: _Kept
-) -> tuple[int, ...]:
-    """Settles what of the first batch is kept: the groups that fit, in order; all texts where the outputs do."""
-    left = wanted.most_mib * MIB
-    for name, tensors in given.items():
-        size = _bytes([tensors.values()])
-        if name == OUTPUT or size <= left:
-            kept.groups += (name,)
-            left -= size
-        else:
-            kept.left_out[name] = _no_room(wanted)
-    if left >= 0:
-        return group
-    a_token = _bytes([given[OUTPUT].values()]) / sum(len(token_ids[text]) for text in group)
-    ends = itertools.accumulate(len(token_ids[text]) for text in group)
-    fitting = max(1, sum(end * a_token <= wanted.most_mib * MIB for end in ends))
-    kept.left_out["texts"] = f"{len(token_ids) - fitting} of {len(token_ids)}: {_no_room(wanted)}"
-    return group[:fitting]
-
-
 def _no_room(wanted: Wanted) -> str:
     return f"more than {wanted.most_mib:g} MiB"
 
 
-def _of_groups(given: Mapping[str, Tensors], groups: Sequence[str]) -> Tensors:
-    return {name: tensor for group in groups for name, tensor in given[group].items()}
-
-
-def _leading(name: str, tensor: Tensor, group: Sequence[int], token_ids: list[list[int]]) -> Tensor:
-    """The rows of these texts, which are a batch's first ones."""
-    texts = name.removeprefix(FLOAT64) in (EMBEDDINGS, OUTPUT)
-    return tensor[: len(group) if texts else sum(len(token_ids[text]) for text in group)]
+def _leading(name: str, tensor: Tensor, token_ids: list[list[int]], texts: int) -> Tensor:
+    """The rows of the first texts, copied where there are more."""
+    a_row_a_text = name.removeprefix(FLOAT64) in (EMBEDDINGS, OUTPUT)
+    rows = texts if a_row_a_text else sum(map(len, token_ids[:texts]))
+    return tensor if rows >= len(tensor) else tensor[:rows].clone()
 
 
 def _joined(kept: _Kept, token_ids: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor over all batches; one that a batch lacks, or gives otherwise, is left out."""
+    """Each tensor over all batches; an output that a batch lacks, or gives otherwise, is left out."""
     N = sum(map(len, token_ids))
     for name, pieces in kept.pieces.items():
         plain = name.removeprefix(FLOAT64)
-        rows = sum(map(len, pieces))
-        if len({piece.shape[1:] for piece in pieces}) > 1 or (plain not in (EMBEDDINGS, OUTPUT) and rows != N):
+        whole = plain in (EMBEDDINGS, OUTPUT) or not _by_batch(name) or sum(map(len, pieces)) == N
+        if len({piece.shape[1:] for piece in pieces}) > 1 or not whole:
             kept.left_out[name] = "not in every batch, or of another shape"
             continue
         yield name, torch.cat(pieces)
-
-
-def _bytes(many: Any) -> int:
-    return sum(tensor.nbytes for tensors in many for tensor in tensors)
 
 
 def _line(error: Exception) -> str:

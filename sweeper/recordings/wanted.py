@@ -22,8 +22,8 @@ class Wanted:
     Attributes:
         patterns: of the names of modules whose outputs are recorded too.
         evidence: also floors and the run in float64, which take some ten more forwards.
-        most_mib: what the recording may take. Outputs come first, then those in float64, modules, and modules in
-            float64; what no longer fits is left out, and named.
+        most_mib: what the recording may take. Outputs come first, then log-probabilities, hidden states and embeddings
+            in float64, modules (of as many texts as fit), and logits in float64; what does not fit is named.
     """
 
     patterns: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,7 @@ def _read_texts(path: Path, shown: Path, _changed_ns: int) -> tuple[list[list[in
             f"{shown}: {_LENGTHS} must be 1 or more each and sum up to the {len(ids_N)} {_TOKEN_IDS} (given: they sum "
             f"up to {sum(lengths_S)}, the least is {min(lengths_S, default=0)})"
         )
-    _check_rows(layout, len(ids_N), len(lengths_S), shown)
+    _check_rows(layout, lengths_S, shown)
     ids = iter(ids_N)
     return [list(itertools.islice(ids, length)) for length in lengths_S], about
 
@@ -160,7 +160,9 @@ def _check(layout: Mapping[str, tuple[str, tuple[int, ...]]], path: Path) -> Non
         raise ConfigError(f"{path}: holds no output: one of {', '.join(OUTPUTS)} (given: {given}); {_HOW}")
 
 
-def _check_rows(layout: Mapping[str, tuple[str, tuple[int, ...]]], N: int, S: int, path: Path) -> None:
+def _check_rows(layout: Mapping[str, tuple[str, tuple[int, ...]]], lengths: Sequence[int], path: Path) -> None:
+    """Modules may have the rows of the first texts alone."""
+    N, S, ends = sum(lengths), len(lengths), set(itertools.accumulate(lengths))
     for name, (dtype, shape) in layout.items():
         plain = name.removeprefix(FLOAT64)
         if plain in (_TOKEN_IDS, _LENGTHS):
@@ -169,7 +171,8 @@ def _check_rows(layout: Mapping[str, tuple[str, tuple[int, ...]]], N: int, S: in
             allowed = ", ".join((*OUTPUTS, f"{MODULE}NAME"))
             raise ConfigError(f"{path}: {name}: no such tensor. Allowed: {allowed}; {_HOW}")
         rows, dimensions = S if plain == EMBEDDINGS else N, 1 if plain == LOG_PROBABILITIES else 2
-        fits = len(shape) == dimensions and (shape[0] == rows or plain == OUTPUT)
+        free = plain == OUTPUT or (plain.startswith(MODULE) and shape[0] in ends)
+        fits = len(shape) == dimensions and (shape[0] == rows or free)
         if dtype not in _FLOATS or not fits:
             wanted = f"[{rows}{', features' if dimensions == 2 else ''}]"
             raise ConfigError(

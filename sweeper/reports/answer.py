@@ -91,7 +91,7 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
     if end == "rounding":
         ratio = _over_floor(cells)
         floor = f", {ratio:.2g} times the noise floor at most" if ratio is not None else ""
-        most = f", most in {_labels([worst], records)}" if len(cells) > 1 else _where(cells, records)
+        most = f", most in {labels([worst], records)}" if len(cells) > 1 else _where(cells, records)
         moved = f"outputs move by rel. L2 {_far(worst)} at most{floor}{most}"
         return f"{count}: the same function, rounded differently; {moved}"
     if worst.status is not Status.OK or worst.verdict is None:
@@ -158,10 +158,10 @@ def _over_floor(cells: Iterable[CellRecord]) -> float | None:
 
 def _where(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
     """` in cast_after_load, auto_then_cast`: empty where it is every cell of the sweep."""
-    return "" if len(cells) == len(records) else f", in {_labels(cells, records)}"
+    return "" if len(cells) == len(records) else f", in {labels(cells, records)}"
 
 
-def _labels(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
+def labels(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
     """The values that these cells have and others have not; the cells one by one where values do not tell."""
     varying = varying_axes([record.axes for record in records])
     own = {axis: {record.axes[axis] for record in cells} for axis in varying}

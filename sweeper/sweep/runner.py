@@ -261,7 +261,7 @@ class Runner:
                 **bare,
                 **self._measured(cell, loaded, side, figures),
                 "first_divergence": recorded.first_divergence(figures),
-                "unaligned": side.unaligned | dict.fromkeys(ran.modules, "recorded, and not among this cell's modules"),
+                "unaligned": side.unaligned | ran.unaligned,
                 "output_kind": rows.quantity,
             }
         )
