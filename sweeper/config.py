@@ -70,6 +70,33 @@ class Batch(StrEnum):
     OF_32_SORTED = "of_32_sorted"
 
 
+class Compile(StrEnum):
+    """Whether the model's forward is given to `torch.compile`, and with what; each shape is compiled for itself."""
+
+    OFF = "off"
+    AOT_EAGER = "aot_eager"  # traced, and decomposed; each operation runs as in eager mode
+    INDUCTOR = "inductor"  # torch.compile's own default
+    INDUCTOR_PRECISE_CASTS = "inductor_precise_casts"  # with emulate_precision_casts: fused code rounds as eager does
+    MAX_AUTOTUNE = "max_autotune"
+    REDUCE_OVERHEAD = "reduce_overhead"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Compile | None:
+        return cls.OFF if value is False else None  # what YAML makes of `off`
+
+
+class Decode(StrEnum):
+    """How a text's tokens reach a decoder: at once, or in steps behind a key-value cache that is new for every run."""
+
+    WHOLE = "whole"
+    TOKENS = "tokens"  # one by one, with a cache that grows
+    TOKENS_STATIC = "tokens_static"  # with one of the text's length
+    TOKENS_QUANTISED = "tokens_quantised"  # with one that keeps all but the last tokens in 4 bits
+    CHUNKS_OF_16 = "chunks_of_16"
+    CHUNKS_OF_16_STATIC = "chunks_of_16_static"
+    CHUNKS_OF_16_QUANTISED = "chunks_of_16_quantised"
+
+
 class Positions(StrEnum):
     """Whether position_ids are passed (0, 1, 2, ... within each text) or left to the model."""
 
@@ -306,6 +333,8 @@ class Cell(_Frozen):
     inputs: Inputs
     device: Device
     batch: Batch = Batch.INPUTS  # these have defaults: the records of older cells do not state them
+    compile: Compile = Compile.OFF
+    decode: Decode = Decode.WHOLE
 
     @model_validator(mode="before")
     @classmethod

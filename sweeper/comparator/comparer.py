@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -28,8 +28,7 @@ from sweeper.records.cell import LanguageFigures, ModuleRecord, PairMeasures, Te
 _MODULES = TypeAdapter(tuple[ModuleRecord, ...])
 
 
-@dataclass(frozen=True)
-class BatchOutputs:
+class BatchOutputs(NamedTuple):
     """What one batch of texts gave beside its modules' outputs, in token order.
 
     Attributes:

@@ -11,18 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.checkpoints import LocalCheckpoint
+from sweeper.comparator.calling import carry_out, of_calls
 from sweeper.comparator.comparer import BatchOutputs
 from sweeper.comparator.corners import Sampler
 from sweeper.comparator.hooks import Capture, ModuleOutput, capture, kept_outputs, steady_in_call, tensors_of
 from sweeper.comparator.side import Call, Side, hidden_for_pooling, pooled
-from sweeper.config import Cell, Layout, Pooling
+from sweeper.config import Cell, Decode, Layout, Pooling
 from sweeper.errors import UnsupportedError
 from sweeper.inputs import layout
 from sweeper.inputs import texts as inputs
 from sweeper.inputs.arrays import array_notes, read_arrays
 from sweeper.inputs.batching import forwards_of
+from sweeper.inputs.calls import Decoding
+from sweeper.metrics.pair import PairAccumulator, finish
 from sweeper.models import axes
 from sweeper.models.backends import implementation
+from sweeper.models.compiled import compiles, hooks_inside
 from sweeper.models.conditions import switches
 from sweeper.models.family import (
     accepts,
@@ -36,7 +40,17 @@ from sweeper.models.family import (
     vocabulary,
     window,
 )
-from sweeper.records.cell import Sample
+from sweeper.records.cell import PairMeasures, Sample
+
+DECODING: dict[Decode, Decoding | None] = {
+    Decode.WHOLE: None,
+    Decode.TOKENS: Decoding(1, "dynamic"),
+    Decode.TOKENS_STATIC: Decoding(1, "static"),
+    Decode.TOKENS_QUANTISED: Decoding(1, "quantised"),
+    Decode.CHUNKS_OF_16: Decoding(16, "dynamic"),
+    Decode.CHUNKS_OF_16_STATIC: Decoding(16, "static"),
+    Decode.CHUNKS_OF_16_QUANTISED: Decoding(16, "quantised"),
+}
 
 
 def read_texts(cell: Cell, local: LocalCheckpoint, model: nn.Module) -> inputs.Reading:
@@ -91,7 +105,7 @@ def _calls(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequ
     """
     forwards = forwards_of(cell, token_ids, texts)
     laid_out = [forward for together in forwards for forward in _laid_out(cell, model, token_ids, together)]
-    calls = [Call(_arguments(cell, model, forward), forward) for forward in laid_out]
+    calls = [Call(_arguments(cell, model, forward), forward, DECODING[cell.decode]) for forward in laid_out]
     if [text for forward in laid_out for text in forward.texts] == list(texts):
         return calls
     alone = {
@@ -204,10 +218,12 @@ class HookedSide:
     first_batch: Sequence[Call] = ()
     first_output_NF: Tensor
 
-    def __init__(self, side: Side, running: Capture, hidden: list[Tensor]) -> None:
+    def __init__(self, side: Side, running: Capture, hidden: list[Tensor], unhooked: list[BatchOutputs] | None) -> None:
         self._side = side
         self._running = running
         self._hidden = hidden
+        self._unhooked = unhooked
+        self._agreement: PairAccumulator | None = None
 
     def run(self, batch: Sequence[Call]) -> BatchOutputs:
         """Runs one batch."""
@@ -216,7 +232,7 @@ class HookedSide:
         with kept_outputs(self._side.model) as padded:
             outputs = self._run(batch)
         self.first_batch, self.first_output_NF = batch, outputs.output_NF
-        self._sampler = Sampler(batch, padded, outputs.output_NF)
+        self._sampler = Sampler(batch, of_calls(padded, batch), outputs.output_NF)
         return outputs
 
     def _run(self, batch: Sequence[Call]) -> BatchOutputs:
@@ -224,7 +240,19 @@ class HookedSide:
         output_NF = run_forwards(self._side.model, batch, self._running)
         embedding_SD = pooled(self._side.pooling, batch, self._hidden)
         self._hidden.clear()
-        return BatchOutputs(output_NF, embedding_SD)
+        if self._unhooked is None:
+            return BatchOutputs(output_NF, embedding_SD)
+        calls = [self._unhooked.pop(0) for _ in batch]
+        outputs = BatchOutputs(*(torch.cat(pieces) for pieces in zip(*calls, strict=True)))
+        if self._agreement is None:
+            self._agreement = PairAccumulator(output_NF.dtype, output_NF.dtype, output_NF.device)
+        self._agreement.update(outputs.output_NF, output_NF)
+        return outputs
+
+    @property
+    def hooks(self) -> PairMeasures | None:
+        """Of compiled code, its outputs with hooks against those without, which are what is compared; else None."""
+        return None if self._agreement is None else finish([self._agreement])[0]
 
     @property
     def unaligned(self) -> dict[str, str]:
@@ -239,17 +267,33 @@ class HookedSide:
 @contextlib.contextmanager
 def hooked(side: Side, take: Callable[[ModuleOutput], object]) -> Iterator[HookedSide]:
     """Hooks a side; `take` gets every module's output the moment it exists."""
-    with capture(side.model, take) as running, hidden_for_pooling(side) as hidden:
-        yield HookedSide(side, running, hidden)
+    compiled = compiles(side.switches)
+    unhooked = _unhooked(side) if compiled else None
+    with (
+        hooks_inside(side.switches),
+        capture(side.model, take, compiled=compiled) as running,
+        hidden_for_pooling(side) as hidden,
+    ):
+        yield HookedSide(side, running, hidden, unhooked)
+
+
+def _unhooked(side: Side) -> list[BatchOutputs]:
+    """The outputs of each call of a side without hooks: what compiled code gives without them."""
+    assert side.pooling is not None, "a cell pools"
+    outputs = []
+    with side.conditions(), hidden_for_pooling(side) as hidden:
+        for call in side.calls:
+            output_NF = run_forwards(side.model, [call])
+            outputs.append(BatchOutputs(output_NF, pooled(side.pooling, [call], hidden)))
+            hidden.clear()
+    return outputs
 
 
 def run_forwards(model: nn.Module, batch: Sequence[Call], running: Capture | None = None) -> Tensor:
     """The model's output (logits, or last hidden state) over the real tokens of one batch, [N, F]."""
     outputs = []
     for call in batch:
-        if running is not None:
-            running.begin(call.forward)
-        output = tensors_of(model(**call.kwargs))[0]
+        output = tensors_of(carry_out(model, call, call.kwargs, running))[0]
         output_NF = layout.to_tokens(output, call.forward)
         if output_NF is None and len(output) == len(call.forward.lengths):  # a classifier's: a row a text
             output_NF = output.flatten(1)

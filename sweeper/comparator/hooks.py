@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sweeper.comparator.kinds import Kinds
-from sweeper.inputs.layout import Tokens, is_second_map, to_rows, to_tokens
+from sweeper.inputs.layout import Step, Tokens, is_second_map, to_rows, to_tokens
 from sweeper.models.snapshot import left_as_found
 
 
@@ -61,14 +62,31 @@ class Capture:
         self._calls: dict[str, int] = {}
         self._tokens: Tokens | None = None
         self._no_pads: tuple[int, ...] | None = None  # B and T, where all of it are tokens
+        self._places: list[Tensor] = []  # of the tokens of each step, in a call that is made in steps
+        self._steps: dict[str, tuple[str, list[Tensor]]] = {}
         self.unaligned: dict[str, str] = {}
 
     def begin(self, tokens: Tokens) -> None:
         self._tokens = tokens
         self._calls.clear()
+        if isinstance(tokens, Step):
+            self._places.append(tokens.place_N)
         self._no_pads = tokens.shape if len(tokens.flat_N) == math.prod(tokens.shape) else None
 
-    def hook(self, name: str, module_type: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def end(self) -> None:
+        """The call that was begun is over: hands over what came step by step, in the order of the call's tokens."""
+        if not self._places:
+            return
+        order_N = torch.cat(self._places).argsort()
+        for name, (module_type, pieces) in self._steps.items():
+            token_NF = _in_order(pieces, order_N)
+            if token_NF is None:
+                self.unaligned[name] = f"{sum(map(len, pieces))} rows in all steps, of {len(order_N)} tokens"
+            else:
+                self._take(ModuleOutput(name, module_type, token_NF, token_NF))
+        self._places, self._steps = [], {}
+
+    def hook(self, name: str, module_type: str, _module: nn.Module | None, _inputs: Any, output: Any) -> None:
         """The forward hook of a module: hands over what it gave. Runs thousands of times a second; on a GPU the host is
         the limit."""
         call = self._calls.get(name, 0)
@@ -96,8 +114,13 @@ class Capture:
         tensor_NF = self._rows_of(tensor) if tensor.is_floating_point() else None
         if tensor_NF is None:
             self.unaligned[name] = f"{tensor.dtype} of shape {tuple(tensor.shape)} has no token dimension"
+        elif self._places:
+            self._take_step(ModuleOutput(name, module_type, tensor_NF, tensor))
         else:
             self._take(ModuleOutput(name, module_type, tensor_NF, tensor))
+
+    def _take_step(self, output: ModuleOutput) -> None:
+        self._steps.setdefault(output.name, (output.module_type, []))[1].append(output.tensor_NF.clone())
 
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
         """`rows`, in one operation where no row is left out."""
@@ -120,6 +143,24 @@ class ModuleRows:
     outputs: list[Tensor] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     owns: list[Tensor] = field(default_factory=list)
+
+    def lengths(self) -> tuple[int, ...]:
+        """How many pieces there are of each."""
+        return len(self.outputs), len(self.inputs), len(self.owns)
+
+    def put_in_order(self, starts: tuple[int, ...], order_N: Tensor) -> bool:
+        """Makes one piece of those that came from there on, in this order; says whether the outputs have such rows."""
+        for pieces, start in zip((self.outputs, self.inputs, self.owns), starts, strict=True):
+            came = pieces[start:]
+            token_NF = _in_order(came, order_N) if came else None
+            pieces[start:] = [] if token_NF is None else [token_NF]
+        return len(self.outputs) > starts[0]
+
+
+def _in_order(pieces: list[Tensor], order_N: Tensor) -> Tensor | None:
+    """The rows of all pieces in this order; None where there are not as many."""
+    rows_NF = torch.cat(pieces) if len({piece.shape[1:] for piece in pieces}) == 1 else None
+    return None if rows_NF is None or len(rows_NF) != len(order_N) else rows_NF.index_select(0, order_N)
 
 
 class Observer(Capture):
@@ -158,11 +199,31 @@ class Observer(Capture):
         self._kinds = Kinds()
         self._given = given
         self._given_rows: Counter[str] = Counter()  # that earlier calls took
+        self._stepped: set[str] = set()  # that steps of this call take from
+        self._before: dict[str, tuple[int, ...]] = {}  # pieces of each module's rows before this call's steps
         self._rerunning = False
 
     def begin(self, tokens: Tokens) -> None:
+        if isinstance(tokens, Step) and not self._places:
+            self._before = {name: rows.lengths() for name, rows in self.modules.items()}
         super().begin(tokens)
         self._kinds.begin(tokens)
+
+    def end(self) -> None:
+        """The call that was begun is over: what came step by step is put in the order of the call's tokens."""
+        if not self._places:
+            return
+        order_N = torch.cat(self._places).argsort()
+        for name, rows in list(self.modules.items()):
+            if not rows.put_in_order(self._before.get(name, (0, 0, 0)), order_N):
+                self.unaligned[name] = f"other rows in all steps than the {len(order_N)} tokens"
+                del self.modules[name]
+        self._given_rows.update(dict.fromkeys(self._stepped, len(order_N)))
+        self._stepped.clear()
+        self._places = []
+
+    def _take_step(self, output: ModuleOutput) -> None:
+        self._keep(output)
 
     def register(self, name: str, module: nn.Module) -> list[Any]:
         hook = functools.partial(self.hook_with_inputs, name, type(module).__name__)
@@ -218,8 +279,13 @@ class Observer(Capture):
             return []
         tokens = self._kinds.of(given) if self._kinds.several else self._begun
         start, N = self._given_rows[name], len(tokens.flat_N)
-        self._given_rows[name] += N
-        placed = _placed(self._given[name][start : start + N], given, tokens)
+        if isinstance(tokens, Step):
+            self._stepped.add(name)
+            reference_NF = self._given[name][start:][tokens.place_N]
+        else:
+            self._given_rows[name] += N
+            reference_NF = self._given[name][start : start + N]
+        placed = _placed(reference_NF, given, tokens)
         if placed is None:
             return []
 
@@ -286,10 +352,38 @@ def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | Non
             handle.remove()
 
 
+class CompiledCapture(Capture):
+    """`Capture` of compiled code, which knows the hooks: what they are given becomes outputs of its graph.
+
+    Everything is handed over when the call is over, copied where the code's next run would overwrite it.
+    """
+
+    def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
+        super().__init__(take)
+        self._given: list[tuple[str, str, Any]] = []
+
+    def register(self, name: str, module: nn.Module) -> list[Any]:
+        given, module_type = self._given, type(module).__name__
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            given.append((name, module_type, output))
+
+        return [module.register_forward_hook(hook)] if name else []
+
+    def end(self) -> None:
+        for name, module_type, output in self._given:
+            self.hook(name, module_type, None, None, tree_map(_copied, output))
+        self._given.clear()
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
 @contextmanager
-def capture(model: nn.Module, take: Callable[[ModuleOutput], object]) -> Iterator[Capture]:
+def capture(model: nn.Module, take: Callable[[ModuleOutput], object], *, compiled: bool = False) -> Iterator[Capture]:
     """Hands over every module's output over real tokens, and nothing else."""
-    running = Capture(take)
+    running = CompiledCapture(take) if compiled else Capture(take)
     with capturing(model, running):
         yield running
 

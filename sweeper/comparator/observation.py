@@ -160,7 +160,7 @@ def _observed(
     )
     written = uncompiled_side(side)
     with capturing(side.model, observer, side.names):
-        outputs = run(written, observer.begin)
+        outputs = run(written, observer)
     if written is not side and only is None:
         outputs = run(side)
     modules, observer.modules = observer.modules, {}  # an observer lives until garbage is collected, rows must not

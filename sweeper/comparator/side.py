@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.hooks import kept_outputs
+from sweeper.comparator.calling import Listener, carry_out, of_calls
+from sweeper.comparator.hooks import kept_outputs, tensors_of
 from sweeper.comparator.leaves import leaves
 from sweeper.comparator.outputs import ModelOutputs, Part
 from sweeper.comparator.outputs import Outputs as Outputs
 from sweeper.config import Pooling
 from sweeper.errors import UnsupportedError
 from sweeper.inputs.calls import Call, call_of, calls_of, check_same_tokens, shared_masks
-from sweeper.inputs.layout import Tokens
 from sweeper.inputs.pooling import embeddings
 from sweeper.models.axis import Switch
-from sweeper.models.compiled import is_compiled, uncompiled
+from sweeper.models.compiled import OFF, base_outputs, compiles, is_compiled, uncompiled
 from sweeper.models.conditions import begun
 from sweeper.models.family import gives_hidden
 from sweeper.models.snapshot import fresh, left_as_found
@@ -81,6 +81,8 @@ UNCOMPILED = {"torch.compile": Switch("off", "call the model that is not compile
 
 def uncompiled_side(side: Side) -> Side:
     """The side whose code runs as it is written, for hooks; itself where that is so."""
+    if compiles(side.switches):
+        side = replace(side, switches={**side.switches, **OFF})
     runs_as_written = side.switches.items() >= UNCOMPILED.items() or not is_compiled(side.model)
     return side if runs_as_written else replace(side, switches={**side.switches, **UNCOMPILED})
 
@@ -117,21 +119,20 @@ def text_lengths(*sides: Side) -> list[int]:
 
 
 @torch.no_grad()
-def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> ModelOutputs:
+def run(side: Side, listener: Listener | None = None) -> ModelOutputs:
     """The model's outputs over the rows of all calls, leaf by leaf; `POOLING` [S, D] last.
 
     The model runs under the side's conditions; model, arguments and random state are left as found.
 
     Args:
-        begin: told each call before it is made.
+        listener: hooks modules of the model; its code then runs as it is written.
     """
+    side = side if listener is None else uncompiled_side(side)
     outputs = ModelOutputs(side.parts)
     given = fresh(call.kwargs for call in side.calls)
     with left_as_found(side.model, seed=side.seed) as found, side.conditions(), hidden_for_pooling(side) as hidden:
         for call, kwargs in zip(side.calls, given, strict=True):
-            if begin is not None:
-                begin(call.forward)
-            for leaf in leaves(side.model(**kwargs)):
+            for leaf in leaves(carry_out(side.model, call, kwargs, listener)):
                 outputs.add(leaf, call.forward)
         outputs.end(found.lasting)
         if side.pooling is not None:
@@ -139,9 +140,17 @@ def run(side: Side, begin: Callable[[Tokens], object] | None = None) -> ModelOut
     return outputs
 
 
-def hidden_for_pooling(side: Side) -> AbstractContextManager[list[Tensor]]:
+@contextlib.contextmanager
+def hidden_for_pooling(side: Side) -> Iterator[list[Tensor]]:
     """Keeps what pooling reads, the last hidden states of each call; nothing where the side has none."""
-    return contextlib.nullcontext([]) if side.pooling is None else kept_outputs(gives_hidden(side.model))
+    if side.pooling is None:
+        yield []
+    elif compiles(side.switches):
+        with base_outputs(lambda output: tensors_of(output)[0]) as hidden:
+            yield hidden
+    else:
+        with kept_outputs(gives_hidden(side.model)) as hidden:
+            yield hidden
 
 
 def pooled(pooling: Pooling, calls: Sequence[Call], hidden: list[Tensor]) -> Tensor:
@@ -150,10 +159,10 @@ def pooled(pooling: Pooling, calls: Sequence[Call], hidden: list[Tensor]) -> Ten
     Raises:
         UnsupportedError: the model gave no hidden states.
     """
-    if len(hidden) != len(calls):
+    if len(hidden) != sum(call.steps for call in calls):
         raise UnsupportedError("the model does not call its base model, whose hidden states give embeddings")
     pieces = [
         embeddings(hidden_BTD, call.forward, call.kwargs.get("attention_mask"), pooling)
-        for hidden_BTD, call in zip(hidden, calls, strict=True)
+        for hidden_BTD, call in zip(of_calls(hidden, calls), calls, strict=True)
     ]
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,36 @@ _MASKS = ("attention_mask", "decoder_attention_mask", "position_ids", "token_typ
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How a call is made in steps.
+
+    Attributes:
+        columns: of each step.
+        cache: what the steps before lie in.
+    """
+
+    columns: int
+    cache: Literal["dynamic", "static", "quantised"]
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of a model.
 
     Attributes:
         kwargs: what the model is called with.
         forward: where its real tokens are; of a cell, also which texts they are of.
+        decoding: the model is called in steps, each with some of the columns, behind a cache; None: once.
     """
 
     kwargs: dict[str, Any]
     forward: Tokens
+    decoding: Decoding | None = None
+
+    @property
+    def steps(self) -> int:
+        """How often the model is called."""
+        return 1 if self.decoding is None else -(-self.forward.shape[1] // self.decoding.columns)
 
     @property
     def has_rows(self) -> bool:

@@ -75,6 +75,36 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step(Tokens):
+    """Some columns of a block, which the model reads behind those before them.
+
+    Attributes:
+        start, end: the columns.
+        place_N: of each token, among those of the whole block.
+    """
+
+    start: int
+    end: int
+    place_N: Tensor
+
+
+def in_steps(tokens: Tokens, columns: int) -> list[Step]:
+    """The steps of a block, so many columns each."""
+    B, T = tokens.shape
+    text_N = torch.repeat_interleave(torch.tensor(tokens.lengths)).to(tokens.flat_N.device)
+    steps = []
+    for start in range(0, T, columns):
+        end = min(start + columns, T)
+        place_N = ((tokens.column_N >= start) & (tokens.column_N < end)).nonzero()[:, 0]
+        flat_N = tokens.row_N[place_N] * (end - start) + tokens.column_N[place_N] - start
+        lengths = tuple(length for length in torch.bincount(text_N[place_N]).tolist() if length)
+        steps.append(
+            Step(shape=(B, end - start), flat_N=flat_N, lengths=lengths, start=start, end=end, place_N=place_N)
+        )
+    return steps
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forward(Tokens):
     """One call of the model.
 
@@ -238,9 +268,9 @@ def is_attention_map(tensor: Tensor, tokens: Tokens) -> bool:
 
 
 def is_second_map(tensor: Tensor, tokens: Tokens) -> bool:
-    """`is_attention_map` for what a module gives behind its first tensor; of an image or sound, whatever has four
-    dimensions."""
-    return tensor.dim() == 4 if tokens.whole else is_attention_map(tensor, tokens)
+    """`is_attention_map` for what a module gives behind its first tensor; of an image or sound, and of a step that
+    looks back, whatever has four dimensions."""
+    return tensor.dim() == 4 if tokens.whole or isinstance(tokens, Step) else is_attention_map(tensor, tokens)
 
 
 def same_text(tokens: Tokens) -> Tensor:

@@ -68,6 +68,16 @@ def _splits_k(cell: Cell) -> str | None:
     return "split-K can be forbidden in cuBLASLt only; add numerics.blas=cublaslt"
 
 
+def _decodes_in_steps(cell: Cell) -> str | None:
+    if cell.decode is config.Decode.WHOLE:
+        return None
+    if cell.layout is Layout.PACKED:
+        return "a cache cannot keep packed texts apart; use decode=whole or a padded layout"
+    if cell.compile is not config.Compile.OFF:
+        return "each step of a cache that grows would be compiled anew; use decode=whole or compile=off"
+    return None
+
+
 @cache
 def _has_gpu() -> bool:
     return default_device() == "cuda"
@@ -193,6 +203,30 @@ _BUILT_IN = (
         weights=nothing,
         conditions=nothing,
         forms_calls=True,
+    ),
+    Axis(
+        name="compile",
+        help="whether the forward is compiled by torch.compile, and with what",
+        kind=config.Compile,
+        default="off",
+        aliases={"false": "off", "none": "off", "eager": "off", "true": "inductor", "default": "inductor"},
+        weights=nothing,
+        switches=_lazy("compiled", "switches"),
+        without_effect=_lazy("compiled", "without_effect"),
+        unsupported=backends.cannot_compile,
+        packages=backends.compilers,
+    ),
+    Axis(
+        name="decode",
+        help="how tokens reach a decoder: whole, or in steps behind a cache",
+        kind=config.Decode,
+        default="whole",
+        aliases={"prefill": "whole", "token": "tokens", "cached": "tokens", "chunks": "chunks_of_16"},
+        weights=nothing,
+        conditions=nothing,
+        forms_calls=True,
+        unsupported=_decodes_in_steps,
+        needs=backends.quantises_caches,
     ),
 )
 _TABLE: dict[str, Axis] = {axis.name: axis for axis in _BUILT_IN}

@@ -29,6 +29,8 @@ class Switch:
         rounds: it only decides how results are rounded, and the float64 replay does without it. Any other setting
             belongs to the function that the side computes, and stays.
         begin: what a run does once, before its first call; not again where it goes on after the other side's turn.
+        halfway: other values on the way to having none, the nearest to it last: where one of them closes a difference,
+            it names the part of this one that makes it.
     """
 
     value: str
@@ -36,6 +38,7 @@ class Switch:
     context: Callable[[], AbstractContextManager[Any]]
     rounds: bool = False
     begin: Callable[[], None] | None = None
+    halfway: tuple[Switch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

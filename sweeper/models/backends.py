@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sweeper.config import Attention, Cell, Dtype
+from sweeper.config import Attention, Cell, Compile, Dtype
 
 ALL = tuple(Dtype)
 PLACE = {"cpu": "the CPU", "cuda": "cuda"}
@@ -103,6 +103,24 @@ def unsupported(cell: Cell) -> str | None:
     if backend.compiled and device == "cpu" and not has_cpp_compiler():
         return f"{name} is compiled, and there is no C++ compiler here; install g++ or use sdpa"
     return None
+
+
+def cannot_compile(cell: Cell) -> str | None:
+    """Why `torch.compile` cannot generate code for the cell."""
+    generates = cell.compile not in (Compile.OFF, Compile.AOT_EAGER)
+    if generates and cell.device == "cpu" and not has_cpp_compiler():
+        return f"compile={cell.compile} needs a C++ compiler, and there is none here; install g++ or use aot_eager"
+    return None
+
+
+def compilers(cell: Cell) -> tuple[str, ...]:
+    """What generates the cell's compiled code."""
+    return ("triton",) if cell.compile not in (Compile.OFF, Compile.AOT_EAGER) and cell.device == "cuda" else ()
+
+
+def quantises_caches(cell: Cell) -> tuple[str, ...]:
+    """What transformers' quantised cache stores with."""
+    return ("optimum-quanto",) if cell.decode.endswith("_quantised") else ()
 
 
 def _others(device: str, dtype: Dtype) -> str:

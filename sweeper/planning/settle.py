@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeper.checkpoints import settled
 from sweeper.checkpoints.card import read_card
-from sweeper.config import Batch, Cell, Checkpoint, Inputs, Layout, Positions
+from sweeper.config import Batch, Cell, Checkpoint, Decode, Inputs, Layout, Positions
 from sweeper.inputs.media import as_array, missing_package
 
 
@@ -97,12 +97,15 @@ def _meaningless(cell: Cell, checkpoint: Checkpoint, kind: type[Any] | None) -> 
     if kind is None:
         if not checkpoint.causal:
             yield "use_cache", False, "an encoder has no key-value cache"
+            yield "decode", Decode.WHOLE, "an encoder has no key-value cache"
         return
     from sweeper.models.family import accepts, has_cache, main_input
 
     name, reads = kind.__name__, main_input(kind)
     if not has_cache(kind, causal=bool(checkpoint.causal)):
         yield "use_cache", False, f"{name} has no key-value cache"
+    if not has_cache(kind, causal=bool(checkpoint.causal)) or accepts(kind, "decoder_input_ids"):
+        yield "decode", Decode.WHOLE, f"{name} reads what it is given at once"
     if not accepts(kind, "position_ids"):
         yield "positions", Positions.IMPLICIT, f"{name} takes no position_ids"
     if reads != "input_ids" and cell.layout is not Layout.SINGLE:

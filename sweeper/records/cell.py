@@ -360,6 +360,8 @@ class CellRecord(_Record):
             one of this process that ran the same code on the same dtypes and texts.
         without_effect: what was asked for and did nothing (a flag, an axis) -> why.
         unaligned: module outputs that could not be mapped to tokens, and why.
+        hooks: of a compiled model, its outputs with hooks, which its modules' figures come from, against those without,
+            which all other figures of the output are of; None where nothing is compiled.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
         neighbours_changed: share of texts whose nearest neighbour within their batch, by the cosine of embeddings, is
             another than the reference's; None of logits, and where every text has a batch of its own.
@@ -388,6 +390,7 @@ class CellRecord(_Record):
     attention_kernels: tuple[str, ...] = ()
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}
+    hooks: PairMeasures | None = None
     first_divergence: str | None = None
     output_kind: (
         Literal["logits", "last_hidden_state", "output", "log_probabilities", "hidden_states", "embeddings"] | None

@@ -10,7 +10,7 @@ from torch import nn
 
 from sweeper.comparator.forwards import run_forwards, small_call, steady_outputs
 from sweeper.comparator.side import Call
-from sweeper.config import Cell
+from sweeper.config import Cell, Compile
 from sweeper.models import axes
 from sweeper.models.attention import record_kernels
 from sweeper.models.backends import BACKENDS
@@ -46,9 +46,10 @@ class CodePaths:
     def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
         """Around a forward of the first batch, and of no other model: profiles it where nothing is known of its like.
 
-        Not of a backend that may compile in it.
+        Not where something may be compiled in it.
         """
-        if self.knows_kernels(cell, loaded) or BACKENDS[cell.attention].compiled:
+        compiles = BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
+        if self.knows_kernels(cell, loaded) or compiles:
             yield
             return
         with self._profile(cell, loaded):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sweeper.comparator.forwards import run_forwards
 from sweeper.comparator.side import Call
-from sweeper.config import Cell, LoadStrategy
+from sweeper.config import Cell, Compile, LoadStrategy
 from sweeper.devices import synchronize
 from sweeper.models.backends import BACKENDS
 from sweeper.models.swapping import Source
@@ -24,7 +24,8 @@ ENOUGH_MS = 20  # of timed forwards, where it is not said how many
 def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> None:
     """Runs a forward where the first one under its `conditions` does more than the next: a backend compiles, and
     autocast casts the weights. All else is warm: the same batch ran with hooks."""
-    if BACKENDS[cell.attention].compiled or cell.load_strategy is LoadStrategy.AUTOCAST:
+    compiles = BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
+    if compiles or cell.load_strategy is LoadStrategy.AUTOCAST:
         run_forwards(model, batch)
 
 

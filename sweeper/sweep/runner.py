@@ -23,7 +23,7 @@ from sweeper.comparator.forwards import HookedSide, read_texts, reading_notes, s
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
-from sweeper.config import Attention, Cell, Checkpoint, Head, Inputs, Weights
+from sweeper.config import Attention, Cell, Checkpoint, Compile, Decode, Head, Inputs, Weights
 from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.inputs.batching import compared_together, forwards_of, idle
@@ -229,6 +229,7 @@ class Runner:
                 **bare,
                 **self._measured(cell, loaded, ran, figures),
                 "unaligned": ran.unaligned,
+                "hooks": ran.hooks,
                 "output_kind": _output_kind(cell),
                 "state": self._state(reference, loaded),
                 "reference_sample": reference_sample,
@@ -307,13 +308,15 @@ class Runner:
             if repeats != 0 or not self._code_paths.knows_kernels(cell, loaded):
                 warm_up(cell, model, batch)
             kernels = self._code_paths.kernels(cell, loaded, batch)
-            if reason := operator_mismatch(cell.attention, kernels):
+            if cell.compile is Compile.OFF and (reason := operator_mismatch(cell.attention, kernels)):
                 raise UnsupportedError(reason)
             tried = self._code_paths.without_effect(cell, model, token_ids)
             cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
         without_effect |= tried
         if reason := idle(cell, token_ids):
             without_effect["batch"] = reason
+        if cell.decode is Decode.CHUNKS_OF_16 and all(call.steps == 1 for call in batch):
+            without_effect["decode"] = "no forward has more than 16 columns: all of it is one chunk"
         if not kernels and cell.attention is not Attention.EAGER:
             without_effect["attention"] = "no attention was seen at work"
         return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}

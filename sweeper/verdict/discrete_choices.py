@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
-from sweeper.inputs.layout import Tokens, to_rows
+from sweeper.inputs.layout import Step, Tokens, to_rows
 
 # where the chosen indices are in the result; None: the result itself
 _CHOOSING: dict[Any, int | None] = {
@@ -80,7 +80,7 @@ def run_with_choices(side: Side, chosen: Sequence[Tensor]) -> Outputs | None:
     """The side's outputs with other choices than its own; None where they do not line up."""
     imposed = Imposed(chosen)
     with imposed:
-        outputs = run(side)
+        outputs = run(uncompiled_side(side))
     return outputs if imposed.fits and not imposed._chosen else None
 
 
@@ -88,7 +88,7 @@ def choices_of(side: Side) -> list[Tensor]:
     """What a side chooses, choice by choice."""
     choices = Choices()
     with choices:
-        run(side)
+        run(uncompiled_side(side))
     return choices.chosen
 
 
@@ -122,9 +122,27 @@ class Selections(TorchFunctionMode):
         self.chosen: list[Chosen] = []
         self._tokens: Tokens | None = None
         self._running = ["the model"]
+        self._before = 0  # of what was chosen, before this call
+        self._places: list[Tensor] = []  # of the tokens of each step of this call
 
     def begin(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        if isinstance(tokens, Step):
+            self._places.append(tokens.place_N)
+
+    def end(self) -> None:
+        """The call that was begun is over: what was chosen step by step is put in the order of the call's tokens."""
+        if self._places:
+            came, steps = self.chosen[self._before :], len(self._places)
+            order_N = torch.cat(self._places).argsort()
+            together = [came[place :: len(came) // steps] for place in range(len(came) // steps)]
+            merged = [
+                Chosen(one[0].module, torch.cat([chosen.index_NK for chosen in one])[order_N])
+                for one in together
+                if len(came) % steps == 0 and sum(len(chosen.index_NK) for chosen in one) == len(order_N)
+            ]
+            self.chosen[self._before :], self._places = merged, []
+        self._before = len(self.chosen)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -159,9 +177,8 @@ class Selections(TorchFunctionMode):
 def run_with_selections(side: Side) -> list[Chosen]:
     """What the side chose."""
     selections = Selections()
-    written = uncompiled_side(side)
     with selections.listening(side.model), selections:
-        run(written, selections.begin)
+        run(side, selections)
     return selections.chosen
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from sweeper.comparator.hooks import hookable
 from sweeper.comparator.side import Side, run
 from sweeper.devices import out_of_memory
-from sweeper.inputs.layout import Tokens
+from sweeper.inputs.layout import Step, Tokens
 from sweeper.models.snapshot import Reach, left_as_found, reachable
 from sweeper.verdict.discrete_choices import Choices
 
@@ -60,9 +60,13 @@ class Watch:
         self._running: list[Key] = []
         self.paused = False
 
-    def begin(self, _tokens: Tokens) -> None:
-        self._call += 1
-        self._counts.clear()
+    def begin(self, tokens: Tokens) -> None:
+        if not isinstance(tokens, Step) or not tokens.start:
+            self._call += 1
+            self._counts.clear()
+
+    def end(self) -> None:
+        """The call that was begun is over."""
 
     @contextlib.contextmanager
     def on(self, side: Side, names: set[str] | None = None) -> Iterator[None]:
@@ -152,7 +156,7 @@ def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = ma
 
     watch = Watch(before, after)
     with watch.on(side, names), choices:
-        run(side, watch.begin)
+        run(side, watch)
     return Captured(kept, tuple(name for name, is_taken in taken.items() if not is_taken))
 
 

@@ -145,7 +145,7 @@ class Examination:
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
         """Examines the modules of these names; None: all."""
         with self._watch.on(side, names):
-            run(side, self._watch.begin)
+            run(side, self._watch)
         return self
 
     def _before(self, key: Key, module: nn.Module, args: Any, kwargs: Any) -> None:

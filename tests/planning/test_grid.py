@@ -45,6 +45,8 @@ def test_without_a_grid_there_is_one_cell() -> None:
         "inputs": "sentences",
         "device": "cpu",
         "batch": "inputs",
+        "compile": "off",
+        "decode": "whole",
     }
 
 

@@ -14,6 +14,8 @@ from sweeper.config import (
     Attention,
     Batch,
     Cell,
+    Compile,
+    Decode,
     Dtype,
     FolderCheckpoint,
     Head,
@@ -109,6 +111,8 @@ def test_every_axis_and_the_environment_change_the_cell_id() -> None:
         "inputs": CELL.inputs.model_copy(update={"batch_size": 1}),
         "device": "cuda",
         "batch": Batch.ALONE,
+        "compile": Compile.INDUCTOR,
+        "decode": Decode.TOKENS,
     }
     assert set(others) == set(Cell.model_fields)
     ids = [cell_id(CELL, identity), cell_id(CELL, identity | {"torch": "2.14.0"})]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sweeper.comparator.side import Side
+from sweeper.models.axis import Switch
 from sweeper.models.state import StateEntry
 from sweeper.models.swapping import Given, doubled, swapped
 from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
@@ -66,12 +67,20 @@ def switch_counterfactuals(pair: Pair) -> list[Counterfactual]:
     """Each global flag, the pinned kernel and autocast alone, where the sides differ in it; then all at once."""
     left, right = (side.switches for side in pair)
     differing = [name for name in left if name in right and left[name].value != right[name].value]
-    alone = [_switched(pair, [name]) for name in differing]
+    alone = [part for name in differing for part in _in_parts(pair, name)]
     return [*alone, _switched(pair, differing)] if len(differing) > 1 else alone
 
 
-def _switched(pair: Pair, names: Sequence[str]) -> Counterfactual:
-    left, right = (side.switches for side in pair)
+def _in_parts(pair: Pair, name: str) -> list[Counterfactual]:
+    """What the candidate's value of a switch is made of, one part less each time, down to the reference's value."""
+    left, right = (side.switches[name] for side in pair)
+    passed = [switch for switch in right.halfway if switch.value != left.value]
+    return [*(_switched(pair, [name], {name: switch}) for switch in passed), _switched(pair, [name])]
+
+
+def _switched(pair: Pair, names: Sequence[str], others: Mapping[str, Switch] | None = None) -> Counterfactual:
+    """These switches as the reference has them, or as `others` say."""
+    left, right = {**pair.reference.switches, **(others or {})}, pair.candidate.switches
 
     @contextlib.contextmanager
     def apply(pair: Pair) -> Iterator[Pair]:

@@ -1,0 +1,156 @@
+"""The axis `decode`: steps behind a cache give the whole text's rows, module by module, whatever shares the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sweeper.cli.explain import explain_cell
+from sweeper.cli.run import carry_out
+from sweeper.comparator.calling import of_calls
+from sweeper.comparator.observation import observe
+from sweeper.comparator.side import Side
+from sweeper.config import Decode
+from sweeper.environment import environment
+from sweeper.inputs.calls import Decoding, call_of
+from sweeper.inputs.layout import in_steps
+from sweeper.planning.plan import Plan, make_plan
+from sweeper.records.cell import CellRecord, ModuleRecord
+from sweeper.records.store import Store
+from sweeper.sweep.runner import Runner
+from sweeper.verdict.discrete_choices import run_with_selections
+from tests.composing import request_of
+from tests.tiny_folders import plain
+
+TEXTS = [list(range(5, 25)), [30, 31, 32], list(range(40, 58)), [60]]
+TINY = ("checkpoint=tiny_llama", "wandb.mode=disabled", "inputs=token_ids", f"inputs.token_ids={TEXTS}")
+STEPS = ",".join(decode for decode in Decode if not decode.endswith("quantised"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def plan_of(tmp_path: Path, *arguments: str) -> Plan:
+    return make_plan(request_of(*TINY, f"output_dir={tmp_path}", *arguments), environment("cpu"))
+
+
+def run(
+    tmp_path: Path, *arguments: str, kept_bytes: int = 2**30
+) -> dict[str, tuple[CellRecord, tuple[ModuleRecord, ...]]]:
+    plan = plan_of(tmp_path, *arguments)
+    running = Runner(plan.environment, latency_repeats=1, verdict=False, kept_bytes=kept_bytes, say=print)
+    return {str(planned.cell.axes()["decode"]): running.run(planned) for planned in plan.cells}
+
+
+@pytest.mark.parametrize("kept_bytes", [2**30, 1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("layout=padded_left", "attention=eager"),
+        ("layout=padded_right", "attention=sdpa"),
+        ("layout=padded_left", "positions=implicit"),
+        ("layout=single", "attention=eager"),
+        ("layout=padded_left", "batch=of_2_sorted"),
+    ],
+)
+def test_every_row_of_every_module_meets_its_own(tmp_path: Path, options: tuple[str, ...], kept_bytes: int) -> None:
+    """In float64 steps move nothing but the last bits; a row that met another's would be far off."""
+    options = ("dtype=float64", "reference={decode:whole}", *options)
+    records = run(tmp_path, f"decode={STEPS}", *options, kept_bytes=kept_bytes)
+    assert list(records) == STEPS.split(",")
+    whole = [module.name for module in records["whole"][1]]
+    for decode, (record, modules) in records.items():
+        assert record.reason is None, (decode, record.traceback)
+        assert record.output is not None
+        assert record.output.rel_l2 < 1e-6  # transformers' norms and tables compute in float32
+        assert record.output.numel == sum(map(len, TEXTS)) * 512
+        assert [module.name for module in modules] == whole
+        assert max(module.measures.rel_l2 for module in modules) < 1e-5
+        assert max(text.embedding_max_abs for text in record.texts) < 1e-4
+        assert record.cost is not None
+        assert record.cost.repeatable
+
+
+def test_chunks_that_hold_all_are_told(tmp_path: Path) -> None:
+    ids = "inputs.token_ids=[[1,2,3],[4,5]]"
+    (record, _), *_ = run(tmp_path, "decode=chunks_of_16", ids).values()
+    assert record.without_effect["decode"].startswith("no forward has more than 16 columns")
+
+
+def test_explain_puts_it_back_alone(tmp_path: Path) -> None:
+    arguments = ("decode=tokens", "dtype=bfloat16", "numerics.deterministic=true", "latency_repeats=0")
+    reference = "reference={decode:whole,numerics:default}"
+    assert carry_out(request_of(*TINY, *arguments, reference, f"output_dir={tmp_path}", "sweep=s")) == 0
+    folder = tmp_path / "single" / "s"
+    (record,) = Store(folder).records()
+    assert record.verdict is not None
+    assert record.verdict.kind == "rounding", record.verdict
+    explained = explain_cell(folder, record.cell_id)
+    assert explained.put_back == "decode=whole"
+    assert explained.closed_bitwise
+    assert explained.cause.startswith("decode: whole -> tokens")
+
+
+def test_what_cannot_be_read_in_steps_is_said(tmp_path: Path) -> None:
+    (packed,) = plan_of(tmp_path, "decode=tokens", "layout=packed").cells
+    assert packed.unsupported == "a cache cannot keep packed texts apart; use decode=whole or a padded layout"
+    (compiled,) = plan_of(tmp_path, "decode=tokens", "compile=inductor").cells
+    assert "compiled anew" in str(compiled.unsupported)
+    (quantised,) = plan_of(tmp_path, "decode=tokens_quantised").cells
+    assert "optimum-quanto" in (quantised.unsupported or "optimum-quanto")
+    encoder = plan_of(tmp_path, "decode=tokens", "checkpoint=tiny_bert")
+    assert [planned.cell.decode for planned in encoder.cells] == [Decode.WHOLE]
+    assert "decode has no meaning for tiny_bert: an encoder has no key-value cache" in encoder.dropped
+
+
+def test_the_steps_of_a_block_hold_each_token_once() -> None:
+    mask_BT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    call = call_of({"input_ids": mask_BT, "attention_mask": mask_BT}, torch.nn.Identity(), mask_BT.bool())
+    steps = in_steps(call.forward, 2)
+    assert [step.shape for step in steps] == [(2, 2), (2, 2), (2, 1)]
+    assert [step.place_N.tolist() for step in steps] == [[3, 4], [0, 1, 5, 6], [2, 7]]
+    assert [step.flat_N.tolist() for step in steps] == [[2, 3], [0, 1, 2, 3], [0, 1]]
+    assert [step.lengths for step in steps] == [(2,), (2, 2), (1, 1)]
+
+
+def side_of(model: torch.nn.Module, decoding: Decoding | None) -> Side:
+    ids_BT = torch.tensor([[0, 0, 7, 8, 9], [3, 4, 5, 6, 7]])
+    mask_BT = (ids_BT > 0).long()
+    position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    kwargs = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": position_BT, "use_cache": False}
+    call = call_of(kwargs, model, mask_BT.bool())
+    return Side(model, (type(call)(call.kwargs, call.forward, decoding),))
+
+
+def test_a_router_chooses_for_every_token_in_its_place() -> None:
+    model = plain("mixtral", dtype=torch.float32)
+    whole, steps = (run_with_selections(side_of(model, decoding)) for decoding in (None, Decoding(2, "dynamic")))
+    assert whole
+    assert [one.module for one in steps] == [one.module for one in whole]
+    assert all(torch.equal(one.index_NK, other.index_NK) for one, other in zip(whole, steps, strict=True))
+
+
+def test_leaf_modules_run_on_the_reference_rows_in_their_places() -> None:
+    model = plain("llama", dtype=torch.float64)
+    reference = observe(side_of(model, None))
+    steps = observe(side_of(model, Decoding(2, "dynamic")), reference.inputs())
+    assert steps.modules.keys() == reference.modules.keys()
+    for name, rows in steps.modules.items():
+        if rows.owns and "rotary" not in name:
+            torch.testing.assert_close(torch.cat(rows.owns), torch.cat(reference.modules[name].outputs))
+            torch.testing.assert_close(torch.cat(rows.inputs), torch.cat(reference.modules[name].inputs))
+    again = observe(side_of(model, Decoding(2, "dynamic")))
+    assert torch.equal(again.outputs["logits"], steps.outputs["logits"])  # a new cache
+
+
+def test_what_is_kept_of_each_step_becomes_that_of_the_call() -> None:
+    model = torch.nn.Identity()
+    calls = [*side_of(model, Decoding(2, "dynamic")).calls, *side_of(model, None).calls]
+    kept = [torch.full((2, 2, 1), 1.0), torch.full((2, 2, 1), 2.0), torch.full((2, 1, 1), 3.0), torch.zeros(2, 5, 1)]
+    steps, whole = of_calls(kept, calls)
+    assert steps[0, :, 0].tolist() == [1, 1, 2, 2, 3]
+    assert whole.shape == (2, 5, 1)
