@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.zoo import held_out, language, others, tuning
+from tests.zoo import held_out, language, others, serving, tuning
 from tests.zoo.pairs import Pair
 
 HALVES: dict[str, list[Pair]] = {
-    "tuning": [*tuning.PAIRS, *language.TUNING, *others.TUNING],
-    "held_out": [*held_out.PAIRS, *language.HELD_OUT, *others.HELD_OUT],
+    "tuning": [*tuning.PAIRS, *language.TUNING, *others.TUNING, *serving.TUNING],
+    "held_out": [*held_out.PAIRS, *language.HELD_OUT, *others.HELD_OUT, *serving.HELD_OUT],
 }

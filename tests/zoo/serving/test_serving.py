@@ -1,0 +1,53 @@
+"""The pairs of batches, caches and compilers are what they say they are; the verdict is examined elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.zoo.check import outputs, relative_difference
+from tests.zoo.examine import examine
+from tests.zoo.pairs import Pair
+from tests.zoo.serving import HELD_OUT, PAIRS, TUNING
+
+each_pair = functools.partial(pytest.mark.parametrize, "pair", ids=lambda pair: pair.name)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_halves_hold_every_kind_equally_often() -> None:
+    assert Counter(pair.kind for pair in TUNING) == Counter(pair.kind for pair in HELD_OUT)
+    assert len({pair.name for pair in PAIRS}) == len(TUNING) + len(HELD_OUT) == len(PAIRS)
+
+
+@pytest.mark.parametrize("axis", ["batch", "decode", "compile"])
+@pytest.mark.parametrize("answer", ["harmless", "harmful"])
+def test_each_axis_has_eight_of_either(axis: str, answer: str) -> None:
+    assert sum(pair.kind.startswith(axis) and pair.answer == answer for pair in PAIRS) >= 8
+
+
+@pytest.mark.slow
+@each_pair([pair for pair in PAIRS if pair.kind not in ("compile_inductor", "compile_precise_casts")])
+def test_plain_differences_agree_with_the_answer(pair: Pair) -> None:
+    """Harmless pairs differ by as many last places as a few layers make; harmful ones by much more."""
+    difference = relative_difference(*outputs(pair.build()))
+    eps = torch.finfo(getattr(torch, pair.dtype)).eps
+    assert difference > 0 if pair.answer == "harmful" else difference < 16 * eps, difference
+
+
+@pytest.mark.slow
+@each_pair(TUNING[::4])
+def test_the_verdict_is_not_wrong(pair: Pair) -> None:
+    mark = examine(pair)
+    assert not mark.failed, mark.cause
+    assert not mark.wrong, f"a {pair.answer} pair was called {mark.kind}"
