@@ -334,7 +334,8 @@ def test_autocast_and_a_kernel_are_put_back_as_a_pair(tmp_path: Path) -> None:
 def test_a_flag_without_effect_on_this_device_is_no_switch(tmp_path: Path) -> None:
     (planned,) = plan_of(tmp_path, "numerics.matmul_tf32=true", "numerics.deterministic=true").cells
     values = {name: switch.value for name, switch in switches(planned.cell).items() if switch.value != "default"}
-    assert values == {"numerics.deterministic": "true", "SDPA kernel": "not pinned", "autocast": "off"}
+    expected = {"numerics.deterministic": "true", "SDPA kernel": "not pinned", "autocast": "off", "compile": "off"}
+    assert values == expected
 
 
 def test_what_is_typed_to_put_a_switch_back_is_what_the_command_line_takes(tmp_path: Path) -> None:
