@@ -1,10 +1,14 @@
-"""Makes the pictures of the page in `docs/images`: `python -m scripts.page_pictures`. Needs Chromium and Playwright.
+"""Makes the pictures of the page in `docs/images`: `python -m scripts.page_pictures`.
+
+Needs Chromium and the extra `test`.
 
 It runs `+grid=padding_vs_packing` on a tiny checkpoint first, or takes the folder of a sweep that is there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 import tempfile
@@ -34,20 +38,22 @@ def main() -> None:
     parser.add_argument("sweep", metavar="SWEEP_FOLDER", type=Path, nargs="?", help="a sweep that is there")
     parser.add_argument("--to", metavar="DIR", type=Path, default=IMAGES, help="where the pictures go")
     asked = parser.parse_args()
+    to = asked.to.resolve()
+    to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        text = page(Sweep.read(asked.sweep)) if asked.sweep else page_of_a_run(folder)
         path = Path(folder) / "index.html"
-        path.write_text(page(Sweep.read(asked.sweep or swept(Path(folder)))), encoding="utf-8")
-        asked.to.mkdir(parents=True, exist_ok=True)
-        for picture in pictures(path, asked.to):
+        path.write_text(text, encoding="utf-8")
+        for picture in pictures(path, to):
             print(picture)
 
 
-def swept(folder: Path) -> Path:
-    """The folder of a sweep that is run now."""
-    command = [sys.executable, "-m", "sweeper", *GRID, f"output_dir={folder}"]
-    subprocess.run(command, check=False, stdout=sys.stderr)  # what it finds makes it exit with 1
-    (found,) = folder.glob("padding_vs_packing/*/sweep.json")
-    return found.parent
+def page_of_a_run(folder: str) -> str:
+    """The page of a sweep that is run now; its paths are those that a user sees."""
+    with contextlib.chdir(folder):
+        subprocess.run([sys.executable, "-m", "sweeper", *GRID], check=True, stdout=sys.stderr)
+        (found,) = Path("outputs").glob("padding_vs_packing/*/sweep.json")
+        return page(Sweep.read(found.parent))
 
 
 def pictures(path: Path, folder: Path) -> Iterator[Path]:
@@ -60,14 +66,21 @@ def pictures(path: Path, folder: Path) -> Iterator[Path]:
         for name, options in WINDOWS.items():
             window = started.new_page(**options)
             window.goto(path.as_uri())
-            window.wait_for_selector("html[data-ready] #tokens svg", state="attached")
-            window.screenshot(path=folder / f"{name}.png")
-            yield folder / f"{name}.png"
+            window.wait_for_selector("#tokens svg", state="attached")
+            yield small(window.screenshot(), folder / f"{name}.png")
             for picture, section in SECTIONS.items() if name == "page" else ():
-                window.locator(f"section[aria-labelledby={section}-heading]").screenshot(path=folder / f"{picture}.png")
-                yield folder / f"{picture}.png"
+                place = window.locator(f"section[aria-labelledby={section}-heading]")
+                yield small(place.screenshot(), folder / f"{picture}.png")
             window.close()
         started.close()
+
+
+def small(png: bytes, path: Path) -> Path:
+    """Writes a picture with a palette, a third of the bytes."""
+    from PIL import Image
+
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+    return path
 
 
 if __name__ == "__main__":

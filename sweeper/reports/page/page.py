@@ -40,6 +40,16 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MOST_ROWS = 200  # of the table without scripts
+MEANINGS = {
+    "failed": "it raised an error",
+    "semantic": "another function: a mask, positions, weights or code differ; rounding does not explain it",
+    "policy": "a state was rounded, and nobody asked for that",
+    "inconclusive": "neither could be shown",
+    "not judged": "measured without a verdict",
+    "rounding": "the same function, rounded differently",
+    "identical": "the same bits",
+    "unsupported": "cannot run here",
+}
 _SCRIPT = ("cells", "figures", "maps", "start")  # in this order
 MOST_STARTS = 3  # modules that are named in the answer
 
@@ -89,6 +99,7 @@ def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyTy
         records=records,
         views=views,
         ends={record.cell_id: end_of(record) for record in records},
+        meanings=[(end, MEANINGS[end]) for end in dict.fromkeys(map(end_of, records))],
         headline=headline(records),
         summary=summary(sweep),
         made_on=[line.partition(": ")[::2] for line in made_on(sweep.records)],

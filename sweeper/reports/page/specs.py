@@ -80,10 +80,18 @@ def config(theme: str) -> Spec:
         "legend": {key: axis[key] for key in ("labelColor", "titleColor", "labelFontSize", "titleFontSize")}
         | {"titleFontWeight": "normal", "gradientThickness": 10, "gradientLength": 200},
         "range": {"heatmap": colours["heat"]},
+        "rect": {"stroke": colours["paper"], "strokeWidth": 1},
     }
 
 
 _DECADES = "format(datum.value, datum.value >= 0.001 && datum.value < 10000 ? '~g' : '.0e')"
+
+_OPACITY = {
+    "condition": {"test": "isValid(lit) && datum.curve !== lit", "value": 0.1},
+    "field": "opacity",
+    "type": "quantitative",
+    "scale": None,
+}
 
 CURVES: Spec = {
     "description": "a figure a layer, a line a curve, on a logarithmic scale with a floor for zero",
@@ -94,9 +102,10 @@ CURVES: Spec = {
         {"name": "floor", "value": 1e-9},
         {"name": "ceiling", "value": 1},
         {"name": "ticks", "value": []},
+        {"name": "lit", "value": None},
     ],
     "encoding": {
-        "x": {"field": "layer", "type": "quantitative", "title": "layer", "axis": {"grid": False, "tickMinStep": 1}},
+        "x": {"field": "layer", "type": "quantitative", "title": "layer", "scale": {"nice": False}},
         "y": {
             "field": "height",
             "type": "quantitative",
@@ -123,13 +132,13 @@ CURVES: Spec = {
                     "scale": {"domain": [False, True], "range": [[1, 0], [6, 4]]},
                     "legend": None,
                 },
-                "opacity": {"field": "opacity", "type": "quantitative", "scale": None},
+                "opacity": _OPACITY,
             },
         },
         {
             "transform": [{"filter": "!datum.bad"}],
             "mark": {"type": "circle", "size": 34, "tooltip": {"content": "data"}},
-            "encoding": {"opacity": {"field": "opacity", "type": "quantitative", "scale": None}},
+            "encoding": {"opacity": _OPACITY},
         },
         {
             "transform": [{"filter": "datum.bad"}],
@@ -178,11 +187,17 @@ HEAT: Spec = {
                         "domainMin": {"expr": "low"},
                         "domainMax": {"expr": "high"},
                     },
-                    "legend": {"orient": "top", "title": None, "format": "~g", "tickCount": 4},
+                    "legend": {
+                        "orient": "top",
+                        "title": None,
+                        "format": ".2~g",
+                        "values": {"expr": "[low, sqrt(low * high), high]"},
+                    },
                 },
             },
         },
         {
+            "transform": [{"filter": "datum.text"}],
             "mark": {"type": "text", "fontSize": 12, "invalid": None},
             "encoding": {
                 "text": {"field": "text", "type": "nominal"},

@@ -53,6 +53,11 @@ class Figure {
     });
   }
 
+  // Draws once there is time, so that the page can be read and used meanwhile.
+  drawSoon() {
+    (globalThis.requestIdleCallback ?? setTimeout)(() => this.draw());
+  }
+
   draw() {
     const made = this.make();
     this.rows = made.rows;

@@ -1,5 +1,6 @@
 // The figures: the grid, the curves, and the maps of one cell.
 // the grid
+const MOST_ACROSS = 16; // places in a row of the grid that have room for a word
 const GRID_FIGURES = {
   end: "verdict",
   rel_l2: "rel. L2",
@@ -44,12 +45,13 @@ function grid() {
     byId("cells-heading").scrollIntoView({ behavior: "smooth" });
   };
   const given = gridRows(x, y, key);
-  byId("grid").style.minWidth = `${5 + 7 * cells.axes[x].values.length}rem`;
-  const wide = { size: { height: { step: 34 } }, x: { title: x, axis: { labelAngle: 0, labelOverlap: false, orient: "top" } }, yTitle: y, clicked };
-  if (key !== "end") return { ...heated(given, true), ...wide };
+  const readable = cells.axes[x].values.length <= MOST_ACROSS;
+  byId("grid").style.minWidth = `${5 + (readable ? 7 : 1.2) * cells.axes[x].values.length}rem`;
+  const wide = { size: { height: { step: readable ? 34 : 20 } }, x: { title: x, axis: { labelAngle: readable ? 0 : -90, labelOverlap: false, orient: "top" } }, yTitle: y, clicked };
+  if (key !== "end") return { ...heated(given, readable), ...wide };
   const rows = given.map((one) => {
     const colour = theme().ends[one.end];
-    return { ...one, colour, text: `${one.end}${one.mixed}`, ink: contrast(colour) };
+    return { ...one, colour, text: readable ? `${one.end}${one.mixed}` : "", ink: contrast(colour) };
   });
   return { spec: "named", rows, ...wide };
 }
@@ -61,13 +63,12 @@ function startGrid() {
       byId("grid-figure").append(element("option", { value: key }, title));
   const drawn = new Figure("grid", grid);
   for (const id of ["grid-x", "grid-y", "grid-figure"]) byId(id).addEventListener("change", () => drawn.draw());
-  drawn.draw();
+  drawn.drawSoon();
 }
 
 // layer by layer
 const LEGEND_LABELS = 2; // of cells that share a curve, in a file
 const hidden = new Set();
-let lit = null;
 
 function curves() {
   const key = byId("curves-figure").value;
@@ -92,7 +93,7 @@ function curves() {
         curve: i, layer, bad, colour, key: i,
         height: bad ? ceiling : value === 0 ? floor : value,
         dashed: own && curve.style >= palette.length,
-        opacity: lit !== null ? (lit === i ? 1 : 0.1) : own ? 1 : 0.75,
+        opacity: own ? 1 : 0.75,
         said: `layer ${layer}: ${bad ? "not finite" : number(value)}\n${curve.labels.join("\n")}`,
       });
     });
@@ -131,8 +132,8 @@ function startCurves() {
   };
   items.forEach((item, i) => {
     const toggle = element("button", { type: "button", "aria-pressed": "true" }, ...item.childNodes);
-    toggle.addEventListener("click", () => { if (!hidden.delete(i)) hidden.add(i); lit = null; show(); });
-    const light = (which) => { if (lit !== which) { lit = which; drawn.draw(); } };
+    toggle.addEventListener("click", () => { if (!hidden.delete(i)) hidden.add(i); show(); });
+    const light = (which) => drawn.view?.signal("lit", which).runAsync();
     toggle.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && !hidden.has(i) && light(i));
     toggle.addEventListener("pointerleave", () => light(null));
     item.replaceChildren(toggle);
@@ -140,7 +141,7 @@ function startCurves() {
   byId("curves-none").addEventListener("click", () => { items.forEach((_, i) => hidden.add(i)); show(); });
   byId("curves-every").addEventListener("click", () => { hidden.clear(); show(); });
   byId("curves-figure").addEventListener("change", () => drawn.draw());
-  drawn.draw();
+  drawn.drawSoon();
 }
 
 // inside a cell
@@ -185,16 +186,16 @@ function tokens() {
 function startInside() {
   if (!byId("modules")) return;
   const [moduleMap, tokenMap] = [new Figure("modules", modules), new Figure("tokens", tokens)];
-  const choose = () => {
+  const choose = (draw) => {
     const texts = mapOf().texts ?? [];
     byId("tokens-text").replaceChildren(...texts.map((one) => element("option", {}, `text ${one.text}`)));
     byId("tokens-figure").hidden = !texts.length;
     byId("tokens-left-out").hidden = !mapOf().texts_left_out;
-    moduleMap.draw();
-    if (texts.length) tokenMap.draw();
+    moduleMap[draw]();
+    if (texts.length) tokenMap[draw]();
   };
-  byId("inside-cell").addEventListener("change", choose);
+  byId("inside-cell").addEventListener("change", () => choose("draw"));
   byId("modules-figure").addEventListener("change", () => moduleMap.draw());
   byId("tokens-text").addEventListener("change", () => tokenMap.draw());
-  choose();
+  choose("drawSoon");
 }

@@ -14,7 +14,7 @@ async function exportFigures(cellId) {
     byId("inside-cell").selectedIndex = place;
     byId("inside-cell").dispatchEvent(new Event("change"));
   }
-  const made = await Promise.all(figures.filter((one) => one.view).map((one) => one.pictures()));
+  const made = await Promise.all(figures.filter((one) => !one.place.closest("[hidden]")).map((one) => one.pictures()));
   document.body.append(element("pre", { id: "exported", hidden: true }, JSON.stringify(made)));
 }
 
