@@ -73,6 +73,8 @@ class OperationNoise(TorchDispatchMode):
         if not counts and name not in _PRODUCTS:
             return result
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
+        if name in _PRODUCTS:  # here, so that nudged factors are let go of: an output head can be a quarter of a model
+            args, kwargs = tree_map(_double, (args, kwargs))
 
         def noisy(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
@@ -108,12 +110,9 @@ class OperationNoise(TorchDispatchMode):
         return multiplied(tensor, self._uniform(tensor).mul_(eps))
 
     def _product_error(self, leaf: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """The product's own error under the flags in force, with other signs; no more than any flag costs."""
-
-        def double(value: Any) -> Any:
-            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        exact = func(*tree_map(double, args), **tree_map(double, kwargs))
+        """The product's own error under the flags in force, with other signs; no more than any flag costs. Its factors
+        are given in float64."""
+        exact = func(*args, **kwargs)
         error, size = leaf.double() - exact, exact.norm()
         share = float(error.norm() / size) if size > 0 else 0.0
         limited = error * min(1.0, _COARSEST_PRODUCT / share)
@@ -129,6 +128,10 @@ class OperationNoise(TorchDispatchMode):
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def multiplied(tensor: Tensor, share: Tensor) -> Tensor:
