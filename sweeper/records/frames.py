@@ -1,10 +1,10 @@
-"""Sweeps as data frames, for a notebook: a row a cell, a row a module."""
+"""Sweeps as data frames, for a notebook: a row a cell, a row a module, a row a token."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from sweeper.records.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
 
 
 class OpenedSweep:
@@ -32,13 +33,25 @@ class OpenedSweep:
     @functools.cached_property
     def modules(self) -> pandas.DataFrame:
         """A row a module and cell: ids and axes of the cell, then the columns of `modules.parquet`."""
+        return self._joined(Store.modules_table)
+
+    @functools.cached_property
+    def tokens(self) -> pandas.DataFrame:
+        """A row a layer and token of the texts that moved most: ids and axes, then the columns of `tokens.parquet`."""
+        return self._joined(Store.tokens_table)
+
+    def _joined(self, table_of: Callable[[Store, str], pyarrow.Table | None]) -> pandas.DataFrame:
+        """The tables of all cells that have one, below each other."""
         import pandas
 
         frames = []
         for sweep in self._sweeps:
             store = Store(sweep.folder)
             for record in sweep.records:
-                rows = store.modules_table(record.cell_id).to_pandas()
+                table = table_of(store, record.cell_id)
+                if table is None:
+                    continue
+                rows = table.to_pandas()
                 known = _identified(sweep, record, taken=rows.columns)
                 frames.append(pandas.concat([pandas.DataFrame([known] * len(rows)), rows], axis=1))
         filled = [frame for frame in frames if len(frame)]
@@ -46,7 +59,7 @@ class OpenedSweep:
 
     def __repr__(self) -> str:
         folders = ", ".join(str(sweep.folder) for sweep in self._sweeps)
-        return f"{sum(len(sweep.records) for sweep in self._sweeps)} cells of {folders}: .cells, .modules"
+        return f"{sum(len(sweep.records) for sweep in self._sweeps)} cells of {folders}: .cells, .modules, .tokens"
 
 
 def open_sweep(folder: str | Path, *more: str | Path) -> OpenedSweep:

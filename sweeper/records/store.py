@@ -205,10 +205,19 @@ class Store:
         Raises:
             DamagedError: tokens.parquet is not what was written.
         """
+        table = self.tokens_table(cell_id)
+        return {} if table is None else tokens_by_layer(table)
+
+    def tokens_table(self, cell_id: str) -> pyarrow.Table | None:
+        """`tokens.parquet` of a cell as it is; None where it has none.
+
+        Raises:
+            DamagedError: see `tokens`.
+        """
         folder = self.cells_folder / cell_id
         if TOKENS_FILE not in names_in(folder):
-            return {}
-        return tokens_by_layer(_table(folder / TOKENS_FILE, read_checked(folder, (TOKENS_FILE,))[TOKENS_FILE]))
+            return None
+        return _table(folder / TOKENS_FILE, read_checked(folder, (TOKENS_FILE,))[TOKENS_FILE])
 
 
 def read_document(path: Path, data: bytes, kind: type[_Document]) -> _Document:

@@ -11,6 +11,8 @@ import pytest
 
 import sweeper
 from sweeper.errors import ConfigError
+from sweeper.records.cell import TokenFigures
+from tests.sinks.records import module
 from tests.sinks.sweeps import measured, report_1, stored
 
 
@@ -25,6 +27,16 @@ def test_cells_and_modules_have_ids_and_axes_and_infinity_is_a_number(tmp_path: 
     assert set(modules.cell_id) == set(cells.cell_id)
     rounded = modules[(modules.load_strategy == "cast_after_load") & (modules.max_abs > 0)]
     assert rounded.sort_values("order").name.iloc[0] == "model.rotary_emb"
+
+
+def test_figures_by_token_are_a_frame_of_the_cells_that_have_them(tmp_path: Path) -> None:
+    tokens = TokenFigures(text=(1, 0), position=(0, 0), max_abs=(0.5, math.inf), rel_l2=(0.25, 0.0))
+    layer = module(0, "model.layers.3", 3, "layer", 0.5).model_copy(update={"tokens": tokens})
+    stored(tmp_path, [(measured("with"), [layer]), (measured("without"), [])])
+    frame = sweeper.open_sweep(tmp_path).tokens
+    assert list(frame.cell_id) == ["with", "with"]
+    assert list(frame.layer) == [3, 3]
+    assert list(frame.max_abs) == [0.5, math.inf]
 
 
 def test_any_number_of_folders_is_one_frame(tmp_path: Path) -> None:

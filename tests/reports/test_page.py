@@ -16,7 +16,7 @@ from sweeper.records.cell import Status, TokenFigures
 from sweeper.records.sweep import Sweep
 from sweeper.reports.page import data
 from sweeper.reports.page.page import headline, page, telling_axes
-from tests.sinks.records import cell, measures
+from tests.sinks.records import cell, measures, module
 from tests.sinks.sweeps import layered, many, measured, report_1, stored
 
 
@@ -128,9 +128,7 @@ def test_the_grid_opens_on_the_axes_that_part_right_from_wrong(tmp_path: Path) -
 
 def test_a_cells_maps_have_its_modules_and_its_tokens(tmp_path: Path) -> None:
     tokens = TokenFigures(text=(1, 1, 0), position=(0, 1, 0), max_abs=(1.0, 2.0, 3.0), rel_l2=(0.123456, math.inf, 0.0))
-    modules = [
-        module.model_copy(update={"tokens": tokens}) if module.kind == "layer" else module for module in layered(0.25)
-    ]
+    modules = [row.model_copy(update={"tokens": tokens}) if row.kind == "layer" else row for row in layered(0.25)]
     choices = {"inputs": {"texts": ["one", "<b>two</b>"]}}
     sweep = stored(tmp_path, [(measured("aaaa", first_divergence="m", choices=choices), modules)])
     maps = content(page(sweep))["maps"]
@@ -142,9 +140,26 @@ def test_a_cells_maps_have_its_modules_and_its_tokens(tmp_path: Path) -> None:
     assert one["max_abs"][one["kinds"].index("self_attn.o_proj")] == [0.25, 0.25]
     assert one["max_abs"][0] == [0.0, 0.25]
     assert one["texts"] == [
-        {"text": 1, "words": "<b>two</b>", "rel_l2": [[0.123, "Infinity"]] * 2},
-        {"text": 0, "words": "one", "rel_l2": [[0.0]] * 2},
+        {"text": 1, "words": "<b>two</b>", "layers": [0, 1], "rel_l2": [[0.123, "Infinity"]] * 2},
+        {"text": 0, "words": "one", "layers": [0, 1], "rel_l2": [[0.0]] * 2},
     ]
+
+
+def test_layers_of_encoder_and_decoder_are_told_apart(tmp_path: Path) -> None:
+    tokens = TokenFigures(text=(0,), position=(0,), max_abs=(1.0,), rel_l2=(1.0,))
+    modules = [
+        module(i, f"model.{stack}.layers.0.{kind}".removesuffix(".layer"), 0, kind, difference)
+        for i, (stack, kind, difference) in enumerate(
+            (stack, kind, difference)
+            for stack, difference in (("encoder", 0.25), ("decoder", 0.5))
+            for kind in ("fc1", "layer")
+        )
+    ]
+    modules[1] = modules[1].model_copy(update={"tokens": tokens})
+    one = data.cell_maps(measured(), modules, {modules[1].name: tokens})
+    assert one["kinds"] == ["encoder fc1", "encoder layer", "decoder fc1", "decoder layer"]
+    assert one["max_abs"] == [[0.25], [0.25], [0.5], [0.5]]
+    assert one["texts"][0]["layers"] == ["encoder 0"]
 
 
 def test_fifty_cells_of_thirty_layers_are_less_than_two_megabytes(tmp_path: Path) -> None:

@@ -162,17 +162,26 @@ def cell_maps(record: CellRecord, modules: Sequence[ModuleRecord], tokens: dict[
     inside = [module for module in modules if module.layer is not None]
     if not any(map(module_differs, inside)):
         return {}
-    kinds = list(dict.fromkeys(module.kind for module in inside))
+    several = len({_stack(module) for module in inside}) > 1
+    named = {module.name: f"{_stack(module)} {module.kind}" if several else module.kind for module in inside}
+    kinds = list(dict.fromkeys(named.values()))
     layers = sorted({module.layer for module in inside if module.layer is not None})
-    found = {(module.kind, module.layer): module for module in inside}
+    found = {(named[module.name], module.layer): module for module in inside}
     columns = {
         name: [[_module_figure(found.get((kind, layer)), name) for layer in layers] for kind in kinds]
         for name in MODULE_FIGURES
     }
     maps: dict[str, Any] = {"kinds": kinds, "layers": layers, **columns}
     if tokens:
-        maps["texts"] = _token_maps(record, tokens)
+        places = {module.name: f"{_stack(module)} {module.layer}" if several else module.layer for module in inside}
+        maps["texts"] = _token_maps(record, tokens, [places.get(name, name) for name in tokens])
     return maps
+
+
+def _stack(module: ModuleRecord) -> str:
+    """`encoder` of `model.encoder.layers.3.fc1`: what tells two stacks of layers apart."""
+    path = module.name.partition(f".{module.layer}")[0].split(".")
+    return path[-2] if len(path) > 1 else path[0]
 
 
 def _module_figure(module: ModuleRecord | None, name: str) -> float | str | None:
@@ -181,8 +190,10 @@ def _module_figure(module: ModuleRecord | None, name: str) -> float | str | None
     return figure(getattr(module.measures, name), 3) if module_differs(module) else 0.0
 
 
-def _token_maps(record: CellRecord, tokens: dict[str, TokenFigures]) -> list[dict[str, Any]]:
-    """A map a text, the worst first: `rel_l2` a layer and token."""
+def _token_maps(
+    record: CellRecord, tokens: dict[str, TokenFigures], layers: Sequence[int | str | None]
+) -> list[dict[str, Any]]:
+    """A map a text, the worst first: `rel_l2` a layer and token, of the layers of these names."""
     first = next(iter(tokens.values()))
     texts = (record.choices.get("inputs") or {}).get("texts") or ()
     maps = []
@@ -190,7 +201,7 @@ def _token_maps(record: CellRecord, tokens: dict[str, TokenFigures]) -> list[dic
         places = [i for i, one in enumerate(first.text) if one == text]
         figures = [[figure(layer.rel_l2[i], 3) for i in places] for layer in tokens.values()]
         words = texts[text][:TEXT_LETTERS] if text < len(texts) else None
-        maps.append({"text": text, "words": words, "rel_l2": figures})
+        maps.append({"text": text, "words": words, "layers": layers, "rel_l2": figures})
     return maps
 
 

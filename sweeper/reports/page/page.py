@@ -106,7 +106,7 @@ def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyTy
         figures=FIGURES,
         reasons=[reason for status, reason in reasons(sweep.records) if status is Status.OK],
         origins=origins(sweep),
-        axes=sweep.varying if len(records) > 1 else [],
+        axes=sweep.varying if len(records) > 1 and len(sweep.varying) > 1 else [],
         pair=telling_axes(sweep, records),
         **_answered(sweep),
         **_drawn(sweep, records, views),

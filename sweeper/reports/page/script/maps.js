@@ -177,7 +177,7 @@ function tokens() {
   byId("tokens-words").textContent = shown ? shown.words ?? "the record has the token ids of this text, not the text" : "";
   if (!shown) return { spec: "heat", rows: [], says: "no figures by token were kept of this cell" };
   const given = shown.rel_l2.flatMap((figures, j) => figures.map((value, token) => (
-    { x: token, y: `layer ${map.layers[j] ?? j}`, key: token, value: Number(value), said: `layer ${map.layers[j] ?? j}, token ${token}\nrel. L2 ${number(value)}` })));
+    { x: token, y: `layer ${shown.layers[j]}`, key: token, value: Number(value), said: `layer ${shown.layers[j]}, token ${token}\nrel. L2 ${number(value)}` })));
   const largest = given.reduce((a, b) => (b.value > a.value || Number.isNaN(b.value) ? b : a), given[0]);
   return { ...heated(given, false), x: { title: "token", axis: { labelAngle: 0, labelOverlap: true } },
     says: `largest: ${largest.said.replace("\n", ", ")}` };
