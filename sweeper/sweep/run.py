@@ -10,7 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sweeper.errors import ConfigError, DamagedError
+from sweeper.errors import ConfigError, DamagedError, SweeperError
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Lost
 from sweeper.planning.plan import Plan
@@ -70,6 +70,9 @@ def _run(request: SweepRequest, sinks: Mapping[str, Sink], launcher: Launcher) -
     except KeyboardInterrupt:
         told.interrupted(_stored(plan, store))
         return INTERRUPTED
+    except SweeperError:  # of a launcher: the cluster is not what the plan was made for
+        told.interrupted(_stored(plan, store))
+        raise
     except OSError as error:  # a full disk: what is finished stays
         told.interrupted(_stored(plan, store))
         told.said(f"The reason: {error}")
