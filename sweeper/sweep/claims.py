@@ -66,9 +66,8 @@ class Claim:
         self._write(cell_id)
 
     def ran(self, cell_id: str) -> None:
-        """Notes that a cell has come to its end."""
+        """A cell has come to its end. The note still names it, until the next one begins: it has a record by now."""
         self.deaths.pop(cell_id, None)
-        self._write(None)
 
     def touch(self) -> None:
         """A sign of life, for other machines."""
