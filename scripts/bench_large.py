@@ -43,6 +43,7 @@ WORDS = (
 CASES = {
     "load_strategy": ["+grid=load_strategy", "load_strategy=dtype_at_load,cast_after_load,cast_before_move,device_map"],
     "report_1": ["dtype=bfloat16", "load_strategy=cast_after_load", "reference={load_strategy:dtype_at_load}"],
+    "report_1_auto": ["dtype=bfloat16", "load_strategy=auto_then_cast", "reference={load_strategy:dtype_at_load}"],
     "dtype": ["dtype=bfloat16", "reference={dtype:float32}"],
 }
 GIB = 2**30
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--characters", type=int, default=512, help="of each of the two texts")
-    parser.add_argument("--weights", default="resident", choices=["resident", "streamed"])
+    parser.add_argument("--weights", default="resident", choices=["resident", "streamed", "spread"])
     parser.add_argument("--cap-gib", type=float, help="of the GPU's memory, that the process may take")
     asked = parser.parse_args()
     if asked.cap_gib is not None:

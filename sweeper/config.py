@@ -210,6 +210,7 @@ class SeededCheckpoint(_CheckpointBase):
         seed: of torch's generator on the device that initialises.
         saved_dtype: dtype of the weights in the file.
         init_on_device: initialise on the cell's device (large models) instead of the CPU.
+        by_module: draw and write one module after the other, which takes no room for the whole model. Other numbers.
     """
 
     source: Literal["seeded"]
@@ -218,6 +219,7 @@ class SeededCheckpoint(_CheckpointBase):
     seed: int = 0
     saved_dtype: Dtype = Dtype.FLOAT32
     init_on_device: bool = False
+    by_module: bool = False
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -438,7 +440,7 @@ LauncherSettings = Annotated[
     Field(discriminator="name"),
 ]
 
-Weights = Literal["resident", "streamed"]
+Weights = Literal["resident", "streamed", "spread"]
 
 FAIL_ON = ("failed", "semantic", "policy", "inconclusive", "unsupported")
 """How a cell may end that can make the exit code 1, worst first."""
@@ -456,7 +458,8 @@ class Settings(_Frozen):
         latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5;
             0 is none, and then nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
-            are larger than the device. It changes no figure but the cost's.
+            are larger than the device; `spread` lays each model on all GPUs (`device_map="auto"`). Neither changes a
+            figure but the cost's.
         launcher: who runs the cells; a class of `LauncherSettings` each.
         isolation: `process` runs the cells in a process of their own, which lives on from cell to cell: one that ends
             it, or does not end, costs itself. Every launcher but `inline` does.

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from sweeper.checkpoints import cache
 from sweeper.checkpoints.folder import no_progress_bars
@@ -52,7 +54,10 @@ def prepare(checkpoint: SeededCheckpoint, device: str, say: Callable[[str], None
     def build(target: Path) -> None:
         say(f"initialising {checkpoint.name} with seed {checkpoint.seed} on {init_device}, once")
         with no_progress_bars():
-            initialise(checkpoint, config, init_device).save_pretrained(target)
+            if checkpoint.by_module:
+                write_by_module(checkpoint, config, init_device, target)
+            else:
+                initialise(checkpoint, config, init_device).save_pretrained(target)
         if config.vocab_size >= _BYTES + len(_SPECIAL_TOKENS):
             byte_tokenizer().save_pretrained(target)
 
@@ -92,6 +97,48 @@ def initialise(
     return model.to(getattr(torch, checkpoint.saved_dtype))
 
 
+_SHARD_BYTES = 4 * 2**30
+
+
+def write_by_module(
+    checkpoint: SeededCheckpoint, config: transformers.PreTrainedConfig, device: str, folder: Path
+) -> None:
+    """Writes what transformers' own initialisation draws, module by module, in float32 on `device`, in shards."""
+    auto = AutoModelForCausalLM if checkpoint.head is Head.CAUSAL_LM else AutoModel
+    dtype = getattr(torch, checkpoint.saved_dtype)
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=torch.float32)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    shard: dict[str, torch.Tensor] = {}
+    file_of: dict[str, str] = {}
+
+    def write() -> None:
+        name = f"model-{len(set(file_of.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        file_of.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    with _seeded(checkpoint.seed, device), torch.no_grad():
+        for prefix, module in list(model.named_modules()):
+            if next(module.parameters(recurse=False), None) is None:
+                continue
+            module.to_empty(device=device, recurse=False)
+            model._init_weights(module)
+            for leaf, parameter in module.named_parameters(recurse=False):
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                if name not in tied:
+                    shard[name] = parameter.to(dtype).cpu()
+            module.to_empty(device="meta", recurse=False)
+            if sum(tensor.nbytes for tensor in shard.values()) >= _SHARD_BYTES:
+                write()
+    if shard:
+        write()
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    config.save_pretrained(folder)
+    index = {"metadata": {}, "weight_map": file_of}
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1))
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, its id the byte's value; behind them `<pad>`, `<bos>` and `<eos>`, which no text contains."""
     byte_to_unicode = bytes_to_unicode()
@@ -120,7 +167,7 @@ def _seeded(seed: int, device: str) -> Iterator[None]:
 def _digest(checkpoint: SeededCheckpoint, init_device: str) -> str:
     """Hashes the choices, the libraries and the device: another GPU or another torch may draw other numbers."""
     decides = {
-        **checkpoint.model_dump(mode="json", exclude=_NOT_DRAWN),
+        **checkpoint.model_dump(mode="json", exclude=_NOT_DRAWN | (set() if checkpoint.by_module else {"by_module"})),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if init_device == "cuda" else init_device,

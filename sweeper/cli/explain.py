@@ -62,6 +62,8 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
 def _explain(record: CellRecord) -> ExplanationRecord:
     # Hydra, torch and transformers: not for a wrong id
+    import torch
+
     from sweeper.config import Cell, Weights, parse
     from sweeper.devices import out_of_memory
     from sweeper.environment import environment
@@ -86,15 +88,17 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         comparison = Runner(environment(planned.cell.device), weights=weights, say=say).comparison(planned, texts)
         return comparison, comparison.explain()
 
-    short_of_memory = False
-    try:
-        comparison, found = explained("resident")
-    except Exception as error:
-        if not (short_of_memory := out_of_memory(error)):
-            raise
-        traceback.clear_frames(error.__traceback__)  # they hold the models
-    if short_of_memory:
-        comparison, found = explained("streamed")
+    ways: list[Weights] = ["resident", "streamed"]
+    if torch.cuda.device_count() > 1:
+        ways.insert(1, "spread")
+    for weights in ways:
+        try:
+            comparison, found = explained(weights)
+            break
+        except Exception as error:
+            if not out_of_memory(error) or weights == ways[-1]:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the models
     return ExplanationRecord(
         cell_id=record.cell_id,
         kind=comparison.verdict.kind,

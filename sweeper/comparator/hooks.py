@@ -122,8 +122,14 @@ class Capture:
     def _take_step(self, output: ModuleOutput) -> None:
         self._steps.setdefault(output.name, (output.module_type, []))[1].append(output.tensor_NF.clone())
 
+    def _at_home(self, tensor: Tensor) -> Tensor:
+        """The tensor where the call's tokens are: of a model that lies on several GPUs all is compared there."""
+        home = self._begun.flat_N.device
+        return tensor if tensor.device == home else tensor.to(home)
+
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
         """`rows`, in one operation where no row is left out."""
+        tensor = self._at_home(tensor)
         if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
             return tensor.flatten(0, 1)
         return self.rows(tensor, self._begun)
@@ -256,7 +262,9 @@ class Observer(Capture):
                     rows.owns.append(own_NF.clone())
 
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
-        return self.rows(tensor, self._kinds.of(tensor)) if self._kinds.several else super()._rows_of(tensor)
+        if self._kinds.several:
+            return self.rows(self._at_home(tensor), self._kinds.of(tensor))
+        return super()._rows_of(tensor)
 
     def _keep(self, output: ModuleOutput) -> None:
         name = output.name
@@ -327,7 +335,7 @@ def _placed(reference_NF: Tensor, given: Tensor, tokens: Tokens) -> Tensor | Non
     if len(reference_NF) != len(tokens.flat_N) or reference_NF[:1].numel() != placed[:1].numel():
         return None
     real = reference_NF.to(given).reshape(-1, *placed.shape[1:])
-    return placed.index_copy(0, tokens.flat_N, real).reshape(given.shape)
+    return placed.index_copy(0, tokens.flat_N.to(placed.device), real).reshape(given.shape)
 
 
 def hookable(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -420,7 +428,8 @@ def steady_in_call(model: nn.Module, tokens: Tokens, call: Callable[[], object])
         running.begin(tokens)
         call()
         # whether it is the same is read once for all
-        same = torch.stack([(tensor == copy).all() for _, tensor, _, copy in seen]).tolist() if seen else []
+        home = tokens.flat_N.device
+        same = torch.stack([(tensor == copy).all().to(home) for _, tensor, _, copy in seen]).tolist() if seen else []
     return frozenset(
         name
         for (name, tensor, writes, _), is_same in zip(seen, same, strict=True)

@@ -102,6 +102,7 @@ class ModelOutputs(Outputs):
         if isinstance(value, str) or isinstance(leaf.value, str):
             self.left_out[part.name] = str(value)
             return
+        value = value.to(tokens.flat_N.device)  # a model on several GPUs leaves its caches where they are
         value, mine = part.of(value, _tokens_of(leaf, tokens))
         value = value.transpose(1, 2) if leaf.cache and value.dim() == 4 else value
         layout, rows_NF = _rows(value, mine)

@@ -162,7 +162,7 @@ def pooled(pooling: Pooling, calls: Sequence[Call], hidden: list[Tensor]) -> Ten
     if len(hidden) != sum(call.steps for call in calls):
         raise UnsupportedError("the model does not call its base model, whose hidden states give embeddings")
     pieces = [
-        embeddings(hidden_BTD, call.forward, call.kwargs.get("attention_mask"), pooling)
+        embeddings(hidden_BTD.to(call.forward.flat_N.device), call.forward, call.kwargs.get("attention_mask"), pooling)
         for hidden_BTD, call in zip(of_calls(hidden, calls), calls, strict=True)
     ]
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

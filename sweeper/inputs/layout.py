@@ -236,7 +236,7 @@ def to_tokens(tensor: Tensor, tokens: Tokens) -> Tensor | None:
     else:
         return None
     # As many rows as tokens means no pads (a shared table of several rows has fewer): the order is canonical already.
-    token = flat if len(flat) == len(index_N) else flat.index_select(0, index_N)
+    token = flat if len(flat) == len(index_N) else flat.index_select(0, index_N.to(flat.device))
     return token.flatten(1)
 
 
@@ -252,7 +252,7 @@ def to_rows(tensor: Tensor, tokens: Tokens) -> Tensor | None:
         frames = tokens.frames(tensor.shape[1])
         return tensor.flatten(1) if frames is None else to_tokens(tensor, frames)
     if is_score(tensor, tokens):
-        return tensor.flatten()[tokens.flat_N][:, None]
+        return tensor.flatten()[tokens.flat_N.to(tensor.device)][:, None]
     return tensor.reshape(len(tensor), -1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
 from collections import OrderedDict
@@ -87,6 +88,8 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     own: dict[int, Any] = {id(parameter): sharing_parameter(parameter) for parameter in model.parameters()}
     own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
     copied: nn.Module = copy.deepcopy(model, own)
+    for name in ("to", "cuda"):  # accelerate gives a model on several GPUs functions that hold the model itself
+        vars(copied).pop(name, None)
     return copied
 
 
@@ -176,6 +179,32 @@ class ModelPool:
 
     def clear(self) -> None:
         self._models.clear()
+
+
+class SpreadPool(ModelPool):
+    """Models that lie on all GPUs, as `device_map="auto"` spreads them."""
+
+    def _load(self, folder: Path, key: WeightsKey, attention: str, own: str) -> tuple[nn.Module, bool]:
+        read = dataclasses.replace(key.read, device="auto", device_map=True)
+        model, was_read = super()._load(folder, WeightsKey(read, key.cast), attention, own)
+        places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+        if key.read.device == "cuda" and (off := places & {"cpu", "disk"}):
+            raise UnsupportedError(
+                f"weights=spread: the GPUs together have no room, part of the model was put on the {min(off)}; "
+                "type weights=streamed"
+            )
+        return model, was_read
+
+    def _has_room(self, device: str, wanted: int) -> bool:
+        if not torch.cuda.is_available():
+            return super()._has_room("cpu", wanted)
+        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
+        unused = sum(
+            torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+            for gpu in range(torch.cuda.device_count())
+        )
+        held = sum(loaded.nbytes for loaded in self._models.values())
+        return held + wanted <= (held + free + unused) / 2
 
 
 def _estimated_bytes(folder: Path, key: WeightsKey) -> int:

@@ -115,7 +115,7 @@ def _run_cells(
     missing = [planned for planned in plan.cells if planned.cell_id not in records]
     if not missing:
         return
-    shared = _shared_references(plan) if settings.weights == "resident" else frozenset()
+    shared = _shared_references(plan) if settings.weights != "streamed" else frozenset()
     make_worker = partial(
         _make_runner,
         environment=plan.environment,

@@ -32,7 +32,7 @@ from sweeper.models.backends import implementation
 from sweeper.models.checks import operator_mismatch, switch_attention
 from sweeper.models.conditions import conditions, same_conditions
 from sweeper.models.fingerprint import model_fingerprint
-from sweeper.models.loading import LoadedModel, ModelPool, sharing_copy
+from sweeper.models.loading import LoadedModel, ModelPool, SpreadPool, sharing_copy
 from sweeper.models.state import StateEntry, compare_state, state_of
 from sweeper.models.streaming import StreamedPool
 from sweeper.models.weights import WeightsKey
@@ -51,6 +51,9 @@ from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
 
 TOO_LARGE = "memory ran out, with weights=streamed too; type fewer or shorter texts: inputs=..., inputs.batch_size=1"
+
+
+POOLS: dict[Weights, type[ModelPool]] = {"resident": ModelPool, "streamed": StreamedPool, "spread": SpreadPool}
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Runner:
         environment: goes into every record.
         latency_repeats: bare forwards that are timed a cell; None: see `measure_cost`.
         verdict: judge every cell that differs, by as many runs as decide; `full`: by all.
-        weights: `streamed` keeps no parameter in memory (`streaming.py`).
+        weights: `streamed` keeps no parameter in memory (`streaming.py`), `spread` lays models on all GPUs.
         kept_bytes: of a reference's outputs.
         shared: ids of references that several cells name. The outputs of such a one may take a third of the memory that
             is free, so that it runs once, and not beside each of them.
@@ -112,7 +115,7 @@ class Runner:
         self._recordings = recordings
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
-        self._pool = StreamedPool() if weights == "streamed" else ModelPool()
+        self._pool: ModelPool = POOLS[weights]()
         self._checkpoints = Prepared(say)
         self._reference: ReferenceRun | None = None
         self._recorded: RecordedReference | None = None

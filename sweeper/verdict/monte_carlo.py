@@ -55,7 +55,7 @@ class OperationNoise(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._generators: dict[str, torch.Generator] = {}  # one for all GPUs, so that they draw as one does
         self._inputs = {id(tensor): tensor for tensor in inputs}
         self._state = {id(tensor): tensor for tensor in stored_state(model) if tensor.is_floating_point()}
         self._state_draws: dict[int, Tensor] = {}  # the generator's state before each was nudged: it may be used again
@@ -121,13 +121,13 @@ class OperationNoise(TorchDispatchMode):
     def _uniform(self, tensor: Tensor) -> Tensor:
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         generator = self._generator(tensor.device)
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=dtype, device=tensor.device)
-        return drawn.mul_(2).sub_(1)
+        drawn = torch.rand(tensor.shape, generator=generator, dtype=dtype, device=generator.device)
+        return drawn.mul_(2).sub_(1).to(tensor.device)
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
+        if device.type not in self._generators:
+            self._generators[device.type] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device.type]
 
 
 def _double(value: Any) -> Any:

@@ -122,13 +122,16 @@ def _nudged_side(side: Side, seed: int) -> Iterator[Side]:
 @contextlib.contextmanager
 def nudged(model: nn.Module, seed: int) -> Iterator[None]:
     """Multiplies every module's result by 1 + eps u, u uniform in [-1, 1], and rounds to its dtype again."""
-    generators: dict[torch.device, torch.Generator] = {}
+    generators: dict[str, torch.Generator] = {}  # one for all GPUs that a model lies on, so that they draw as one does
 
     def nudge(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        generator = generators.setdefault(value.device, torch.Generator(value.device).manual_seed(seed))
-        noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float64)
+        kind = value.device.type
+        if kind not in generators:
+            generators[kind] = torch.Generator(value.device).manual_seed(seed)
+        drawn = torch.rand(value.shape, generator=generators[kind], device=generators[kind].device, dtype=torch.float64)
+        noise = drawn.to(value.device)
         eps = torch.finfo(value.dtype).eps  # in place: of logits, each further copy counts
         return noise.mul_(2).sub_(1).mul_(eps).add_(1).mul_(value).to(value.dtype)
 
