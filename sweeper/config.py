@@ -382,12 +382,13 @@ class GpusLauncherSettings(_Frozen):
     Attributes:
         workers: how many; None is one for every `gpus_a_worker` of the GPUs that CUDA_VISIBLE_DEVICES shows, and on a
             machine without any, one.
-        gpus_a_worker: how many GPUs each sees: several for a model that is larger than one.
+        gpus_a_worker: how many GPUs each sees: several for a model that is larger than one. None is one, or with
+            `weights=spread` all.
     """
 
     name: Literal["gpus"] = "gpus"
     workers: int | None = Field(default=None, ge=1)
-    gpus_a_worker: int = Field(default=1, ge=1)
+    gpus_a_worker: int | None = Field(default=None, ge=1)
 
 
 class RayLauncherSettings(_Frozen):
@@ -397,7 +398,7 @@ class RayLauncherSettings(_Frozen):
         address: `local` starts a cluster on this machine; else as `ray.init` takes it, `auto` for the one that runs.
         workers: how many tasks are submitted at once; None is as many as the cluster has room for.
         cpus_a_worker: that a task reserves; None is `threads`.
-        gpus_a_worker: that a task reserves, where a cell runs on a GPU.
+        gpus_a_worker: that a task reserves, where a cell runs on a GPU. None is one; `weights=spread` has to say.
         threads: of torch in each worker, which is part of a cell's id; None is as many as torch has here.
     """
 
@@ -405,7 +406,7 @@ class RayLauncherSettings(_Frozen):
     address: str = "local"
     workers: int | None = Field(default=None, ge=1)
     cpus_a_worker: int | None = Field(default=None, ge=1)
-    gpus_a_worker: float = Field(default=1, gt=0)
+    gpus_a_worker: float | None = Field(default=None, gt=0)
     threads: int | None = Field(default=None, ge=1)
 
 
@@ -417,8 +418,8 @@ class SlurmLauncherSettings(_Frozen):
         jobs: how many units are submitted at once, each a job.
         time_min: the limit of a job, in minutes.
         partition: where the jobs go; None is the cluster's default.
-        cpus_a_worker, gpus_a_worker, memory_gib: that a job reserves; GPUs where a cell runs on one; memory None is the
-            cluster's default.
+        cpus_a_worker, memory_gib: that a job reserves; memory None is the cluster's default.
+        gpus_a_worker: that a job reserves, where a cell runs on a GPU. None is one; `weights=spread` has to say.
         threads: of torch in each worker, which is part of a cell's id; None is as many as torch has here.
         more: further parameters of `sbatch`, as `submitit` takes them: `{account: me, constraint: h100}`.
     """
@@ -429,7 +430,7 @@ class SlurmLauncherSettings(_Frozen):
     time_min: int = Field(default=60, ge=1)
     partition: str | None = None
     cpus_a_worker: int = Field(default=8, ge=1)
-    gpus_a_worker: int = Field(default=1, ge=1)
+    gpus_a_worker: int | None = Field(default=None, ge=1)
     memory_gib: float | None = Field(default=None, gt=0)
     threads: int | None = Field(default=None, ge=1)
     more: dict[str, Any] = {}
@@ -500,6 +501,16 @@ class Settings(_Frozen):
             if word not in FAIL_ON:
                 raise ValueError(f"{word}: no cell ends so{did_you_mean(word, [*FAIL_ON, 'none'])}")
         return tuple(word for word in FAIL_ON if word in words)
+
+    @model_validator(mode="after")
+    def _says_how_many_gpus(self) -> Settings:
+        clusters = (RayLauncherSettings, SlurmLauncherSettings)
+        if self.weights == "spread" and isinstance(self.launcher, clusters) and self.launcher.gpus_a_worker is None:
+            raise ValueError(
+                f"launcher={self.launcher.name} has to know over how many GPUs weights=spread lays a model; "
+                "add launcher.gpus_a_worker=N"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_end_a_cell(self) -> Settings:

@@ -18,26 +18,30 @@ def make_gpus_launcher(settings: Settings) -> ProcessLauncher:
         ConfigError: there are not enough GPUs.
     """
     assert isinstance(settings.launcher, GpusLauncherSettings)
-    return ProcessLauncher(places(settings.launcher, visible_gpus()), settings.cell_timeout_s)
+    gpus = visible_gpus()
+    share = settings.launcher.gpus_a_worker or (max(1, len(gpus)) if settings.weights == "spread" else 1)
+    return ProcessLauncher(places(settings.launcher.workers, share, gpus), settings.cell_timeout_s)
 
 
-def places(asked: GpusLauncherSettings, gpus: list[str]) -> list[Mapping[str, str]]:
+def places(workers: int | None, share: int, gpus: list[str]) -> list[Mapping[str, str]]:
     """What each worker sees, as environment variables; without GPUs, workers on the CPU.
+
+    Args:
+        workers: how many; None is as many as there is a share of the GPUs for.
 
     Raises:
         ConfigError: there are not enough GPUs.
     """
     if not gpus:
-        return [{} for _ in range(asked.workers or 1)]
-    enough = len(gpus) // asked.gpus_a_worker
-    workers = enough if asked.workers is None else asked.workers
-    if not workers or workers > enough:
-        needed = f"launcher.workers={workers or 1} of {asked.gpus_a_worker} GPUs each"
+        return [{} for _ in range(workers or 1)]
+    enough = len(gpus) // share
+    count = enough if workers is None else workers
+    if not count or count > enough:
+        needed = f"launcher.workers={count or 1} of {share} GPUs each"
         raise ConfigError(
             f"{needed}: there are {len(gpus)} ({VISIBLE_GPUS}, or all); ask for {enough} or fewer workers"
         )
-    share = asked.gpus_a_worker
-    return [{VISIBLE_GPUS: ",".join(gpus[start : start + share])} for start in range(0, workers * share, share)]
+    return [{VISIBLE_GPUS: ",".join(gpus[start : start + share])} for start in range(0, count * share, share)]
 
 
 def visible_gpus() -> list[str]:

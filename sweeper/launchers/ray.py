@@ -35,6 +35,7 @@ class RayLauncher:
         self._asked = settings.launcher
         self._timeout_s = settings.cell_timeout_s
         self._threads = self._asked.threads or threads_here()
+        self._gpus = self._asked.gpus_a_worker or 1
         self._started_it = False
         self._environment: dict[str, Any] = {}
         self._device = "cpu"
@@ -107,7 +108,7 @@ class RayLauncher:
         """A function as a Ray task with what one worker needs. A node that is lost is one try."""
         import ray
 
-        gpus = {"num_gpus": self._asked.gpus_a_worker} if self._device == "cuda" else {}
+        gpus = {"num_gpus": self._gpus} if self._device == "cuda" else {}
         cpus = self._asked.cpus_a_worker or self._threads
         variables = with_threads(self._threads)
         return ray.remote(function).options(
@@ -122,7 +123,7 @@ class RayLauncher:
         room = ray.cluster_resources()
         most = room.get("CPU", 0) // (self._asked.cpus_a_worker or self._threads)
         if self._device == "cuda":
-            most = min(most, room.get("GPU", 0) // self._asked.gpus_a_worker)
+            most = min(most, room.get("GPU", 0) // self._gpus)
         return int(most) + SPARE
 
 

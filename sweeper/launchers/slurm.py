@@ -104,7 +104,7 @@ class SlurmLauncher:
         executor = submitit.AutoExecutor(folder=self._made_folder() / "%j", cluster=self._asked.cluster)
         asked: dict[str, Any] = {"timeout_min": self._asked.time_min, "cpus_per_task": self._asked.cpus_a_worker}
         if self._device == "cuda":
-            asked["gpus_per_node"] = self._asked.gpus_a_worker
+            asked["gpus_per_node"] = self._asked.gpus_a_worker or 1
         if self._asked.memory_gib is not None:
             asked["mem_gb"] = self._asked.memory_gib
         if self._asked.cluster == "slurm":

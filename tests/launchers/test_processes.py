@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sweeper.cli.run import carry_out
-from sweeper.config import GpusLauncherSettings
 from sweeper.errors import ConfigError
+from sweeper.launchers import gpus
 from sweeper.launchers.gpus import places
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Launcher, Lost, Unit, units_of
@@ -141,9 +141,8 @@ def test_closing_it_early_ends_its_workers(tmp_path: Path) -> None:
 
 
 def test_a_worker_sees_its_own_gpus() -> None:
-    def seen(workers: int | None, share: int, gpus: str) -> list[str]:
-        asked = GpusLauncherSettings(workers=workers, gpus_a_worker=share)
-        return [place.get("CUDA_VISIBLE_DEVICES", "") for place in places(asked, gpus.split())]
+    def seen(workers: int | None, share: int, visible: str) -> list[str]:
+        return [place.get("CUDA_VISIBLE_DEVICES", "") for place in places(workers, share, visible.split())]
 
     assert seen(None, 1, "4 5 7") == ["4", "5", "7"]
     assert seen(2, 1, "4 5 7") == ["4", "5"]
@@ -154,6 +153,22 @@ def test_a_worker_sees_its_own_gpus() -> None:
         seen(3, 1, "0 1")
     with pytest.raises(ConfigError, match="workers=1 of 2 GPUs each: there are 1"):
         seen(None, 2, "0")
+
+
+def test_a_model_larger_than_a_gpu_gets_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(workers: int | None, share: int, seen: list[str]) -> list[dict[str, str]]:
+        asked.append(share)
+        return []
+
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(gpus, "places", noted)
+    for words in ([], ["weights=spread"], ["weights=spread", "launcher.gpus_a_worker=2"]):
+        gpus.make_gpus_launcher(request_of("checkpoint=tiny_llama", "launcher=gpus", *words).settings)
+    assert asked == [1, 4, 2]
+    with pytest.raises(ConfigError, match=r"has to know over how many GPUs .* add launcher.gpus_a_worker=N"):
+        request_of("checkpoint=tiny_llama", "launcher=ray", "weights=spread")
 
 
 def test_workers_give_the_records_of_one_process_bit_for_bit(
