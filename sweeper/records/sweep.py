@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sweeper.errors import ConfigError, DamagedError
 from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, TokenFigures
+from sweeper.records.sharing import Shared
 from sweeper.records.store import SWEEP_FILE, Store, read_document
 from sweeper.records.sums import read_bytes
 
@@ -86,14 +87,14 @@ class Sweep:
             description = read_description(folder)
         except DamagedError as error:
             raise DamagedError(f"{error}; the sweep's command, typed again, writes it anew") from None
-        store, records, damaged = Store(folder), [], []
+        store, shared, records, damaged = Store(folder), Shared(), [], []
         for pair in description.cells:
             try:
                 record = store.read(pair.cell_id)
             except DamagedError as error:
                 damaged.append(f"{error}; left out, the same command runs this cell again")
             else:
-                records += [record] if record is not None else []
+                records += [shared.record(record)] if record is not None else []
         return cls(folder, description, tuple(records), tuple(damaged))
 
     @property

@@ -10,6 +10,7 @@ from typing import Literal
 from sweeper.errors import ConfigError, DamagedError
 from sweeper.planning.plan import Plan, PlannedCell
 from sweeper.records.cell import CellRecord, Status
+from sweeper.records.sharing import Shared
 from sweeper.records.store import Store
 
 
@@ -32,7 +33,7 @@ def finished_cells(
     """
     own = Store(plan.folder, recorded=recorded)
     others = [] if recorded else _others(plan)
-    found = {}
+    found, shared = {}, Shared()
     for planned in plan.cells:
         record = None
         try:
@@ -41,9 +42,9 @@ def finished_cells(
             say(f"{error}; its cell runs again")
         _check_reference(plan, planned, record)
         if record is not None and own.need_not_run(record, judged=judged):
-            found[planned.cell_id] = own, record
+            found[planned.cell_id] = own, shared.record(record)
         elif at := _elsewhere(planned, others, judged=judged):
-            found[planned.cell_id] = at
+            found[planned.cell_id] = at[0], shared.record(at[1])
     return found
 
 

@@ -16,6 +16,7 @@ from sweeper.launchers.launcher import Finished, Lost
 from sweeper.planning.plan import Plan
 from sweeper.recordings.wanted import Recordings, recordings_of
 from sweeper.records.cell import CellRecord, Status
+from sweeper.records.sharing import SharedRecords
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
@@ -59,7 +60,7 @@ def _run(request: SweepRequest, sinks: Mapping[str, Sink], launcher: Launcher) -
         raise ConfigError(
             f"output_dir: cannot write to {plan.folder}: {error.strerror}; type output_dir=FOLDER"
         ) from None
-    records: dict[str, CellRecord] = {}
+    records = SharedRecords()
     told = AllSinks(sinks)
     told.sweep_started(plan)
     for line in said:
@@ -97,19 +98,17 @@ def _stored(plan: Plan, store: Store) -> list[CellRecord]:
     return [record for record in found if record is not None]
 
 
-def _adopt(
-    finished: Mapping[str, tuple[Store, CellRecord]], store: Store, sinks: Sink, records: dict[str, CellRecord]
-) -> None:
+def _adopt(finished: Mapping[str, tuple[Store, CellRecord]], store: Store, sinks: Sink, records: SharedRecords) -> None:
     """Fills `records` with those of an earlier run or another sweep."""
     for at, record in finished.values():
         if at.folder != store.folder:
             store.adopt(at, record)
-        records[record.cell_id] = record
+        records.add(record)
         sinks.cell_skipped(record)
 
 
 def _run_cells(
-    plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: dict[str, CellRecord]
+    plan: Plan, settings: Settings, launcher: Launcher, store: Store, sinks: Sink, records: SharedRecords
 ) -> None:
     """Adds to `records` what the launcher gives of the cells that are missing, once stored."""
     missing = [planned for planned in plan.cells if planned.cell_id not in records]
@@ -126,7 +125,7 @@ def _run_cells(
     )
 
     def found(record: CellRecord) -> None:
-        records[record.cell_id] = record
+        records.add(record)
         sinks.cell_skipped(record)
 
     work = SharedWork(missing, store, judged=settings.verdict, found=found)
@@ -136,7 +135,7 @@ def _run_cells(
             with contextlib.closing(launcher.launch(work, make_worker, told)) as finished:
                 for record, modules in (_with_record(result, plan) for result in finished):
                     store.write(record, modules)
-                    records[record.cell_id] = record
+                    records.add(record)
                     told.cell_finished(record, modules)
             work.wait(sinks.said)
     finally:
