@@ -3,10 +3,10 @@
     python -m scripts.bench_reliability                                      200 kills, 100 damages, 10 processes
     python -m scripts.bench_reliability --kills 8 --damages 6 --processes 4  what the tests run
 
-- A kill: `python -m sweeper` is started, and ended by SIGKILL at a random moment; the same command goes on. A sweep that
-  is whole is checked, and the next one begins in another folder. In each `--workers-every`th, cells run in a process
-  of their own (`isolation=process`); in each `--wandb-every`th, W&B is written offline.
-- A damage: one file of a whole sweep or of the cache is changed; `report` and `dry_run` must name it and end without a
+- A kill: `python -m sweeper` is started, and ended by SIGKILL at a random moment; the same command goes on. A sweep
+  that is whole is checked, and the next one begins in another folder. In each `--workers-every`th, cells run in a
+  process of their own (`isolation=process`); in each `--wandb-every`th, W&B is written offline.
+- A damage: one file of a whole sweep is changed; `report` and `dry_run` must name it and end without a
   traceback, the same command must run that cell again and no other, and its figures must come out as they were.
 - Company: so many processes are started in one new folder at once. Each cell must run once.
 

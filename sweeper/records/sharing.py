@@ -8,14 +8,9 @@ from typing import Any, TypeVar
 from sweeper.records.cell import CellRecord
 
 _Value = TypeVar("_Value")
-_WHOLE = (
-    "environment",
-    "reference_choices",
-    "reference_axes",
-    "reference_sample",
-    "state",
-    "reading",
-    "without_effect",
+_WHOLE = (  # cells of the same bits have the same figures
+    *("environment", "reference_choices", "reference_axes", "reference_sample", "state", "reading", "without_effect"),
+    *("output", "language", "texts", "sample", "unaligned"),
 )
 _BY_ENTRY = ("axes", "choices")  # each cell has its own, of values that many have
 
