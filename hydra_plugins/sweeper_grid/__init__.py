@@ -29,7 +29,7 @@ class GridSweeperConfig:
 
 
 class GridSweeper(Sweeper):
-    """Runs a whole grid in this process. `params` and `exclude` are read from the config by `sweeper.planning.grid`."""
+    """Expands a whole grid at once. `params` and `exclude` are read from the config by `sweeper.planning.grid`."""
 
     def __init__(self, params: Any, exclude: Any) -> None:
         self.launcher = None
@@ -39,13 +39,14 @@ class GridSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the sweep. Hydra drops what a sweeper returns, so the exit code leaves as SystemExit."""
-        from sweeper.cli.compose import carry_out
+        """Expands the grid. Hydra drops what a sweeper returns, so the request leaves as an exception; it runs once
+        Hydra is left."""
+        from sweeper.cli.compose import Expanded
         from sweeper.planning.grid import expand
 
         assert self.hydra_context is not None
         assert self.config is not None
-        raise SystemExit(carry_out(expand(self.hydra_context.config_loader, self.config, arguments)))
+        raise Expanded(expand(self.hydra_context.config_loader, self.config, arguments))
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConfig, provider="sweeper")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError, UnsupportedError
 from sweeper.records.cell import RECORDED, CellRecord, ExplanationRecord, TriedRecord
 from sweeper.records.store import Store
@@ -21,10 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         SweeperError: bad input, or the cell could not be run.
     """
-    parser = ArgumentParser(
+    parser = Arguments(
         prog="sweeper explain",
         description="Why a cell differs from its reference: one thing is put back at a time, and the cell runs again.",
-        allow_abbrev=False,
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's folder: outputs/<grid>/<sweep>")
     parser.add_argument("cell", metavar="CELL", help="a cell's id, or its first characters")

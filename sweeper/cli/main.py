@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from sweeper.errors import ConfigError, SweeperError, did_you_mean
+from sweeper.cli.streams import OutputError, usable_streams
+from sweeper.errors import ConfigError, SweeperError, UnsupportedError, did_you_mean, one_line, shown
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -26,7 +28,13 @@ SUBCOMMANDS = {
 
 def main() -> NoReturn:
     """`sweeper` and `python -m sweeper`. Exit code 0, 1 (a cell failed), 2 (bad input), 130 (Ctrl-C)."""
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        with usable_streams():
+            exit_code = dispatch(sys.argv[1:])
+    except OutputError as error:
+        print(f"sweeper: {one_line(str(error))}", file=sys.stderr)
+        exit_code = BAD_INPUT
+    sys.exit(exit_code)
 
 
 def dispatch(arguments: Sequence[str]) -> int | str | None:
@@ -43,11 +51,16 @@ def dispatch(arguments: Sequence[str]) -> int | str | None:
     except KeyboardInterrupt:
         print("sweeper: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"sweeper: {one_line(f'{shown(error.filename)}: {error.strerror}')}", file=sys.stderr)
+        return BAD_INPUT
     except SweeperError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"sweeper{f' {name}' if named else ''}: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, ConfigError) else FAILED
+        print(f"sweeper{f' {name}' if named else ''}: {one_line(str(error))}", file=sys.stderr)
+        return FAILED if name == "explain" and isinstance(error, UnsupportedError) else BAD_INPUT
     return exit_code
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeper.cli.arguments import Arguments
 from sweeper.records.sweep import Sweep
 
 
@@ -16,10 +16,9 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: a folder is no sweep, the first was run without published figures, or FILE.md cannot be written.
     """
-    parser = ArgumentParser(
+    parser = Arguments(
         prog="sweeper published",
         description="Writes a page of published figures beside those of sweeps, and as FILE_layers.svg its picture.",
-        allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE.md")
     parser.add_argument(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError, UnsupportedError
 from sweeper.records.store import RECORDING_SUFFIX as SUFFIX
 
@@ -90,13 +90,12 @@ def _record(planned: PlannedCell, environment: dict[str, object], asked: _Asked)
     return Runner(environment, say=lambda line: print(line, file=sys.stderr)).recording(planned, wanted)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="sweeper record",
         usage="sweeper record FILE.safetensors [KEY=VALUE ...] [--modules PATTERN,...] [--evidence] [--most-mib MIB]",
         description="Writes what one cell's model gives for its texts into a file: token ids, logits and "
         "log-probabilities or hidden states, embeddings, and who gave them. KEY=VALUE as in a sweep (sweeper --help).",
-        allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="where to write: a name that ends in .safetensors")
     parser.add_argument(

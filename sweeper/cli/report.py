@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError
 from sweeper.records.sweep import Sweep
 
@@ -72,11 +72,10 @@ def _write(path: Path, text: str) -> None:
     print(path)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="sweeper report",
         description="Shows a finished sweep again: its table of cells, or what the options ask for.",
-        allow_abbrev=False,
     )
     parser.add_argument("sweep", metavar="SWEEP_FOLDER", type=Path, nargs="?", help="outputs/<grid>/<sweep>")
     parser.add_argument("--cell", metavar="ID", help="everything about one cell; the first digits of its id are enough")

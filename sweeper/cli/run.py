@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from sweeper.planning.grid import SweepRequest
 
 
-def main(arguments: Sequence[str]) -> int | str | None:
-    """Shows the help, or lets Hydra compose the arguments, which ends in `carry_out`. Returns the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Shows the help or the version, or composes the arguments and carries them out. Returns the exit code."""
     parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
-    if parser.parse_known_args(arguments)[0].help:
+    parser.add_argument("--version", action="store_true")
+    asked = parser.parse_known_args(arguments)[0]
+    if asked.help:
         print(_help(arguments), end="")
+        return 0
+    if asked.version:
+        from sweeper._version import __version__
+
+        print(f"sweeper {__version__}")
         return 0
     _let_threads_rest()
     if any(word.startswith(("launcher=", "isolation=")) for word in arguments):

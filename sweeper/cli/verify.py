@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 from sweeper.checkpoints import cache
+from sweeper.cli.arguments import Arguments
 from sweeper.records.sweep import Sweep
 
 
@@ -16,12 +16,11 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: a folder is no sweep.
     """
-    parser = ArgumentParser(
+    parser = Arguments(
         prog="sweeper verify",
         description="Reads every prepared checkpoint in the cache in full, or every cell of the sweeps that are named, "
         "and says which file is not what was written. A damaged checkpoint is removed; the next sweep prepares it "
         "again.",
-        allow_abbrev=False,
     )
     parser.add_argument("sweeps", type=Path, nargs="*", metavar="SWEEP", help="outputs/<grid>/<sweep>")
     asked = parser.parse_args(arguments)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweeper import config
 from sweeper.errors import ConfigError
-from sweeper.inputs.chat import Conversation, is_conversation, note, rendered
+from sweeper.inputs.chat import Conversation, note, rendered
+from sweeper.inputs.files import check_array_file, check_text, read_file
 from sweeper.inputs.media import media_files
 from sweeper.records.recording import read_texts
-
-SUFFIXES = (".txt", ".jsonl")
-ARRAY_SUFFIXES = (".npy", ".safetensors")
 
 # Texts. What a tokenizer says of each token beside its id takes some fifty times the id's memory.
 _TOKENISED_TOGETHER = 256
@@ -27,11 +24,13 @@ def validate_inputs(inputs: config.Inputs) -> None:
         ConfigError: a file does not exist, has an unknown suffix, does not parse, or holds no text.
     """
     if inputs.file is not None:
-        _read_file(Path(inputs.file), inputs.field)
+        read_file(Path(inputs.file), inputs.field)
+    for number, text in enumerate(inputs.texts or ()):
+        check_text(text, f"inputs {inputs.name!r}: text {number} (from 0)")
     if inputs.media is not None:
         media_files(inputs)
     elif inputs.arrays is not None:
-        _check_array_file(Path(inputs.arrays))
+        check_array_file(Path(inputs.arrays))
     if inputs.recording is not None:
         read_texts(Path(inputs.recording))
 
@@ -47,6 +46,14 @@ class Reading:
 
     token_ids: list[list[int]]
     notes: dict[str, str] = field(default_factory=dict)
+
+
+def longest_bytes(inputs: config.Inputs, enough: int) -> int:
+    """Bytes of the longest text; of a file without a text of more than `enough` bytes that may be the file's own."""
+    if inputs.file is not None and (size := Path(inputs.file).stat().st_size) <= enough:
+        return size
+    spoken = [text if isinstance(text, str) else "".join(map(str, text)) for text in _texts(inputs)]
+    return max(len(text.encode()) for text in spoken)
 
 
 def read_token_ids(
@@ -100,7 +107,7 @@ def _texts(inputs: config.Inputs) -> Sequence[str | Conversation]:
     """Texts, or what is said in a chat; `inputs.chat` makes a user's message of each text."""
     if inputs.messages is not None:
         return [[message.model_dump() for message in messages] for messages in inputs.messages]
-    texts = inputs.texts if inputs.file is None else _read_file(Path(inputs.file), inputs.field)
+    texts = inputs.texts if inputs.file is None else read_file(Path(inputs.file), inputs.field)
     assert texts is not None  # config.Inputs has exactly one source
     if not inputs.chat:
         return texts
@@ -134,7 +141,11 @@ def _tokenize(
 ) -> Reading:
     from transformers import AutoTokenizer  # seconds to import; not needed to validate
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # what a damaged file makes the library raise is its own affair
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where}: the tokenizer in {folder} cannot be read ({reason}); save it again") from None
     plain = [text if isinstance(text, str) else rendered(tokenizer, text, where) for text in texts]
     chats = [not isinstance(text, str) for text in texts]
     if any(chats) and not all(chats):
@@ -160,14 +171,6 @@ def _tokenize(
     return Reading(token_ids, notes | _cut_note(number_cut, len(plain), max_tokens))
 
 
-def _check_array_file(path: Path) -> None:
-    if path.suffix not in ARRAY_SUFFIXES:
-        allowed = ", ".join(ARRAY_SUFFIXES)
-        raise ConfigError(f"inputs.arrays: unknown suffix {path.suffix!r} (given: {path}); allowed: {allowed}")
-    if not path.is_file():
-        raise ConfigError(f"inputs.arrays: no such file: {path} (looked in {path.absolute().parent})")
-
-
 def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:
     for text, ids in enumerate(token_ids):
         if not ids:
@@ -178,43 +181,3 @@ def _check_ids(token_ids: list[list[int]], vocab_size: int, name: str) -> None:
                     f"inputs {name!r}: text {text}, position {position} (both from 0): token id {token_id} is not in"
                     f" the checkpoint's vocabulary of {vocab_size} (0 to {vocab_size - 1})"
                 )
-
-
-def _read_file(path: Path, field: str) -> list[str | Conversation]:
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(
-            f"inputs.file: unknown suffix {path.suffix!r} (given: {path}); allowed: {', '.join(SUFFIXES)}"
-        )
-    if not path.is_file():
-        raise ConfigError(f"inputs.file: no such file: {path} (looked in {path.absolute().parent})")
-    try:
-        # Not str.splitlines: it also splits at U+2028 and form feeds, which are part of a text (and legal inside JSON).
-        with path.open(encoding="utf-8-sig") as lines:
-            numbered = ((number, line.rstrip("\n")) for number, line in enumerate(lines, start=1) if line.strip())
-            texts = list(
-                _json_texts(numbered, path, field) if path.suffix == ".jsonl" else (line for _, line in numbered)
-            )
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"inputs.file: {path} is not UTF-8: {error.reason}") from None
-    if not texts:
-        raise ConfigError(f"inputs.file: {path} holds no text")
-    return texts
-
-
-def _json_texts(numbered_lines: Iterable[tuple[int, str]], path: Path, field: str) -> Iterator[str | Conversation]:
-    for number, line in numbered_lines:
-        where = f"inputs.file: {path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{where}: must be an object with the field {field!r} (given: {type(record).__name__})")
-        if field not in record:
-            raise ConfigError(f"{where}: no field {field!r}; set inputs.field to one of: {', '.join(record) or 'none'}")
-        if is_conversation(record[field]):
-            yield record[field]
-            continue
-        if not isinstance(record[field], str) or not record[field]:
-            raise ConfigError(f"{where}: field {field!r} must be a text that is not empty (given: {record[field]!r})")
-        yield record[field]

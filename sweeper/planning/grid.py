@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
 from sweeper import config
 from sweeper.config import ADDED, Cell, Inputs, Settings, label, parse
-from sweeper.errors import ConfigError, did_you_mean
+from sweeper.errors import ConfigError, did_you_mean, shown
 from sweeper.inputs.texts import validate_inputs
 from sweeper.models import axes
 from sweeper.models.axis import Axis
@@ -36,6 +38,7 @@ RECORDING = "recording:"
 
 SETTINGS: tuple[str, ...] = tuple(Settings.model_fields)
 NOT_AXES: tuple[str, ...] = (*SETTINGS, "reference", "reported")
+MOST_COMBINATIONS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,8 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     _check_overrides(overrides)
     params = plain_data(OmegaConf.select(master, "hydra.sweeper.params")) or {}
     rules = plain_data(OmegaConf.select(master, "hydra.sweeper.exclude")) or []
+    settings = {key: plain_data(master[key]) for key in SETTINGS if key in master}
+    parsed_settings = parse(Settings, settings)  # first: it is the cheapest to check
     composed = plain_data(without_hydra(master))
     if isinstance(composed.get("grid"), dict):
         raise ConfigError("grid: the first line of the grid's file must be: # @package _global_")
@@ -92,15 +97,18 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     if unknown:
         raise unknown_key(unknown[0])
     assignments = _params(loader, params) | {
-        override.key_or_group: _values(override) for override in overrides if _is_axis(override.key_or_group)
+        override.key_or_group: _values(override.key_or_group, override)
+        for override in overrides
+        if _is_axis(override.key_or_group)
     }
+    _check_number(math.prod(map(len, assignments.values())), "grid")
     groups = Groups(loader, master, overrides)
     values = {axis.name: _axis_values(axis, assignments, composed, groups) for axis in axes.table()}
     given = _given_reference(overrides, composed)
     recording = _recording(given, overrides)
     if recording is not None:
         values["inputs"] = [_recorded_texts(recording, inputs) for inputs in values["inputs"]]
-    cells, excluded = _product(values, rules)
+    cells, excluded = _product(values, rules, groups)
     for inputs in {cell.inputs for cell in cells}:
         validate_inputs(inputs)  # a file that is not there costs no model load
     sources = master.hydra.runtime.config_sources
@@ -108,7 +116,7 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     dirs = [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
     return SweepRequest(
         grid=str(master.hydra.runtime.choices.get("grid") or "single"),
-        settings=parse(Settings, {key: composed[key] for key in SETTINGS if key in composed}),
+        settings=parsed_settings,
         cells=cells,
         reference={} if recording is not None else _reference(given, groups),
         recording=recording,
@@ -148,16 +156,38 @@ def _check_overrides(overrides: Iterable[Override]) -> None:
 
 def _params(loader: ConfigLoader, params: dict[str, Any]) -> dict[str, list[Any]]:
     """The axes that a grid file varies."""
-    for key, value in params.items():
-        if isinstance(value, list):
-            text = ",".join(map(str, value))
-            hint = f"a list is one value; write it as a comma string: {key}: {text}"
-            raise ConfigError(f"hydra.sweeper.params.{key}: {hint}")
-        if not _is_axis(key):
-            raise _not_an_axis(key)
+    found: dict[str, list[Any]] = {}
     parser = OverridesParser.create(config_loader=loader)
-    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
-    return {override.key_or_group: _values(override) for override in parsed}
+    for key, value in params.items():
+        if not isinstance(key, str) or not _is_axis(key):
+            raise _not_an_axis(str(key))
+        if not isinstance(value, str):
+            found[key] = _several(key, value)
+            continue
+        try:
+            found[key] = _values(key, parser.parse_override(f"{key}={value}"))
+        except HydraException:
+            hint = "write the values with commas, or as a list: [A, B]"
+            raise ConfigError(f"hydra.sweeper.params.{key}: cannot read {shown(value)}; {hint}") from None
+    return found
+
+
+def _several(key: str, value: Any) -> list[Any]:
+    """The values that a list means: a grid, unless the setting itself is a list (`inputs.token_ids`)."""
+    if not isinstance(value, list) or _is_list(key):
+        return [value]
+    if not value:
+        raise ConfigError(f"{key}: the list is empty; give a value")
+    return value
+
+
+def _is_list(key: str) -> bool:
+    """Whether one value of the key is a list; what a geometry holds is as it is written."""
+    group, _, setting = key.partition(".")
+    return group in axes.groups() and setting.partition(".")[0] in (
+        *(name for name, field in Inputs.model_fields.items() if "tuple" in str(field.annotation)),
+        *("ignore_weights", "geometry"),
+    )
 
 
 def _is_axis(key: str) -> bool:
@@ -171,15 +201,34 @@ def _not_an_axis(key: str) -> ConfigError:
     return ConfigError(f"{key}: belongs to the whole sweep and takes one value; only axes can be swept: {allowed}")
 
 
-def _values(override: Override) -> list[Any]:
-    """The values that an override gives: several for `a,b`, `choice(a,b)`, `range(0,4)` and `glob(*)`."""
+def _values(key: str, override: Override) -> list[Any]:
+    """The values that an override gives: several for `a,b`, `[a,b]`, `choice(a,b)`, `range(0,4)` and `glob(*)`."""
     if not override.is_sweep_override():
-        return [override.value()]
+        return _several(key, override.value())
     if not override.is_discrete_sweep():
         hint = "an interval has no list of values; write them with commas or range()"
         raise ConfigError(f"{override.input_line}: {hint}")
     parser = OverridesParser.create()
-    return [parser.parse_override(f"value={text}").value() for text in override.sweep_string_iterator()]
+    texts = list(itertools.islice(override.sweep_string_iterator(), MOST_COMBINATIONS + 1))
+    _check_number(len(texts), override.input_line)
+    if not texts:
+        raise ConfigError(f"{override.input_line}: gives no value")
+    return [_value(parser, text) for text in texts]
+
+
+def _value(parser: OverridesParser, text: str) -> Any:
+    """One of several values; what is no value of Hydra's grammar was quoted, and is itself."""
+    try:
+        return parser.parse_override(f"value={text}").value()
+    except HydraException:
+        return text
+
+
+def _check_number(combinations: int, what: str | None) -> None:
+    if combinations > MOST_COMBINATIONS:
+        raise ConfigError(
+            f"{what}: more than {MOST_COMBINATIONS:,} combinations, which no sweep ends; give fewer values"
+        )
 
 
 # ---- values of an axis -------------------------------------------------------------------------------------------
@@ -220,9 +269,12 @@ def _meant(axis: Axis, value: Any) -> str | None:
 
 
 def _product(
-    values: dict[str, list[Any]], rules: list[dict[str, Any]]
+    values: dict[str, list[Any]], rules: list[dict[str, Any]], groups: Groups
 ) -> tuple[tuple[Cell, ...], tuple[tuple[dict[str, Any], dict[str, Any]], ...]]:
-    matchers = [(rule, _matcher(rule)) for rule in rules]
+    _check_number(math.prod(len(one) for one in values.values()), "grid")
+    if not isinstance(rules, list):
+        raise ConfigError(f"hydra.sweeper.exclude: a list of rules, each with a dash before it (given: {shown(rules)})")
+    matchers = [(rule, _matcher(rule, values, groups)) for rule in rules]
     cells: list[Cell] = []
     excluded: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for combination in itertools.product(*values.values()):
@@ -241,21 +293,29 @@ def _product(
     return tuple(cells), tuple(excluded)
 
 
-def _matcher(rule: Any) -> dict[str, tuple[Any, ...]]:
+def _matcher(rule: Any, varied: dict[str, list[Any]], groups: Groups) -> dict[str, tuple[Any, ...]]:
     """An exclude rule as axis -> labels; a rule's value is one label or a list of them."""
     where = "hydra.sweeper.exclude"
     if not isinstance(rule, dict) or not rule:
         example = "{dtype: float32, attention: sdpa}"
-        raise ConfigError(f"{where}: a rule maps axes to values, e.g. {example} (given: {rule!r})")
+        raise ConfigError(f"{where}: a rule maps axes to values, e.g. {example} (given: {shown(rule)})")
     matcher = {}
     for axis, given in rule.items():
         _check_axis(axis, where)
         values = given if isinstance(given, list) else [given]
-        matcher[axis] = tuple(
-            str(value) if axis in axes.groups() else label(_validated(axes.axis(axis), value, f"{where}.{axis}"))
-            for value in values
-        )
+        matcher[axis] = tuple(_excluded_label(axes.axis(axis), value, varied[axis], groups) for value in values)
     return matcher
+
+
+def _excluded_label(axis: Axis, value: Any, varied: list[Any], groups: Groups) -> str | bool:
+    """The label that a rule names. Of a group, one of its values here, or the name of one of its files."""
+    where = f"hydra.sweeper.exclude.{axis.name}"
+    if not axis.group:
+        return label(_validated(axis, value, where))
+    known = dict.fromkeys([*(str(label(one)) for one in varied), *groups.names(axis)])
+    if str(value) not in known:
+        raise ConfigError(f"{where}: nothing is named {shown(value)}{did_you_mean(str(value), known)}")
+    return str(value)
 
 
 def _check_axis(axis: Any, where: str) -> None:
@@ -294,7 +354,7 @@ def _reference(given: Any, groups: Groups) -> dict[str, Any]:
     """The axes that a reference fixes."""
     if not isinstance(given, dict):
         example = f"{{dtype: float32, attention: eager}}, or {RECORDING}FILE"
-        raise ConfigError(f"reference: maps axes to values, e.g. {example} (given: {given!r})")
+        raise ConfigError(f"reference: maps axes to values, e.g. {example} (given: {shown(given)})")
     return {axis: _reference_value(axis, value, groups) for axis, value in given.items()}
 
 
@@ -303,5 +363,5 @@ def _reference_value(axis: str, value: Any, groups: Groups) -> Any:
     if axis not in axes.groups():
         return _validated(axes.axis(axis), value, f"reference.{axis}")
     if isinstance(value, dict | list | BaseModel):
-        raise ConfigError(f"reference.{axis}: write the name of one of conf/{axis} (given: {value!r})")
+        raise ConfigError(f"reference.{axis}: write the name of one of conf/{axis} (given: {shown(value)})")
     return groups.option(axes.axis(axis), str(value))

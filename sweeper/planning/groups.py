@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from sweeper.config import ADDED, parse
-from sweeper.errors import ConfigError
+from sweeper.config import ADDED, LONGEST_NAME, parse
+from sweeper.errors import ConfigError, shown
 from sweeper.models import axes
 from sweeper.models.axis import Axis
 
@@ -35,6 +36,8 @@ class Groups:
             if not override.is_sweep_override() and override.key_or_group.partition(".")[0] not in axes.groups()
         ]
         self._composed: dict[str | None, DictConfig] = {}
+        roots = (override.key_or_group.partition(".") for override in overrides)
+        self._master_as_it_is = not any(dot and root in axes.groups() for root, dot, _ in roots)
 
     def variants(self, axis: Axis, assignments: dict[str, list[Any]]) -> Iterator[Any]:
         """The validated models of a group: its options times the values of its dotted keys (`checkpoint.seed=1,2`)."""
@@ -55,10 +58,17 @@ class Groups:
         """The validated model of one option, as its file states it."""
         return _model(self._compose(axis, choice), axis)
 
+    def names(self, axis: Axis) -> list[str]:
+        """The names of a group's config files."""
+        return list(self._loader.get_group_options(axis.name))
+
     def _compose(self, axis: Axis, choice: Any) -> DictConfig:
         """The whole config with one option of a group; None is what the config files and the command line chose."""
         if axis.name == "checkpoint" and is_place(str(choice)):
             return self._at_place(axis, str(choice))
+        if self._master_as_it_is and choice in (None, self._choices.get(axis.name)):
+            choice = None  # the master has it
+            self._composed.setdefault(None, without_hydra(self._master))
         line = None if choice is None else f"{'+' if axis.name in ADDED else ''}{axis.name}={choice}"
         if line not in self._composed:
             lines = self._lines if line is None else [*self._lines, line]
@@ -68,7 +78,7 @@ class Groups:
     def _at_place(self, axis: Axis, place: str) -> DictConfig:
         """The whole config with a folder, or a model of the hub, as its checkpoint."""
         path = Path(place).expanduser()
-        is_folder = path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith(".")
+        is_folder = os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith(".")
         found = copy.deepcopy(self._compose(axis, "folder" if is_folder else "hub"))
         name = path.resolve().name.removesuffix(".gguf")
         stated = {"path": place, "name": name} if is_folder else {"repo_id": place, "name": path.name}
@@ -122,12 +132,15 @@ def _model(composed: DictConfig, axis: Axis) -> Any:
     if OmegaConf.select(composed, axis.name) is None:
         raise ConfigError(f"{axis.name}: nothing is chosen; type {axis.name}=...")
     plain = OmegaConf.to_container(composed[axis.name], resolve=True, throw_on_missing=True)
+    name = plain.get("name") if isinstance(plain, dict) else None
+    if isinstance(name, str) and len(name) > LONGEST_NAME:  # not in config.py: those that are made here may be longer
+        raise ConfigError(f"{axis.name}.name: at most {LONGEST_NAME} characters (given: {len(name)}, {shown(name)})")
     return parse(axis.kind, plain, axis.name)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
     """A copy of the user's part of a composed config; the interpolations in it still work."""
-    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return OmegaConf.masked_copy(composed, list(filter("hydra".__ne__, composed)))
 
 
 def plain_data(value: Any) -> Any:

@@ -16,9 +16,11 @@ from pydantic_core import to_jsonable_python
 
 from sweeper.checkpoints.folder import deciding_files
 from sweeper.config import Cell, FolderCheckpoint
-from sweeper.environment import identity, versions
+from sweeper.environment import default_device, identity, versions
+from sweeper.errors import ConfigError
 from sweeper.models import axes
 from sweeper.models.weights import WeightsKey
+from sweeper.planning import preflight
 from sweeper.planning.grid import SweepRequest
 from sweeper.planning.settle import Settler
 from sweeper.planning.unsupported import unsupported_reason
@@ -78,12 +80,15 @@ def make_plan(request: SweepRequest, environment: dict[str, Any]) -> Plan:
     ids = CellIds(identity(environment))
     settler = Settler(lambda line: print(line, file=sys.stderr))
     cells = _ordered(_planned_cells(request, settler, ids))
+    _require_device(cells)
     sweep = request.settings.sweep or _sweep_name(cells)
     runnable = [planned for planned in cells if planned.unsupported is None]
+    folder = Path(request.settings.output_dir) / request.grid / sweep
+    preflight.check([planned.cell for planned in runnable], folder, settler.folder)
     return Plan(
         grid=request.grid,
         sweep=sweep,
-        folder=Path(request.settings.output_dir) / request.grid / sweep,
+        folder=folder,
         environment={**environment, **ids.packages},
         cells=tuple(cells),
         excluded=request.excluded,
@@ -150,6 +155,13 @@ class CellIds:
             stats = [(name, (place / name).stat()) for name in names]
             self._places[place] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         return self._places[place]
+
+
+def _require_device(cells: Sequence[PlannedCell]) -> None:
+    """A grid may hold cells of a GPU that is not there; one that holds no other cells asks for the wrong device."""
+    reasons = {planned.unsupported for planned in cells if planned.cell.device == "cuda"}
+    if all(planned.cell.device == "cuda" for planned in cells) and default_device() != "cuda" and None not in reasons:
+        raise ConfigError("device=cuda: torch sees no GPU here; type device=cpu")
 
 
 def _unsupported_id(cell_id: str, reason: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from sweeper.checkpoints import settled
 from sweeper.checkpoints.card import read_card
 from sweeper.config import Batch, Cell, Checkpoint, Decode, Inputs, Layout, Positions
+from sweeper.errors import ConfigError, SweeperError
 from sweeper.inputs.media import as_array, missing_package
 
 
@@ -74,9 +75,22 @@ class Settler:
             self._arrays[key] = None if reads == "input_ids" else as_array(inputs, folder, reads, self.say)
         return self._arrays[key]
 
+    def folder(self, checkpoint: Checkpoint) -> Path | None:
+        """Where a settled checkpoint describes itself; None where nobody had to look."""
+        return self._settled(checkpoint)[1]
+
     def _settled(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Path | None]:
         if checkpoint not in self._checkpoints:
-            found = settled(checkpoint, self.say)
+            try:
+                found = settled(checkpoint, self.say)
+                _model_class(*found)
+            except SweeperError:
+                raise
+            except Exception as error:  # what a library makes of a file that it did not write is its own affair
+                where = f"{getattr(checkpoint, 'path', checkpoint.name)}: config.json or a file beside it"
+                raise ConfigError(
+                    f"{where} is not what transformers reads ({type(error).__name__}: {error})"
+                ) from error
             self._checkpoints[checkpoint] = self._checkpoints[found[0]] = found
         return self._checkpoints[checkpoint]
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,10 +89,9 @@ def _message(inputs: config.Inputs, folder: Path = Path(), has_tokenizer: bool =
     return message
 
 
-@pytest.mark.parametrize("outside", [5, -1])
-def test_id_outside_the_vocabulary_is_located(outside: int) -> None:
-    message = _message(_inputs(token_ids=[[1, 2], [3, 4, outside]]))
-    assert f"text 1, position 2 (both from 0): token id {outside} " in message
+def test_id_outside_the_vocabulary_is_located() -> None:
+    message = _message(_inputs(token_ids=[[1, 2], [3, 4, 5]]))
+    assert "text 1, position 2 (both from 0): token id 5 " in message
     assert "vocabulary of 5 (0 to 4)" in message
 
 
@@ -187,7 +187,7 @@ def _shipped(name: str, **overrides: Any) -> config.Inputs:
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_inputs_validate_under_their_own_name(path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("gravity")
-    (tmp_path / "a.npy").touch()
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
     needed = {"file": {"file": str(tmp_path / "a.txt")}, "arrays": {"arrays": str(tmp_path / "a.npy")}}
     (tmp_path / "a.png").touch()
     needed |= {"token_ids": {"token_ids": [[5, 6]]}, "media": {"media": str(tmp_path / "a.png")}}

@@ -71,6 +71,9 @@ def test_cells_are_the_product_of_the_values_each_once(chosen: dict[str, list[st
         ("inputs=glob(report_*)", "inputs", ["report_1", "report_2"]),
         ("checkpoint.seed=range(1,3)", "checkpoint", ["tiny_llama+seed=1", "tiny_llama+seed=2"]),
         ("numerics=default,tf32_on", "numerics", ["default", "tf32_on"]),
+        ("dtype=[float32,float16]", "dtype", ["float32", "float16"]),
+        ("numerics=[default,tf32_on]", "numerics", ["default", "tf32_on"]),
+        ("checkpoint.seed=[1,2]", "checkpoint", ["tiny_llama+seed=1", "tiny_llama+seed=2"]),
     ],
 )
 def test_every_way_of_giving_several_values(argument: str, axis: str, expected: list[object]) -> None:
@@ -170,7 +173,8 @@ def test_ten_thousand_cells() -> None:
         ("dtype=fp32", "dtype: Input should be .*given: 'fp32'.*type dtype=float32"),
         ("dtype=float32,bf16", "given: 'bf16'.*type dtype=bfloat16"),
         ("attention=flash_atention_2", "type attention=flash_attention_2"),
-        ("dtype=[float32,float16]", "type dtype=float32,float16"),
+        ("dtype=[]", "dtype: the list is empty"),
+        ("checkpoint.seed=range(0,10000000000)", "more than 200,000 combinations"),
         ("dtype=interval(0,1)", "interval"),
         ("dtyp=float32,float16", "dtyp: no such key; did you mean dtype"),
         ("+dtyp=float32", "dtyp: no such key; did you mean dtype"),
@@ -198,7 +202,8 @@ def test_bad_input_is_one_line(argument: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ("{dtype: [float32, bfloat16]}", "write it as a comma string: dtype: float32,bfloat16"),
+        ("{dtype: [float32, bf16]}", "dtype: .*type dtype=bfloat16"),
+        ("{dtype: []}", "dtype: the list is empty"),
         ("{dtyp: float32}", "dtyp: no such key; did you mean dtype"),
         ("{latency_repeats: '1,2'}", "latency_repeats: .*only axes can be swept"),
     ],
