@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,23 @@ def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
     return [*lines, *_next(records, folder)]
 
 
+def headline(records: Sequence[CellRecord]) -> str:
+    """The whole in one line: `6 of 24 cells need something done (6 policy), 16 are fine, 2 did not run`."""
+    ends = Counter(end_of(record) for record in records)
+    found = {end: ends[end] for end in FOUND if ends[end]}
+    parts = [f"{ends['identical'] + ends['rounding']} are fine"]
+    if found:
+        which = ", ".join(f"{number} {end}" for end, number in found.items())
+        number = sum(found.values())
+        parts.insert(0, f"{number} of {len(records)} cells need{'s' * (number == 1)} something done ({which})")
+    else:
+        parts[0] = f"{ends['identical'] + ends['rounding']} of {len(records)} cells are fine"
+    parts += [
+        f"{ends[end]} {end if end == UNJUDGED else 'did not run'}" for end in (UNJUDGED, "unsupported") if ends[end]
+    ]
+    return ", ".join(parts)
+
+
 def _finding(record: CellRecord) -> tuple[str, ...]:
     """What cells have in common that share a sentence."""
     end, verdict = end_of(record), record.verdict
@@ -93,9 +111,9 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
         floor = f", {ratio:.2g} times the noise floor at most" if ratio is not None else ""
         most = f", most in {labels([worst], records)}" if len(cells) > 1 else _where(cells, records)
         moved = f"outputs move by rel. L2 {_far(worst)} at most{floor}{most}"
-        return f"{count}: the same function, rounded differently; {moved}"
+        return f"{count}: nothing to do, the same function rounded differently; {moved}"
     if worst.status is not Status.OK or worst.verdict is None:
-        return f"{count}: {worst.reason}{_where(cells, records)}"
+        return f"{count}{_where(cells, records)}: {worst.reason}"
     if RECORDED in worst.reference_axes:
         return f"{count}: {_why_recorded(worst.verdict, _where(cells, records))}"
     return f"{count}: {_why(worst.verdict, _where(cells, records))}"
@@ -133,10 +151,11 @@ def _why_recorded(verdict: VerdictRecord, where: str) -> str:
 def _proof(cause: CauseRecord) -> tuple[str, str]:
     """The kind of proof, and the proof in words."""
     if cause.closed_bitwise:
-        return "bitwise", "closed bitwise"
+        return "bitwise", "proof: with that the outputs are the reference's, bit for bit"
     return (
         "replay",
-        f"closed in the float64 replay, where rel. L2 {cause.replay_before:.2g} becomes {cause.replay_after:.2g}",
+        f"proof: with that nothing is left in float64, "
+        f"rel. L2 {cause.replay_before:.2g} becomes {cause.replay_after:.2g}",
     )
 
 

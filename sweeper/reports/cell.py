@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeper.records.cell import (
+    RECORDED,
     CellRecord,
     ModuleRecord,
     PairMeasures,
@@ -84,7 +85,12 @@ def _choices(record: CellRecord) -> Section:
     notes = [f"on both sides: {same}"] if same else []
     if is_reference(record):
         notes.append("This cell is its own reference: two runs of it were compared.")
-    headings = ("axis", "this cell", f"reference {record.reference_id}")
+    recorded = record.reference_axes.get(RECORDED)
+    headings = (
+        "axis",
+        "this cell",
+        f"reference {record.reference_id}" if recorded is None else f"recording {recorded}",
+    )
     return Section(headings, rows, title="Choices", notes=tuple(notes))
 
 

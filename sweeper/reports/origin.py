@@ -58,7 +58,10 @@ def origin(record: CellRecord, modules: Sequence[ModuleRecord]) -> str:
         return "; ".join(["every module output is equal", *_state_sentences(record.state)])
     first = _first_in_a_layer(modules)
     parts = [] if first is not None and first.name == record.first_divergence else [record.first_divergence]
-    parts += [_layer_sentence(first, modules)] if first is not None else ["all layers equal"]
+    if first is not None:
+        parts.append(_layer_sentence(first, modules))
+    else:
+        parts.append("all layers equal" if modules else "no module was compared")
     return "; ".join([*parts, *_state_sentences(record.state)])
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.store import PAGE_FILE
 from sweeper.records.sweep import Sweep, short_ids
-from sweeper.reports.answer import answer, worst
+from sweeper.reports.answer import answer, headline, worst
 from sweeper.reports.cell import sections
 from sweeper.reports.cells_table import FIGURES, GAP, LEGEND, Table, cells_table, output_name, reasons, summary
 from sweeper.reports.origin import origins
@@ -73,7 +73,7 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
         say(out, f"one cell in full: python -m sweeper report {sweep.folder} --cell {short}", "dim")
     lines = answer(sweep.records, sweep.folder)
     if lines:
-        say(out, "\nthe answer, worst first", "bold")
+        say(out, f"\nthe answer, worst first: {headline(sweep.records)}", "bold")
     for line in lines:
         out.print(
             Text.assemble("  ", (line.end, ENDS.get(line.end, "")), line.text.removeprefix(line.end)), soft_wrap=True

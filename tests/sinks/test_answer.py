@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.records.cell import CauseRecord, CellRecord, EvidenceRecord, Status, VerdictRecord
-from sweeper.reports.answer import answer
+from sweeper.reports.answer import answer, headline
 from tests.sinks.records import cell, measures, record
 
 FOLDER = Path("outputs/grid/sweep")
@@ -49,9 +49,9 @@ def test_cells_with_one_cause_share_a_sentence_that_says_what_to_type() -> None:
     assert lines == [
         "policy, 2 cells: model.rotary_emb.inv_freq was rounded to bfloat16, and nobody asked for that, in "
         "cast_after_load, auto_then_cast; to put it back: load with from_pretrained(dtype=bfloat16) in place of "
-        ".to(bfloat16); closed bitwise",
-        "rounding, 1 cell: the same function, rounded differently; outputs move by rel. L2 0.088 at most, 1 times the "
-        "noise floor at most, in autocast",
+        ".to(bfloat16); proof: with that the outputs are the reference's, bit for bit",
+        "rounding, 1 cell: nothing to do, the same function rounded differently; outputs move by rel. L2 0.088 at "
+        "most, 1 times the noise floor at most, in autocast",
         "identical, 1 cell: every compared tensor has the reference's values",
         "the worst cell in depth: python -m sweeper explain outputs/grid/sweep policy1",
     ]
@@ -87,7 +87,7 @@ def test_what_nothing_closes_says_so() -> None:
 def test_a_replay_that_closes_it_is_told_with_both_figures() -> None:
     hidden = ROUNDED.model_copy(update={"closed_bitwise": False, "replay_before": 0.006, "replay_after": 3e-16})
     assert told(one("p1", "policy", 0.5, hidden))[0].endswith(
-        "closed in the float64 replay, where rel. L2 0.006 becomes 3e-16"
+        "proof: with that nothing is left in float64, rel. L2 0.006 becomes 3e-16"
     )
 
 
@@ -117,3 +117,14 @@ def test_reasons_of_two_packages_are_two_sentences() -> None:
         record(f"u{n}", status=Status.UNSUPPORTED, reason=f"flash_attention_{n} needs a package") for n in (2, 3)
     ]
     assert [line.split(",")[0] for line in told(*missing)] == ["unsupported", "unsupported"]
+
+
+def test_the_headline_counts_what_needs_something_done() -> None:
+    found = (
+        strategies("cast_after_load", "auto_then_cast", kind="policy"),
+        strategies("device_map", kind="semantic"),
+        strategies("dtype_at_load", kind="rounding"),
+    )
+    records = [record for part in found for record in part]
+    assert headline(records) == "3 of 4 cells need something done (1 semantic, 2 policy), 1 are fine"
+    assert headline(records[3:]) == "1 of 1 cells are fine"
