@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from sweeper._version import __version__
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core")
 
 # Cannot change a result: which Python and which Hydra ran it, how the weights' bytes were read, how many GPUs lie idle.
-_IRRELEVANT = frozenset({"python", "accelerate", "safetensors", "hydra_core", "gpu_count"})
+_IRRELEVANT = frozenset({"commit", "python", "accelerate", "safetensors", "hydra_core", "gpu_count"})
 
 
 def default_device() -> Literal["cpu", "cuda"]:
@@ -29,6 +31,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "sweeper": __version__,
+        **_commit(),
         **versions(PACKAGES),
         "device": device,
         **(_gpu() if device == "cuda" else _cpu()),
@@ -53,6 +56,20 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this package runs from; nothing where it was installed as a wheel."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return {}
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"commit": found.stdout.strip()} if found.returncode == 0 else {}
 
 
 def _gpu() -> dict[str, Any]:

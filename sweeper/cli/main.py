@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "record": "write what a model gives for texts into a file, to compare others with it",
     "compare": "say whether two environments (versions, machines) gave the same in two sweeps of one grid",
     "published": "write a page of published figures beside a sweep's",
+    "wandb": "write the runs of a sweep that Weights & Biases has not, from its files",
     "verify": "read every prepared checkpoint, or a sweep's cells, and say what is not as it was written",
 }
 """Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""
@@ -47,7 +48,7 @@ def dispatch(arguments: Sequence[str]) -> int | str | None:
     try:
         if not named:
             _refuse_unknown_word(arguments)
-        exit_code: int | str | None = import_module(f"sweeper.cli.{name}").main(rest)
+        exit_code: int | str | None = import_module(f"sweeper.cli.{name.replace('-', '_')}").main(rest)
     except KeyboardInterrupt:
         print("sweeper: interrupted", file=sys.stderr)
         return INTERRUPTED

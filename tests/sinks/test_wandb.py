@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import subprocess
@@ -15,11 +16,24 @@ import wandb
 
 from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
-from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.sinks.sink import Sink
-from sweeper.sinks.wandb import MOST_TEXTS, cell_summary, curve_rows, make_wandb_sink, text_rows
+from sweeper.sinks.wandb import make_wandb_sink
+from sweeper.sinks.wandb.rows import (
+    MODULE_COLUMNS,
+    MODULE_MEASURES,
+    MOST_MODULES,
+    MOST_TEXTS,
+    cell_summary,
+    curve_rows,
+    module_table,
+    text_rows,
+)
 from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs
+
+TAG = hashlib.sha256(b"bf16_vs_fp32/sweep1").hexdigest()[:6]
+"""Of the sweep's name, in the ids of its cells' runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +73,7 @@ def log_cells(folder: Path, attempts: list[tuple[CellRecord, list[ModuleRecord]]
 def test_a_cell_becomes_a_run_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, _ = log_cells(tmp_path, [(record(), modules())])
     assert capfd.readouterr() == ("", "")
-    assert (run.run.run_id, run.run.display_name) == ("c1-a1", "bfloat16")
+    assert (run.run.run_id, run.run.display_name) == (f"c1-a1-{TAG}", "bfloat16")
     assert (run.run.run_group, run.run.job_type, run.run.project) == ("sweep1", "cell", "sweeper")
     assert list(run.run.tags) == ["bf16_vs_fp32", "mine"]
     assert run.exit_code == 0
@@ -75,30 +89,35 @@ def test_curves_have_one_row_a_layer_and_lie_over_each_other(tmp_path: Path) -> 
     assert [row["layer"] for row in first.curve("layer")] == [0, 1, 2]
     assert [row.keys() for row in first.curve("layer")] == [row.keys() for row in second.curve("layer")]
     assert first.step_metrics == second.step_metrics
-    assert first.step_metrics.items() >= {"layer/*": "layer", "self_attn/*": "layer", "text/*": "text"}.items()
-    assert first.curve("layer")[0]["self_attn/q_proj/max_abs"] == 0.5
+    steps = {"layer/max_abs": "layer", "layer_attention/q_proj": "layer", "text/embedding_cosine": "text"}
+    assert first.step_metrics.items() >= steps.items()
+    assert first.curve("layer")[0]["layer_attention/q_proj"] == pytest.approx(0.5 / math.sqrt(8))
     assert [row["text/embedding_cosine"] for row in first.curve("text")] == [1.0, 0.75]
 
 
 def test_summaries_of_curves_reach_names_with_dots(tmp_path: Path) -> None:
     run, _ = log_cells(tmp_path, [(record(), modules())])
     assert run.summary["layer/max_abs"] == {"max": 0.5, "mean": 0.25}
-    assert run.summary["self_attn/q_proj/max_abs"] == {"max": 0.5, "mean": 0.25}
+    assert run.summary["layer_attention/q_proj"]["max"] == pytest.approx(0.5 / math.sqrt(8))
+    assert run.summary["layer/cosine"].keys() == run.summary["layer/sqnr_db"].keys() == {"min", "mean"}
+    assert run.summary["text/embedding_cosine"] == {"min": 0.75, "mean": 0.875}
     assert run.summary["output"]["max_abs"] == 0.5
     assert run.summary["embedding_cosine"] == {"min": 0.75, "mean": 0.875}
     assert run.summary["state"]["buffers_equal"] == 0
     assert run.summary["cost"] == {"latency_ms": 12.5, "repeatable": True}
 
 
-def test_the_table_of_modules_has_every_field(tmp_path: Path) -> None:
+def test_the_table_of_modules_has_those_that_are_furthest_off(tmp_path: Path) -> None:
     run, _ = log_cells(tmp_path, [(record(), modules())])
     table = run.table("modules")
-    fields = ModuleRecord.model_fields.keys() | PairMeasures.model_fields.keys()
-    assert set(table["columns"]) == fields - {"measures", "tokens"}
+    assert tuple(table["columns"]) == (*MODULE_COLUMNS, *MODULE_MEASURES)
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["name"] for row in rows] == [module.name for module in modules()]
     assert rows[-1]["max_abs"] == 0.5
     assert rows[0]["sqnr_db"] is None  # identical: infinite
+    many = module_table(modules(layers=99))
+    assert len(many) == MOST_MODULES
+    assert many[-1]["name"] == "model.layers.98"
 
 
 def test_the_sweep_becomes_a_run_with_the_table_of_cells(tmp_path: Path) -> None:
@@ -130,7 +149,7 @@ def test_nothing_leaks_from_a_run_that_an_exception_left_open(tmp_path: Path) ->
     started_sink(tmp_path).cell_finished(record(), modules())
     left_open.finish()
     wandb.teardown()
-    (run,) = (run for run in read_runs(tmp_path) if run.run.run_id == "c1-a1")
+    (run,) = (run for run in read_runs(tmp_path) if run.run.run_id == f"c1-a1-{TAG}")
     assert not [row for row in run.history if "left_open" in row]
     assert len(run.curve("layer")) == 3
 
@@ -144,7 +163,8 @@ def test_a_failure_while_logging_closes_the_run_warns_once_and_goes_on(
     runs = log_cells(tmp_path, [*attempts, (record("c2"), modules())])
     (warning,) = warnings(caplog)
     assert warning.startswith("Weights & Biases: a cell could not be logged")
-    assert [(run.run.run_id, run.exit_code) for run in runs[:3]] == [("c1-a1", 1), ("c1-a2", 1), ("c2-a1", 0)]
+    ended = [(run.run.run_id, run.exit_code) for run in runs[:3]]
+    assert ended == [(f"c1-a1-{TAG}", 1), (f"c1-a2-{TAG}", 1), (f"c2-a1-{TAG}", 0)]
 
 
 def test_a_service_that_died_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,11 +178,6 @@ def test_a_service_that_died_is_a_warning(tmp_path: Path, caplog: pytest.LogCapt
     assert len(warnings(caplog)) == 1
     with pytest.raises(ConnectionError):  # wandb's own goodbye to the service
         wandb.teardown()
-
-
-def test_each_attempt_is_a_run_of_its_own(tmp_path: Path) -> None:
-    runs = log_cells(tmp_path, [(record(attempt="a1"), []), (record(attempt="a2"), [])])
-    assert [run.run.run_id for run in runs[:2]] == ["c1-a1", "c1-a2"]
 
 
 def test_nothing_tells_the_machine_or_the_code(tmp_path: Path) -> None:
@@ -197,7 +212,7 @@ def test_disabled_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_a_missing_package_is_one_line(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb, or") as caught:
+    with pytest.raises(ConfigError, match=r"pip install .sweeper\[wandb\]") as caught:
         make_wandb_sink(WandbSettings.model_validate({"mode": mode}))
     assert "\n" not in str(caught.value)
 

@@ -14,9 +14,11 @@ import wandb
 from sweeper.config import WandbSettings
 from sweeper.sinks.wandb import make_wandb_sink
 from tests.sinks.records import Planned, SmallPlan, cell, modules, record
+from tests.sinks.test_wandb import TAG
 from tests.sinks.wandb_files import read_runs
 from tests.sinks.wandb_server import WandbServer, wandb_server
 
+RUN = f"c1-a1-{TAG}"
 KEY = "0123456789" * 4  # of the right length; no server knows it
 
 
@@ -41,15 +43,15 @@ def log_sweep(folder: Path, settings: WandbSettings) -> None:
 
 
 def check_uploaded(server: WandbServer) -> None:
-    uploaded = server.runs["c1-a1"]
+    uploaded = server.runs[RUN]
     assert (uploaded["groupName"], uploaded["jobType"], uploaded["project"]) == ("sweep1", "cell", "sweeper")
     assert not uploaded.get("host")
     config = json.loads(uploaded["config"])
     assert config["dtype"] == {"value": "bfloat16"}
     assert config["reference"]["value"]["dtype"] == "float32"
-    history = server.files["c1-a1"]["wandb-history.jsonl"]
+    history = server.files[RUN]["wandb-history.jsonl"]
     assert [row["layer/max_abs"] for row in history if "layer" in row] == [0, 0.25, 0.5]
-    summary = server.files["c1-a1"]["wandb-summary.json"][-1]
+    summary = server.files[RUN]["wandb-summary.json"][-1]
     assert summary["output"]["max_abs"] == 0.5
     assert summary["layer/max_abs"] == {"max": 0.5, "mean": 0.25}
     assert json.loads(server.uploads["artifact/modules.table.json"])["nrows"] == len(modules())
@@ -63,7 +65,7 @@ def test_an_online_run_uploads_everything_and_shows_no_key(
 ) -> None:
     log_sweep(tmp_path, WandbSettings(mode="online"))
     check_uploaded(server)
-    assert server.runs["c1-a1"]["program"] == "sweeper"
+    assert server.runs[RUN]["program"] == "sweeper"
     assert KEY not in "".join(capfd.readouterr())
 
 
@@ -81,7 +83,7 @@ def test_a_server_that_is_gone_turns_the_rest_offline(
         url = gone.url
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr("sweeper.sinks.wandb.INIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("sweeper.sinks.wandb.writer.INIT_TIMEOUT_S", 2.0)
     log_sweep(tmp_path, WandbSettings(mode="online"))
     kept = [run for run in read_runs(tmp_path) if run.folder.name.startswith("offline-")]
     assert [(run.run.job_type, run.exit_code) for run in kept] == [("cell", 0), ("sweep", 0)]

@@ -1,13 +1,8 @@
-"""Reads what an offline run wrote: a `.wandb` file and the tables beside it.
-
-A `.wandb` file is a 7-byte header and LevelDB log blocks of 32 KiB; each block holds chunks with a 7-byte header
-(crc, length, type), and the chunks of one record join to a protobuf message.
-"""
+"""Reads what an offline run wrote: a `.wandb` file and the tables beside it."""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +10,7 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2 as pb
 
-BLOCK_BYTES = 32 * 1024
-HEADER_BYTES = 7
-FULL, FIRST, LAST = 1, 2, 4
+from sweeper.sinks.wandb.folder import messages
 
 
 @dataclass(kw_only=True)
@@ -80,24 +73,11 @@ def read_run(path: Path) -> OfflineRun:
 
 
 def _records(data: bytes) -> Iterator[Any]:
-    assert data[:4] == b":W&B", data[:HEADER_BYTES]
-    position, message = HEADER_BYTES, b""
-    while position + HEADER_BYTES <= len(data):
-        left_in_block = BLOCK_BYTES - position % BLOCK_BYTES
-        if left_in_block < HEADER_BYTES:
-            position += left_in_block
-            continue
-        _, length, chunk_type = struct.unpack_from("<IHB", data, position)
-        if chunk_type == 0 and length == 0:
-            return
-        start = position + HEADER_BYTES
-        position = start + length
-        chunk = data[start:position]
-        message = chunk if chunk_type in (FULL, FIRST) else message + chunk
-        if chunk_type in (FULL, LAST):
-            record = pb.Record()
-            record.ParseFromString(message)
-            yield record
+    assert data[:4] == b":W&B"
+    for message in messages(data):
+        record = pb.Record()
+        record.ParseFromString(message)
+        yield record
 
 
 def _path(item: Any) -> list[str]:
