@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from sweeper.reports.cells_table import Table, cosine, fraction, is_reference, n
 from sweeper.reports.origin import EqualLayers, layer_outputs, module_differs, origin, steps
 
 MOST_TEXTS = 20
+MOST_QUOTED = 5  # of these, as text
+TEXT_LETTERS = 160
 MOST_STATE_ENTRIES = 20
 
 MODULE_FIGURES = ("max |Δ|", "mean |Δ|", "rel. L2", "SQNR dB", "cosine", "equal")
@@ -55,7 +58,7 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
             *([_state(record.state)] if record.state else []),
             _output(record, record.output),
             *([_layers(modules)] if layer_outputs(modules) else []),
-            _texts(record.texts),
+            _texts(record),
             _conditions(record),
         ]
     if record.status is not Status.UNSUPPORTED:
@@ -184,8 +187,8 @@ def _layers(modules: Sequence[ModuleRecord]) -> Section:
     return Section(("layer", *MODULE_FIGURES), rows, title="Layer by layer")
 
 
-def _texts(texts: Sequence[TextFigures]) -> Section:
-    notes = ["A leak between texts shows as one text far worse than the first."]
+def _texts(record: CellRecord) -> Section:
+    notes, texts = ["A leak between texts shows as one text far worse than the first."], record.texts
     shown = furthest(texts, MOST_TEXTS)
     if len(shown) < len(texts):
         notes.append(f"These are the {len(shown)} of {len(texts)} whose embeddings are furthest from the reference's.")
@@ -202,9 +205,27 @@ def _texts(texts: Sequence[TextFigures]) -> Section:
         )
         for text in shown
     )
+    notes += [f"text {number}: {words}" for number, words in _words(record, shown[:MOST_QUOTED])]
     output = ("output max |Δ|", "output equal", "output cosine")
     headings = ("text", "tokens", *output, "embedding cosine", "embedding max |Δ|", "embedding mean |Δ|")
     return Section(headings, rows, title="Texts", notes=tuple(notes))
+
+
+def _words(record: CellRecord, texts: Sequence[TextFigures]) -> list[tuple[int, str]]:
+    """The beginnings of texts, where the record has them: those of a file and token ids are not in it."""
+    known = texts_of(record)
+    return [
+        (text.text, repr(textwrap.shorten(known[text.text], TEXT_LETTERS, placeholder=" …")))
+        for text in texts
+        if text.text < len(known)
+    ]
+
+
+def texts_of(record: CellRecord) -> tuple[str, ...]:
+    """The texts that the cell read, as text; none where the record does not have them."""
+    inputs = record.choices.get("inputs")
+    texts = inputs.get("texts") if isinstance(inputs, dict) else None
+    return tuple(text for text in texts or () if isinstance(text, str))
 
 
 def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:

@@ -14,6 +14,7 @@ from typing import Any
 from sweeper.records.cell import CellRecord, ModuleRecord, Status, TokenFigures
 from sweeper.records.sweep import Sweep, short_label
 from sweeper.reports.answer import WORST_FIRST, end_of
+from sweeper.reports.cell import texts_of
 from sweeper.reports.cells_table import short_module, state_summary, status
 from sweeper.reports.origin import layer_outputs, module_differs
 from sweeper.reports.page.chart import COLOURS, Curve
@@ -195,7 +196,7 @@ def _token_maps(
 ) -> list[dict[str, Any]]:
     """A map a text, the worst first: `rel_l2` a layer and token, of the layers of these names."""
     first = next(iter(tokens.values()))
-    texts = (record.choices.get("inputs") or {}).get("texts") or ()
+    texts = texts_of(record)
     maps = []
     for text in dict.fromkeys(first.text):
         places = [i for i, one in enumerate(first.text) if one == text]
