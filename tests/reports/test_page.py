@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from sweeper.records.cell import Status, TokenFigures
-from sweeper.records.sweep import Sweep
 from sweeper.reports.page import data
 from sweeper.reports.page.page import headline, page, telling_axes
 from tests.sinks.records import cell, measures, module
-from tests.sinks.sweeps import layered, many, measured, report_1, stored
+from tests.sinks.sweeps import enlarged, large, layered, many, measured, report_1, stored
 
 
 def parts(text: str) -> tuple[str, list[str]]:
@@ -174,49 +173,15 @@ def test_tokens_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
     assert maps["maps"][-1]["texts_left_out"] is True
 
 
-def test_five_thousand_cells_are_less_than_three_megabytes_and_it_says_what_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = large(tmp_path, 70)
-    records = [
-        record.model_copy(
-            update={"cell_id": f"{number:04x}{record.cell_id}", "axes": record.axes | {"inputs": f"{number}"}}
-        )
-        for number, record in enumerate(few.records[i % 70] for i in range(5000))
-    ]
-    sweep = Sweep(few.folder, few.description, tuple(records))
-    read = []
-    monkeypatch.setattr(Sweep, "modules", lambda _, cell_id: read.append(cell_id) or few_modules(cell_id))
-    monkeypatch.setattr(Sweep, "tokens", lambda *_: {})
+def test_five_thousand_cells_are_less_than_three_megabytes_and_it_says_what_is_left_out(tmp_path: Path) -> None:
+    sweep = enlarged(large(tmp_path, 70), 5000)
     text = page(sweep)
     assert len(text) < 3_000_000
-    assert len(read) == data.MOST_IN_FULL
+    assert sweep.read_modules == data.MOST_IN_FULL
     assert "The 60 worst cells in full" in text
-    assert f"python -m sweeper report {few.folder} --cell ID" in text
+    assert f"python -m sweeper report {tmp_path} --cell ID" in text
     assert len(content(text)["cells"]["id"]) == 5000
     assert text.count('<tr>\n<th scope="row" class="id">') == 200
-
-
-def large(folder: Path, count: int) -> Sweep:
-    """Cells of 30 layers, 8 modules each, all different, with figures by token of three long texts."""
-    cells = []
-    for i in range(count):
-        rows = layered(0.001 * (i + 1) / 7, later=0.0137, layers=30)
-        places = [(text, position) for text in range(3) for position in range(100)]
-        tokens = TokenFigures(
-            text=tuple(text for text, _ in places),
-            position=tuple(position for _, position in places),
-            max_abs=tuple(0.1234567 * (i + 1 + p) for p in range(300)),
-            rel_l2=tuple(0.01234567 * (i + 1 + p) for p in range(300)),
-        )
-        rows = [row.model_copy(update={"tokens": tokens}) if row.kind == "layer" else row for row in rows]
-        axes = cell().axes() | {"inputs": f"inputs_{i}"}
-        cells.append((measured(f"{i:04x}aaaabbbb", axes=axes, first_divergence="model.rotary_emb"), rows))
-    return stored(folder, cells)
-
-
-def few_modules(cell_id: str) -> list:
-    return layered(0.001 * (int(cell_id[:4], 16) + 1) / 7, later=0.0137, layers=30)
 
 
 def test_a_sweep_without_layers_or_cells_is_a_page(tmp_path: Path) -> None:

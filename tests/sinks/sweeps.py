@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeper.records.cell import CellRecord, ModuleRecord, StateDifference, StateFigures
+from sweeper.records.cell import CellRecord, ModuleRecord, StateDifference, StateFigures, TokenFigures
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
 from tests.sinks.records import cell, measures, module, record
@@ -97,3 +98,48 @@ def many(folder: Path, count: int) -> Sweep:
         made = measured(f"{i:04x}aaaabbbb", axes=axes, first_divergence="model.rotary_emb")
         cells.append((made, layered(0.01 * (i + 1))))
     return stored(folder, cells)
+
+
+def large(folder: Path, count: int) -> Sweep:
+    """Cells of 30 layers, all different, with figures by token of three long texts."""
+    places = [(text, position) for text in range(3) for position in range(100)]
+    texts, positions = (tuple(column) for column in zip(*places, strict=True))
+    cells = []
+    for i in range(count):
+        max_abs, rel_l2 = (tuple(size * (i + 1 + place) for place in range(300)) for size in (0.1234567, 0.01234567))
+        tokens = TokenFigures(text=texts, position=positions, max_abs=max_abs, rel_l2=rel_l2)
+        rows = layered(0.001 * (i + 1) / 7, later=0.0137, layers=30)
+        rows = [row.model_copy(update={"tokens": tokens}) if row.kind == "layer" else row for row in rows]
+        axes = cell().axes() | {"inputs": f"inputs_{i}"}
+        cells.append((measured(f"{i:04x}aaaabbbb", axes=axes, first_divergence="model.rotary_emb"), rows))
+    return stored(folder, cells)
+
+
+@dataclass(frozen=True)
+class Enlarged(Sweep):
+    """A sweep of more cells than lie on disk, whose files they share: to write thousands takes too long."""
+
+    original: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def read_modules(self) -> int:
+        return len(self.asked)
+
+    def modules(self, cell_id: str) -> list[ModuleRecord]:
+        self.asked.append(cell_id)
+        return super().modules(self.original[cell_id])
+
+    def tokens(self, cell_id: str) -> dict[str, TokenFigures]:
+        return super().tokens(self.original[cell_id])
+
+
+def enlarged(sweep: Sweep, count: int) -> Enlarged:
+    """As many cells as that, over two axes of forty values and more."""
+    records, original = [], {}
+    for i in range(count):
+        record = sweep.records[i % len(sweep.records)]
+        axes = record.axes | {"inputs": f"inputs_{i // 40}", "numerics": f"numerics_{i % 40}"}
+        records.append(record.model_copy(update={"cell_id": f"{i:04x}{record.cell_id}", "axes": axes}))
+        original[records[-1].cell_id] = record.cell_id
+    return Enlarged(sweep.folder, sweep.description, tuple(records), (), original, [])
