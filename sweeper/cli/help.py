@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
-from sweeper.config import Settings as SweepSettings
-from sweeper.config import WandbSettings
 from sweeper.models import axes
 from sweeper.models.axis import Axis, typed
 
@@ -41,8 +40,17 @@ Published figures, which measured ones are put beside:
 Reference: what each cell is compared with; an axis that it does not name is the cell's own. The default:
   'reference={{dtype:float32,load_strategy:dtype_at_load,attention:eager}}'
 
-Settings of the whole sweep:
+Settings of the whole sweep, with their defaults:
 {settings}
+
+Options: --help, --version; --config-dir DIR; --cfg job (the composed config); --info; --shell-completion install=bash
+(zsh, fish); --hydra-help. Of Hydra's own settings hydra.sweeper.params, hydra.sweeper.exclude, hydra.searchpath,
+hydra.verbose and hydra/hydra_logging act; any other is refused, with what to type instead.
+
+Environment: SWEEPER_CACHE (where checkpoints are prepared), SWEEPER_WHEELS (a folder of wheels that are not fetched),
+HYDRA_FULL_ERROR=1 (errors with their traceback), COLUMNS (the width of what is printed into a file or a pipe).
+
+Exit codes: 0; 1, a cell ended as fail_on says; 2, bad input, before any weight is read; 130, Ctrl-C.
 
 Examples:
   python -m sweeper                                   one cell against float32 eager
@@ -52,26 +60,39 @@ Examples:
   python -m sweeper +grid=bf16_vs_fp32 reported=public_issues     published figures beside the measured ones
   python -m sweeper dtype=bfloat16,float16 checkpoint=folder checkpoint.path=FOLDER
   python -m sweeper --config-dir MY_CONF +grid=mine   your own MY_CONF/grid/mine.yaml, checkpoints, inputs, numerics
-
---cfg job prints the composed config, --hydra-help what Hydra itself offers.
 """
+_SETTINGS_BEGIN, _SETTINGS_END = "# ---- the sweep ----", "\nhydra:"
+"""What encloses the settings in conf/config.yaml."""
 
 
 def help_text(config_folders: Sequence[Path], subcommands: Mapping[str, str]) -> str:
     """The help, with the config files that lie in these folders, and what each subcommand is for."""
     scalars = [axis for axis in axes.table() if not axis.group]
     groups = [axis for axis in axes.table() if axis.group]
-    wandb = [f"wandb.{field}" for field in WandbSettings.model_fields]
-    settings = [field for field in SweepSettings.model_fields if field != "wandb"]
     return _TEXT.format(
         subcommands="\n".join(_entry(name, [purpose]) for name, purpose in subcommands.items()),
         axes="\n".join(_axis(axis, axis.words()) for axis in scalars),
-        groups="\n".join(_axis(axis, _options(config_folders, axis.name)) for axis in groups),
+        groups="\n".join(_group(axis, _options(config_folders, axis.name)) for axis in groups),
         grids=_entry("+grid", _options(config_folders, "grid")),
         launchers=_entry("launcher", _options(config_folders, "launcher")),
         reported=_entry("reported", _options(config_folders, "reported")),
-        settings=_entry("", [*settings, *wandb]),
+        settings=_settings(config_folders[0]),
     )
+
+
+def _settings(folder: Path) -> str:
+    """The settings as conf/config.yaml has them, each with its default and its comment."""
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    entries, group = [], ""
+    for line in text.partition(_SETTINGS_BEGIN)[2].partition(_SETTINGS_END)[0].strip().splitlines():
+        setting, _, what = line.partition(" # ")
+        key, _, default = setting.partition(":")
+        group = group if key.startswith(" ") else ""
+        if default.strip():
+            entries.append(_entry(f"{group}{key.strip()}={default.strip()}", [what], key_width=24))
+        else:
+            group = f"{key}."
+    return "\n".join(entries)
 
 
 def _options(config_folders: Sequence[Path], group: str) -> list[str]:
@@ -84,10 +105,18 @@ def _axis(axis: Axis, values: Iterable[str]) -> str:
     return f"{about}\n{textwrap.indent(_entry('', values, width=103), ' ' * 15)}"
 
 
-def _entry(key: str, values: Iterable[str], width: int = 118) -> str:
+def _group(axis: Axis, options: Iterable[str]) -> str:
+    """An axis with its config files, and below them the settings that these have."""
+    kinds = get_args(get_args(axis.kind)[0]) if get_origin(axis.kind) is Annotated else (axis.kind,)
+    fields = dict.fromkeys(name for kind in kinds for name in kind.model_fields)
+    settings = _entry("", [f"settings: {', '.join(fields)}"], width=103)
+    return f"{_axis(axis, options)}\n{textwrap.indent(settings, ' ' * 15)}"
+
+
+def _entry(key: str, values: Iterable[str], width: int = 118, key_width: int = 15) -> str:
     return textwrap.fill(
         ", ".join(values),
         width=width,
-        initial_indent=f"  {key:<15}" if key else "  ",
-        subsequent_indent=" " * 17 if key else "  ",
+        initial_indent=f"  {key:<{key_width - 1}} " if key else "  ",
+        subsequent_indent=" " * (key_width + 2) if key else "  ",
     )

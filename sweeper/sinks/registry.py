@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from sweeper.sinks.composed import ComposedSink
 from sweeper.sinks.page import PageSink
 from sweeper.sinks.published import PublishedSink
 from sweeper.sinks.terminal import TerminalSink
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sweeper.sinks.sink import Sink
 
 SINKS: Mapping[str, Callable[[SweepRequest], Sink | None]] = {
+    "composed config": lambda request: ComposedSink(request.config),
     "page": lambda _: PageSink(),
     "terminal": lambda _: TerminalSink(),
     "wandb": lambda request: make_wandb_sink(request.settings.wandb),
