@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -147,7 +148,7 @@ class InTurns:
         self.tables = GraphTables()
         self._models = models
         self._pairs = ModulePairs(steady=steady[1], launch_bytes=launch_bytes(device), tables=self.tables)
-        self._in_step = InStep(self._pairs, steady=steady[0], turn_bytes=bytes_a_turn(device))
+        self._in_step = InStep([self._pairs], steady=steady[0], turn_bytes=bytes_a_turn(device))
 
     @property
     def accumulators(self) -> dict[str, PairAccumulator]:
@@ -158,12 +159,15 @@ class InTurns:
         """Yields what runs a batch."""
         left, right = self._models
         options = {**batch.inputs, "use_cache": False}
-        with capture(left, self._in_step.give) as one, capture(right, self._in_step.take) as other:
+        take = functools.partial(self._in_step.take, 0)
+        with capture(left, self._in_step.give) as one, capture(right, take) as other:
 
             def run() -> None:
                 one.begin(batch)
                 other.begin(batch)
-                self._in_step.run(lambda: left(**options), lambda: right(**options))
+                _, results = self._in_step.run(lambda: left(**options), {0: lambda: right(**options)})
+                if isinstance(results[0], Exception):
+                    raise results[0]
                 self._pairs.end_batch()
 
             yield run

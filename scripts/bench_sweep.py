@@ -55,11 +55,11 @@ from sweeper.models.loading import load
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest, expand
 from sweeper.planning.unsupported import unsupported_reason
-from sweeper.sweep import code_paths, cost, runner
+from sweeper.sweep import code_paths, cost, passes, runner
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
-    "compare": [(runner, "keep_reference"), (runner, "compare_kept"), (runner, "compare_in_step")],
+    "compare": [(passes, "keep_reference"), (passes, "compare_kept"), (passes, "compare_in_step")],
     "cost": [(runner.Runner, "_run_bare")],
     "timed": [(cost, "_timed_ms")],
     "steady": [(code_paths, "steady_outputs")],

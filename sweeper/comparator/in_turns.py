@@ -1,18 +1,19 @@
-"""Reference and candidate side by side: both forwards run in turns, and an output dies when it has been compared.
+"""A reference and its candidates side by side: all forwards run in turns, and an output dies when it has been compared.
 
-The reference runs until it has given a bounded number of bytes, then the candidate until it needs what the reference
+The reference runs until it has given a bounded number of bytes, then each candidate until it needs what the reference
 has not given yet, and so on. Each side is a greenlet, so that a turn can end inside a hook, wherever the model is: this
-asks nothing of the models. Against two threads with a baton it needs no locks, keeps one CUDA stream and one set of
+asks nothing of the models. Against threads with a baton it needs no locks, keeps one CUDA stream and one set of
 torch's thread-local modes, and can be captured in a CUDA graph.
 
-What waits is bounded where both sides run their modules in one order and share a batch out among calls alike. Where one
-runs each text alone and the other all at once, one of them has to be kept for a whole batch.
+What waits is bounded where all sides run their modules in one order and share a batch out among calls alike. Where one
+runs each text alone and another all at once, one of them has to be kept for a whole batch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+import traceback
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -40,63 +41,85 @@ def bytes_a_turn(device: str) -> int:
 
 
 class InStep:
-    """Runs two functions in turns, whose modules' outputs meet in `pairs`: hook them with `give` and `take`.
+    """Runs a reference and candidates in turns, whose modules' outputs meet in pairs: hook them with `give` and `take`.
 
     Args:
-        pairs: where the outputs meet.
+        pairs: where the outputs meet, one a candidate.
         steady: outputs of the reference that no later module overwrites; the others are copied.
-        conditions: make the contexts of the reference's turns and of the candidate's.
+        conditions: make the contexts of the reference's turns and of each candidate's; empty: none.
         turn_bytes: of the reference's outputs in one turn; at least one output is given, whatever its size.
     """
 
     def __init__(
         self,
-        pairs: ModulePairs,
+        pairs: Sequence[ModulePairs],
         *,
         steady: Container[str] = frozenset(),
-        conditions: tuple[Turn, Turn] = (nullcontext, nullcontext),
+        conditions: Sequence[Turn] = (),
         turn_bytes: int,
     ) -> None:
         self._pairs = pairs
         self._steady = steady
-        self._conditions = conditions
+        self._conditions = conditions or [nullcontext] * (1 + len(pairs))
         self._turn_bytes = turn_bytes
         self._given = 0
         self._complete = False
+        self._running: set[int] = set()
 
     def give(self, output: ModuleOutput) -> None:
         """Takes an output of the reference, and its turn when it has given enough."""
         reference_NF = output.lasting(self._steady)
-        self._pairs.give(output.name, reference_NF)
+        for place in self._running:
+            self._pairs[place].give(output.name, reference_NF)
         self._given += reference_NF.nbytes
         if self._given >= self._turn_bytes:
             _switch(getcurrent().parent)
 
-    def take(self, output: ModuleOutput) -> None:
-        """Compares an output of the candidate, once the reference has given its rows or has ended."""
-        while not self._pairs.take(output, more_may_come=not self._complete):
+    def take(self, place: int, output: ModuleOutput) -> None:
+        """Compares an output of the candidate in that place, once the reference has given its rows or has ended."""
+        while not self._pairs[place].take(output, more_may_come=not self._complete):
             _switch(getcurrent().parent)
 
-    def run(self, reference: Callable[[], R], candidate: Callable[[], C]) -> tuple[R, C]:
-        """Runs both to their ends. An error of one ends the other where it is."""
-        first, second = greenlet(reference), greenlet(candidate)
-        results: Any = [None, None]
-        self._complete = False
+    def run(
+        self, reference: Callable[[], R], candidates: Mapping[int, Callable[[], C]]
+    ) -> tuple[R, dict[int, C | Exception]]:
+        """Runs all to their ends.
+
+        An error of the reference ends all others where they are, and is raised. One of a candidate is what that one
+        gives; the others go on.
+
+        Args:
+            candidates: by their places.
+        """
+        first, others = greenlet(reference), {place: greenlet(run) for place, run in candidates.items()}
+        given: Any = None
+        results: dict[int, Any] = {}
+        self._complete, self._running = False, set(candidates)
         try:
-            while not (first.dead and second.dead):
+            while not (first.dead and all(side.dead for side in others.values())):
                 if not first.dead:
                     self._given = 0
                     with self._conditions[0]():
-                        results[0] = _switch(first)
+                        given = _switch(first)
                     self._complete = first.dead
-                if not second.dead:
-                    with self._conditions[1]():
-                        results[1] = _switch(second)
+                for place, side in others.items():
+                    if not side.dead:
+                        results[place] = self._turn(place, side)
         finally:
-            for side in (first, second):
-                if side:  # suspended in its forward by an error of the other
+            for side in (first, *others.values()):
+                if side:  # suspended in its forward by an error of another
                     side.throw()
-        return results[0], results[1]
+        return given, results
+
+    def _turn(self, place: int, side: greenlet) -> Any:
+        try:
+            with self._conditions[1 + place]():
+                return _switch(side)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # which hold what its model had made
+            self._running.discard(place)
+            self._pairs[place].drop()
+            return error
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")

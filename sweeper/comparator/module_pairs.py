@@ -131,6 +131,11 @@ class ModulePairs:
         self._pending.clear()
         self._pending_bytes = 0
 
+    def drop(self) -> None:
+        """Lets go of what waits, of a candidate that has failed."""
+        self._waiting.clear()
+        self._pending.clear()
+
     def end_batch(self) -> None:
         """Measures what is left of the batch.
 

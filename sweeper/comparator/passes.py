@@ -1,13 +1,14 @@
-"""Passes over all batches: a reference that is kept, a candidate against a kept reference, or both in step.
+"""Passes over all batches: a reference that is kept, a candidate against a kept reference, or a reference in step with
+as many candidates as there is room for.
 
-What is kept serves every cell that names the reference. In step nothing is; the reference runs again for each cell.
+What is kept serves every cell that names the reference. In step nothing is kept.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -128,47 +129,80 @@ def compare_kept(
         return running
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A side, and where it is compared with the reference."""
+
+    side: Side
+    comparer: Comparer
+
+
 def compare_in_step(
     reference: Side,
-    candidate: Side,
+    candidates: Sequence[Candidate],
     batches: Batches,
-    comparer: Comparer,
     progress: Progress,
     *,
     same_conditions: bool = False,
     steady: Container[str] = frozenset(),
     turn_bytes: int = 0,
-) -> tuple[HookedSide, HookedSide]:
-    """Runs both, which form the same batches, and compares them; bit for bit what keeping the reference gives.
+) -> tuple[HookedSide, list[HookedSide | Exception]]:
+    """Runs all, which form the same batches, and compares them; bit for bit what keeping the reference gives.
 
-    Not bit for bit under flex_attention: torch compiles for the shapes that it has seen, of both sides here.
+    A candidate that fails gives its error; the others go on. Not bit for bit under flex_attention: torch compiles for
+    the shapes that it has seen, of all sides here.
 
     Args:
-        same_conditions: the candidate's are set once, around both sides; else each turn runs under its own.
+        candidates: no two of them on one model, nor on the reference's.
+        same_conditions: the first candidate's are set once, around all; else each turn runs under its own.
         steady: of the reference. turn_bytes: 0: what suits the device. Both as in `InStep`.
     """
-    turns = (nullcontext, nullcontext) if same_conditions else _turns(reference, candidate)
-    turn_bytes = turn_bytes or bytes_a_turn(candidate.calls[0].forward.flat_N.device.type)
-    in_step = InStep(comparer.modules, steady=steady, conditions=turns, turn_bytes=turn_bytes)
-    calls = (side.in_batches(batches) for side in (reference, candidate))
-    with (
-        candidate.conditions() if same_conditions else nullcontext(),
-        torch.inference_mode(),
-        hooked(reference, in_step.give) as left,
-        hooked(candidate, in_step.take) as right,
-    ):
-        for texts, *pair in zip(_told(batches, progress), *calls, strict=True):
-            comparer.begin_batch(texts)
-            outputs = in_step.run(functools.partial(left.run, pair[0]), functools.partial(right.run, pair[1]))
-            comparer.end_batch(texts, *outputs)
-        return left, right
+    sides = [reference, *(candidate.side for candidate in candidates)]
+    turns = [] if same_conditions else [_turn(side) for side in sides]
+    turn_bytes = turn_bytes or bytes_a_turn(reference.calls[0].forward.flat_N.device.type)
+    pairs = [candidate.comparer.modules for candidate in candidates]
+    in_step = InStep(pairs, steady=steady, conditions=turns, turn_bytes=turn_bytes)
+    with ExitStack() as stack:
+        stack.enter_context(sides[1].conditions() if same_conditions else nullcontext())
+        stack.enter_context(torch.inference_mode())
+        left = stack.enter_context(hooked(reference, in_step.give))
+        rights = [
+            stack.enter_context(hooked(candidate.side, functools.partial(in_step.take, place)))
+            for place, candidate in enumerate(candidates)
+        ]
+        ended: list[HookedSide | Exception] = [*rights]
+        of_all = [side.in_batches(batches) for side in sides]
+        for texts, first, *others in zip(_told(batches, progress), *of_all, strict=True):
+            going = {place: right for place, right in enumerate(rights) if ended[place] is right}
+            for place in going:
+                candidates[place].comparer.begin_batch(texts)
+            runs = {place: functools.partial(right.run, others[place]) for place, right in going.items()}
+            given, taken = in_step.run(functools.partial(left.run, first), runs)
+            for place, outputs in taken.items():
+                if error := _compared(candidates[place].comparer, texts, given, outputs):
+                    ended[place] = error
+            if all(isinstance(one, Exception) for one in ended):
+                break
+        return left, ended
 
 
-def _turns(reference: Side, candidate: Side) -> tuple[Turn, Turn]:
-    """What is around the turns of each, for runs that begin."""
-    begin(reference.switches)
-    begin(candidate.switches)
-    return functools.partial(in_force, reference.switches), functools.partial(in_force, candidate.switches)
+def _compared(
+    comparer: Comparer, texts: tuple[int, ...], reference: BatchOutputs, candidate: BatchOutputs | Exception
+) -> Exception | None:
+    """Ends a batch of one candidate; its error, if it has one."""
+    if isinstance(candidate, Exception):
+        return candidate
+    try:
+        comparer.end_batch(texts, reference, candidate)
+    except Exception as error:
+        return error
+    return None
+
+
+def _turn(side: Side) -> Turn:
+    """What is around the turns of a side, for a run that begins."""
+    begin(side.switches)
+    return functools.partial(in_force, side.switches)
 
 
 def _told(batches: Batches, progress: Progress) -> Iterator[tuple[int, ...]]:

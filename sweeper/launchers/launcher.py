@@ -68,8 +68,15 @@ class Worker(Protocol):
 
     usable: bool
 
-    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
-        """Runs one cell to its record; whatever goes wrong is in the record."""
+    def run(
+        self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """Runs one cell to its record; whatever goes wrong is in the record.
+
+        Args:
+            following: cells that this worker will be given next: what they share may be run with this one. None where
+                a cell may end its process, or take too long: it has to be known which.
+        """
 
 
 MakeWorker = Callable[[Sink], Worker]

@@ -171,6 +171,13 @@ class ModelPool:
         held = sum(loaded.nbytes for loaded in self._models.values())
         return held + wanted <= (held + free_bytes(device)) / 2
 
+    def room_beside(self, cell: Cell, folder: Path) -> bool:
+        """Whether the cell's model is here, or can be without another one's going."""
+        key = WeightsKey.of(cell)
+        here = any((key, own) in self._models for own in ("", implementation(cell.attention)))
+        wanted = _estimated_bytes(folder, key) + (_estimated_bytes(folder, WeightsKey(key.read)) if key.cast else 0)
+        return here or self._has_room(key.read.device, wanted)
+
     def keep(self, cell: Cell) -> None:
         """Makes the cell's model, if it is here, the last to go."""
         for slot in ((WeightsKey.of(cell), own) for own in ("", implementation(cell.attention))):

@@ -1,7 +1,7 @@
 """Runs planned cells one after the other in this process and compares each with its reference.
 
 What can be shared is: a checkpoint is prepared once, a model stays loaded for the cells that want the same weights, and
-a reference that several cells name is run once, where its outputs can be kept.
+a reference that several cells name is run once, where its outputs can be kept, or with several of them in step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import gc
 import traceback
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,31 +19,29 @@ from torch import nn
 from sweeper.checkpoints import LocalCheckpoint, Prepared
 from sweeper.comparator.comparer import Comparer, Figures
 from sweeper.comparator.forwards import HookedSide, read_texts, reading_notes, side_of
-from sweeper.comparator.in_turns import twin
-from sweeper.comparator.module_pairs import launch_bytes
-from sweeper.comparator.passes import KEPT_BYTES, KeptReference, compare_in_step, compare_kept, keep_reference
-from sweeper.config import Attention, Cell, Checkpoint, Compile, Decode, Head, Inputs, Weights
+from sweeper.comparator.passes import KEPT_BYTES
+from sweeper.config import Attention, Cell, Checkpoint, Compile, Decode, Inputs, Weights
 from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
-from sweeper.inputs.batching import compared_together, forwards_of, idle
+from sweeper.inputs.batching import idle
 from sweeper.inputs.texts import Reading
-from sweeper.models.backends import implementation
-from sweeper.models.checks import operator_mismatch, switch_attention
-from sweeper.models.conditions import conditions, same_conditions
+from sweeper.models.checks import operator_mismatch
+from sweeper.models.conditions import conditions
 from sweeper.models.fingerprint import model_fingerprint
 from sweeper.models.loading import LoadedModel, ModelPool, SpreadPool, sharing_copy
-from sweeper.models.state import StateEntry, compare_state, state_of
+from sweeper.models.state import compare_state, state_of
 from sweeper.models.streaming import StreamedPool
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.recordings.taking import about_cell, record_cell
 from sweeper.recordings.wanted import Recordings, Wanted
-from sweeper.records.cell import CellRecord, ModuleRecord, Sample, StateFigures, Status, VerdictRecord
+from sweeper.records.cell import CellRecord, ModuleRecord, StateFigures, Status, VerdictRecord
 from sweeper.records.recording import Recording
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.cost import measure_cost, warm_up
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
+from sweeper.sweep.passes import Passes, ReferenceRun, output_kind
 from sweeper.sweep.recorded import RecordedReference
 from sweeper.verdict.comparison import Comparison, compare_sides
 from sweeper.verdict.reference_evidence import ReferenceEvidence
@@ -54,23 +51,6 @@ TOO_LARGE = "memory ran out, with weights=streamed too; type fewer or shorter te
 
 
 POOLS: dict[Weights, type[ModelPool]] = {"resident": ModelPool, "streamed": StreamedPool, "spread": SpreadPool}
-
-
-@dataclass
-class ReferenceRun:
-    """A reference, for all candidates that name it.
-
-    Attributes:
-        kept: its outputs and their sample; None where they are too large for that, and it runs in step with each.
-        grouped: the texts that are compared together.
-    """
-
-    cell_id: str
-    kept: tuple[KeptReference, Sample] | None
-    state: dict[str, StateEntry]
-    weights: WeightsKey
-    token_ids: list[list[int]]
-    grouped: list[tuple[int, ...]]
 
 
 class Runner:
@@ -110,30 +90,43 @@ class Runner:
         self._environment = environment
         self._latency_repeats = latency_repeats
         self._verdict = verdict
-        self._kept_bytes = kept_bytes
-        self._shared = shared
         self._recordings = recordings
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
+        self._read_ahead: set[WeightsKey] = set()  # models that were read before their cell's turn
         self._pool: ModelPool = POOLS[weights]()
         self._checkpoints = Prepared(say)
-        self._reference: ReferenceRun | None = None
         self._recorded: RecordedReference | None = None
         self._read: tuple[tuple[Inputs, Checkpoint], Reading] | None = None
         self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
+        self._passes = Passes(
+            self._loaded,
+            self._loaded_ahead,
+            self._code_paths,
+            judged=bool(verdict),
+            kept_bytes=kept_bytes,
+            shared=shared,
+            progress=self._progress,
+        )
         self._causes = judging.Causes()
         self._evidence: dict[tuple[str, tuple[int, ...]], ReferenceEvidence] = {}
         self._alike = judging.Alike()
         self._fingerprints: dict[WeightsKey, str] = {}
 
-    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
-        """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised)."""
+    def run(
+        self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """Runs one cell to its record; whatever goes wrong is in the record, not raised (Ctrl-C is raised).
+
+        Args:
+            following: cells that will be run next; those of the same reference may share a run of it.
+        """
         record = begun(planned, self._environment)
         if planned.unsupported:
             return ended(record, Status.UNSUPPORTED, planned.unsupported), ()
         try:
-            return self._run(planned, record)
+            return self._run(planned, record, following)
         except UnsupportedError as error:
             return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
@@ -172,7 +165,7 @@ class Runner:
     def _forget(self, planned: PlannedCell) -> None:
         """Lets go of all that the failed cell may have filled the memory with."""
         self._pool.clear()
-        self._reference = None
+        self._passes.forget()
         self._evidence.clear()
         self._states.clear()
         gc.collect()
@@ -180,10 +173,12 @@ class Runner:
         if planned.cell.device == "cuda" and self.usable:  # else it would raise the same error again
             torch.cuda.empty_cache()
 
-    def _run(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+    def _run(
+        self, planned: PlannedCell, record: CellRecord, following: Sequence[PlannedCell]
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         if planned.recording is not None:
             return self._run_recorded(planned, planned.recording, record)
-        measured, figures, bits = self._measure(planned, record)
+        measured, figures, bits = self._measure(planned, record, following)
         # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
         verdict: VerdictRecord | str | None = self._alike.verdict(bits) or self._judge(planned, figures)
         if isinstance(verdict, str):
@@ -213,35 +208,37 @@ class Runner:
         about = about_cell(cell, local.revision, self._environment)
         return record_cell(cell, model, self._token_ids(cell, model), wanted, about)
 
-    def _measure(self, planned: PlannedCell, record: CellRecord) -> tuple[CellRecord, Figures, Hashable]:
+    def _measure(
+        self, planned: PlannedCell, record: CellRecord, following: Sequence[PlannedCell]
+    ) -> tuple[CellRecord, Figures, Hashable]:
         """The record without its verdict; and what cells have the same of that are the same, where one is judged."""
         cell = planned.cell
         reference = self._reference_run(planned)
-        local = self._local(cell)
-        loaded, was_loaded = self._pool.get(cell, local.folder)
+        loaded, was_read = self._pool.get(cell, self._local(cell).folder)
         token_ids = self._token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
-        comparer = self._comparer(cell, loaded.model, token_ids)
-        with judging.first_outputs(loaded.model, wanted=bool(self._verdict)) as outputs:
-            ran, reference_sample = self._compare(planned, reference, loaded, comparer)
-        bare = self._run_bare(cell, loaded, ran, token_ids, loaded.load_time_s if was_loaded else None)
-        figures = comparer.finish()
+        run = self._passes.compare(planned, reference, following)
+        ran, loaded = run.side, self._loaded(cell)  # again: others may have switched its attention
+        was_read |= loaded.key in self._read_ahead
+        self._read_ahead.discard(loaded.key)
+        bare = self._run_bare(cell, loaded, ran, token_ids, loaded.load_time_s if was_read else None)
+        figures = run.comparer.finish()
         measured = record.model_copy(
             update={
                 **bare,
                 **self._measured(cell, loaded, ran, figures),
                 "unaligned": ran.unaligned,
                 "hooks": ran.hooks,
-                "output_kind": _output_kind(cell),
+                "output_kind": output_kind(cell),
                 "state": self._state(reference, loaded),
-                "reference_sample": reference_sample,
+                "reference_sample": run.reference_sample,
             }
         )
         bits = None
         if self._verdict and not judging.nothing_differs(figures):
             state = self._fingerprint(loaded)
-            bits = judging.alike_key(planned, state, ran.first_batch, outputs, figures)
+            bits = judging.alike_key(planned, state, ran.first_batch, run.outputs, figures)
         return measured, figures, bits
 
     def _run_recorded(
@@ -253,10 +250,10 @@ class Runner:
         cell, recorded = planned.cell, self._recorded
         local = self._local(cell)
         loaded, was_loaded = self._pool.get(cell, local.folder)
-        token_ids, kind = self._token_ids(cell, loaded.model), _output_kind(cell)
+        token_ids, kind = self._token_ids(cell, loaded.model), output_kind(cell)
 
         def comparer(is_logits: bool) -> Comparer:
-            return self._comparer(cell, loaded.model, token_ids, is_logits=is_logits)
+            return self._passes.comparer(cell, loaded.model, token_ids, is_logits=is_logits)
 
         side, figures, ran, rows = recorded.compare(cell, loaded.model, kind, token_ids, comparer, self._progress)
         bare = self._run_bare(cell, loaded, side, token_ids, loaded.load_time_s if was_loaded else None)
@@ -330,8 +327,8 @@ class Runner:
             return None
         if judging.nothing_differs(figures):
             return judging.identical_record(figures)
-        assert self._reference is not None, "what is judged was just compared with it"
-        telling = judging.telling_texts(figures.texts, self._reference.grouped)
+        assert self._passes.reference is not None, "what is judged was just compared with it"
+        telling = judging.telling_texts(figures.texts, self._passes.reference.grouped)
         short = [judging.shortest(figures.texts, telling[0])]
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
         ways = [(telling, False), (telling, False), (short, False)]
@@ -384,66 +381,29 @@ class Runner:
         return self._evidence[key]
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
-        if self._reference is not None and self._serves(self._reference, planned):
+        reference = self._passes.reference
+        if reference is not None and reference.serves(planned):
             # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
             self._pool.keep(planned.reference)
-            return self._reference
-        if self._reference is None or self._reference.cell_id != planned.reference_id:
+            return reference
+        if reference is None or reference.cell_id != planned.reference_id:
             self._evidence.clear()
-        self._reference = None  # frees its outputs before the next ones are made
-        cell = planned.reference
-        local = self._local(cell)
-        loaded, _ = self._pool.get(cell, local.folder)
-        token_ids = self._token_ids(cell, loaded.model)
-        kept_bytes = self._kept_bytes
-        if planned.reference_id in self._shared:
-            kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
-        grouped = _grouped(planned, token_ids)
-        side = side_of(cell, loaded.model, token_ids, grouped)
-        kept = keep_reference(side, grouped, self._progress, kept_bytes=kept_bytes)
-        self._reference = ReferenceRun(
-            planned.reference_id,
-            (kept[0], kept[1].sample()) if kept else None,
-            state_of(loaded.model),
-            loaded.key,
-            token_ids,
-            grouped,
-        )
-        return self._reference
+        self._passes.forget()  # frees its outputs before the next ones are made
+        model = self._loaded(planned.reference).model
+        return self._passes.run_reference(planned, self._token_ids(planned.reference, model))
 
-    def _serves(self, reference: ReferenceRun, planned: PlannedCell) -> bool:
-        """Whether the run is that of the cell's reference, with its texts in the groups that the cell needs."""
-        same = reference.cell_id == planned.reference_id
-        return same and reference.grouped == _grouped(planned, reference.token_ids)
+    def _loaded(self, cell: Cell) -> LoadedModel:
+        return self._pool.get(cell, self._local(cell).folder)[0]
 
-    def _compare(
-        self, planned: PlannedCell, reference: ReferenceRun, loaded: LoadedModel, comparer: Comparer
-    ) -> tuple[HookedSide, Sample]:
-        """What running the candidate left behind, and the reference's sample."""
-        cell, token_ids, grouped = planned.cell, reference.token_ids, reference.grouped
-        side = side_of(cell, loaded.model, token_ids, grouped)
-        if reference.kept is not None:
-            kept, sample = reference.kept
-            around_first = self._code_paths.learning_kernels(cell, loaded)
-            ran = compare_kept(kept, side, grouped, comparer, self._progress, around_first=around_first)
-            return ran, sample
-        model = self._model_beside(loaded, planned.reference)
-        beside = side_of(planned.reference, model, token_ids, grouped)
-        steady = self._code_paths.steady(planned.reference, model, token_ids)
-        same = same_conditions(planned.reference, cell)
-        reference_ran, ran = compare_in_step(
-            beside, side, grouped, comparer, self._progress, same_conditions=same, steady=steady
-        )
-        return ran, reference_ran.sample()
-
-    def _model_beside(self, candidate: LoadedModel, reference: Cell) -> nn.Module:
-        """The reference's model with its own attention backend, the candidate keeping its."""
-        if WeightsKey.of(reference) != candidate.key:
-            return self._pool.get(reference, self._local(reference).folder)[0].model
-        model = twin(candidate.model)
-        if switch_attention(model, implementation(reference.attention)) is None:
-            return model
-        return self._pool.get(reference, self._local(reference).folder)[0].model
+    def _loaded_ahead(self, cell: Cell) -> LoadedModel | None:
+        """The model of a cell whose turn has not come; None where another one would have to go."""
+        folder = self._local(cell).folder
+        if not self._pool.room_beside(cell, folder):
+            return None
+        loaded, was_read = self._pool.get(cell, folder)
+        if was_read:
+            self._read_ahead.add(loaded.key)
+        return loaded
 
     def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
         return self._reading(cell, model).token_ids
@@ -455,18 +415,6 @@ class Runner:
             self._read = key, read_texts(cell, self._local(cell), model)
         return self._read[1]
 
-    def _comparer(
-        self, cell: Cell, model: nn.Module, token_ids: list[list[int]], *, is_logits: bool = True
-    ) -> Comparer:
-        return Comparer(
-            token_ids,
-            is_logits=is_logits and _output_kind(cell) == "logits" and cell.inputs.arrays is None,
-            normalize=cell.checkpoint.normalize is not False,
-            predicts_own=cell.checkpoint.head in (Head.MASKED_LM, Head.SEQ2SEQ_LM),
-            steady=self._code_paths.steady(cell, model, token_ids),
-            launch_bytes=launch_bytes(cell.device),
-        )
-
     def _local(self, cell: Cell) -> LocalCheckpoint:
         return self._checkpoints.of(cell.checkpoint, cell.device)
 
@@ -475,15 +423,3 @@ class Runner:
         if key not in self._states:
             self._states[key] = compare_state(reference.state, state_of(candidate.model))
         return self._states[key]
-
-
-def _grouped(planned: PlannedCell, token_ids: list[list[int]]) -> list[tuple[int, ...]]:
-    """The texts that are compared together."""
-    return compared_together(forwards_of(planned.reference, token_ids), forwards_of(planned.cell, token_ids))
-
-
-def _output_kind(cell: Cell) -> str:
-    head = cell.checkpoint.head
-    if head in (Head.CAUSAL_LM, Head.MASKED_LM, Head.SEQ2SEQ_LM):
-        return "logits"
-    return "last_hidden_state" if head is Head.BASE else "output"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -82,17 +84,19 @@ def together(
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, PairMeasures]]:
     """What both models give for each batch, run in turns, and the figures of their modules."""
     pairs = ModulePairs(steady=steady[1])
-    in_step = InStep(pairs, steady=steady[0], turn_bytes=turn_bytes)
+    in_step = InStep([pairs], steady=steady[0], turn_bytes=turn_bytes)
     outputs = []
-    with capture(models[0], in_step.give) as left, capture(models[1], in_step.take) as right, torch.inference_mode():
+    take = functools.partial(in_step.take, 0)
+    with capture(models[0], in_step.give) as left, capture(models[1], take) as right, torch.inference_mode():
         for reference, candidate in batches:
             left.begin(reference)
             right.begin(candidate)
-            outputs.append(
-                in_step.run(
-                    lambda one=reference: models[0](**one.inputs), lambda one=candidate: models[1](**one.inputs)
-                )
+            given, taken = in_step.run(
+                lambda one=reference: models[0](**one.inputs), {0: lambda one=candidate: models[1](**one.inputs)}
             )
+            if isinstance(taken[0], Exception):
+                raise taken[0]
+            outputs.append((given, taken[0]))
             pairs.end_batch()
     return outputs, dict(zip(pairs.modules, finish([pair.accumulator for pair in pairs.modules.values()]), strict=True))
 
@@ -137,12 +141,12 @@ def test_each_side_keeps_the_conditions_of_its_own(turn_bytes: int) -> None:
     hidden_BTD = torch.randn(1, 3, 8)
     conditions: tuple[Turn, Turn] = nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)
     pairs = ModulePairs()
-    in_step = InStep(pairs, conditions=conditions, turn_bytes=turn_bytes)
-    models = model, twin(model)
-    with capture(models[0], in_step.give) as left, capture(models[1], in_step.take) as right, torch.inference_mode():
+    in_step = InStep([pairs], conditions=conditions, turn_bytes=turn_bytes)
+    models, take = (model, twin(model)), functools.partial(in_step.take, 0)
+    with capture(models[0], in_step.give) as left, capture(models[1], take) as right, torch.inference_mode():
         left.begin(places)
         right.begin(places)
-        outputs = in_step.run(lambda: models[0](hidden_BTD), lambda: models[1](hidden_BTD))
+        given, taken = in_step.run(lambda: models[0](hidden_BTD), {0: lambda: models[1](hidden_BTD)})
         pairs.end_batch()
     assert not torch.is_autocast_enabled("cpu")
     dtypes = {name: (pair.reference_dtype, pair.candidate_dtype) for name, pair in pairs.modules.items()}
@@ -151,7 +155,7 @@ def test_each_side_keeps_the_conditions_of_its_own(turn_bytes: int) -> None:
         "island": ("float32", "float32"),
         "last": ("float32", "bfloat16"),
     }
-    for output, around in zip(outputs, conditions, strict=True):
+    for output, around in zip((given, taken[0]), conditions, strict=True):
         with around(), torch.inference_mode():
             assert torch.equal(output, model(hidden_BTD))
 
@@ -180,3 +184,29 @@ def test_an_error_of_one_side_ends_the_other_and_is_raised(models: tuple[Model, 
     with pytest.raises(IndexError):
         together(models, [(wrong, batch) if failing == 0 else (batch, wrong)], turn_bytes=1)
     assert not any(module._forward_hooks for model in models for module in model.modules())
+
+
+@pytest.mark.parametrize("turn_bytes", [1, 1000, 2**30])
+def test_candidates_of_one_run_are_compared_as_each_alone_and_one_may_fail(
+    models: tuple[Model, Model], turn_bytes: int
+) -> None:
+    batch = forward([[1, 2, 3], [4]])
+    reference, candidate = models
+    other = copy.deepcopy(reference).to(torch.float16)
+    _, alone = together([reference, candidate], [(batch, batch)], turn_bytes=turn_bytes)
+    _, of_other = together([reference, other], [(batch, batch)], turn_bytes=turn_bytes)
+    pairs = [ModulePairs() for _ in range(3)]
+    in_step = InStep(pairs, turn_bytes=turn_bytes)
+    wrong = dataclasses.replace(batch, inputs={"input_ids": torch.tensor([[1, 2, 99], [4, 0, 0]])})
+    sides = (candidate, batch), (copy.deepcopy(candidate), wrong), (other, batch)
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.enter_context(capture(reference, in_step.give)).begin(batch)
+        for place, (model, inputs) in enumerate(sides):
+            stack.enter_context(capture(model, functools.partial(in_step.take, place))).begin(inputs)
+        runs = {place: lambda one=one: one[0](**one[1].inputs) for place, one in enumerate(sides)}
+        _, taken = in_step.run(lambda: reference(**batch.inputs), runs)
+    assert isinstance(taken[1], IndexError)
+    for place, expected in ((0, alone), (2, of_other)):
+        pairs[place].end_batch()
+        ended = finish([pair.accumulator for pair in pairs[place].modules.values()])
+        assert dict(zip(pairs[place].modules, ended, strict=True)) == expected

@@ -20,7 +20,7 @@ from sweeper.environment import environment
 from sweeper.inputs.texts import batches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import Status
-from sweeper.sweep import runner
+from sweeper.sweep import passes as sweep_passes
 from sweeper.sweep.runner import Runner
 from tests import small_models
 from tests.composing import request_of
@@ -50,12 +50,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def records(plan: Plan, kept_bytes: int, **options: Any) -> list[dict[str, Any]]:
+def records(plan: Plan, kept_bytes: int, *, together: bool = False, **options: Any) -> list[dict[str, Any]]:
     """Everything that must not depend on how the two sides met."""
     running = Runner(plan.environment, latency_repeats=1, verdict=False, kept_bytes=kept_bytes, say=print, **options)
     found = []
-    for planned in plan.cells:
-        record, modules = running.run(planned)
+    for place, planned in enumerate(plan.cells):
+        record, modules = running.run(planned, plan.cells[place + 1 :] if together else ())
         assert record.status is Status.OK, record.traceback
         figures = record.model_dump(exclude={"cost", "attempt", "started_at"}, mode="json")
         found.append({**figures, "modules": [module.model_dump_json() for module in modules]})
@@ -76,9 +76,44 @@ def test_in_step_gives_the_records_of_a_kept_reference(
         ran.append(arguments)
         return passes.compare_in_step(*arguments, **options, turn_bytes=turn_bytes)
 
-    monkeypatch.setattr(runner, "compare_in_step", compare_in_step)
+    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
     assert records(plan, 1000) == kept
     assert len(ran) == len(plan.cells)
+
+
+@pytest.mark.parametrize("pair", ["layouts", "casts", "attention, one model"])
+def test_cells_that_share_a_run_of_their_reference_get_the_records_of_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: str
+) -> None:
+    plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS[pair]), environment("cpu"))
+    kept = records(plan, 2**30)
+    ran = []
+
+    def compare_in_step(reference: Any, candidates: Any, *arguments: Any, **options: Any) -> Any:
+        ran.append(len(candidates))
+        return passes.compare_in_step(reference, candidates, *arguments, **options)
+
+    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
+    assert records(plan, 1000, together=True) == kept
+    assert ran == [len(plan.cells)] == [2]
+
+
+def test_where_memory_runs_out_with_several_candidates_each_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS["casts"]), environment("cpu"))
+    kept = records(plan, 2**30)
+    ran = []
+
+    def compare_in_step(reference: Any, candidates: Any, *arguments: Any, **options: Any) -> Any:
+        ran.append(len(candidates))
+        left, ended = passes.compare_in_step(reference, candidates, *arguments, **options)
+        full = torch.OutOfMemoryError("CUDA out of memory")
+        return left, [full if len(candidates) > 1 else one for one in ended]
+
+    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
+    assert records(plan, 1000, together=True) == kept
+    assert ran == [2, 1, 1]
 
 
 def test_a_streamed_model_meets_its_twin_in_step(tmp_path: Path) -> None:
@@ -129,7 +164,7 @@ def test_a_reference_that_several_cells_name_is_kept_and_runs_once(
             ran[name] += 1
             return pass_of(*arguments, **options)
 
-        monkeypatch.setattr(runner, name, counted)
+        monkeypatch.setattr(sweep_passes, name, counted)
     running = Runner(plan.environment, verdict=False, kept_bytes=1, shared={reference_id}, say=print)
     assert [running.run(planned)[0].status for planned in plan.cells] == [Status.OK, Status.OK]
     assert ran == {"keep_reference": 1, "compare_kept": 2}
@@ -153,7 +188,9 @@ def test_texts_of_any_length_in_any_batches_are_those_texts_alone(
     grouped = batches(token_ids, batch_size)
     reference, candidate = (side_of(cell, model, token_ids, grouped) for model in models)
     if in_step:
-        passes.compare_in_step(reference, candidate, grouped, comparer, progress, turn_bytes=2000)
+        candidates = [passes.Candidate(candidate, comparer)]
+        _, (ran,) = passes.compare_in_step(reference, candidates, grouped, progress, turn_bytes=2000)
+        assert not isinstance(ran, Exception)
     else:
         kept = passes.keep_reference(reference, grouped, lambda *_: None, kept_bytes=2**30)
         assert kept is not None

@@ -74,7 +74,9 @@ class Counting:
 
     usable = True
 
-    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+    def run(
+        self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         return record(planned.cell_id), tuple(modules())
 
 

@@ -41,7 +41,9 @@ class Mortal:
         self._folder = folder
         self._acts = acts
 
-    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+    def run(
+        self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         with (self._folder / "ran").open("a") as file:
             file.write(f"{os.getpid()} {planned.cell_id}\n")
         match self._acts.get(planned.cell_id):

@@ -202,8 +202,10 @@ def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
 
     def comparison(self: Runner, *arguments: Any) -> Any:
         if not kept:
-            assert self._reference is not None
-            kept.extend(map(weakref.ref, [self._reference, *(held.model for held in self._pool._models.values())]))
+            assert self._passes.reference is not None
+            kept.extend(
+                map(weakref.ref, [self._passes.reference, *(held.model for held in self._pool._models.values())])
+            )
             raise torch.OutOfMemoryError("CUDA out of memory")
         alive.extend(what() is not None for what in kept)
         return compare(self, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ class Asserting:
         self._on_cpu = on_cpu
         measure = worker._measure
 
-        def asserting(planned: PlannedCell, record: CellRecord) -> Any:
+        def asserting(planned: PlannedCell, *rest: Any) -> Any:
             if planned.cell_id == cell_id:
                 if on_cpu:  # nothing there refuses anything: it is only claimed
                     raise RuntimeError("device-side assert triggered")
                 torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")].sum().item()
-            return measure(planned, record)
+            return measure(planned, *rest)
 
         worker._measure = asserting
 
@@ -42,7 +43,9 @@ class Asserting:
     def usable(self) -> bool:
         return self._worker.usable
 
-    def run(self, planned: PlannedCell) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+    def run(
+        self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         result = self._worker.run(planned)
         if self._on_cpu and planned.cell_id == self._cell_id:
             self._worker.usable = False

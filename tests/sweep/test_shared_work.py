@@ -35,7 +35,7 @@ from tests.sinks.records import modules, record
 class Slow:
     usable = True
 
-    def run(self, planned):
+    def run(self, planned, following=()):
         with open("ran", "a") as file:
             print(os.getpid(), planned.cell_id, file=file, flush=True)
         time.sleep(0.3)

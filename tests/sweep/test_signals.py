@@ -26,7 +26,7 @@ class Slow:
     usable = True
     ran = 0
 
-    def run(self, planned):
+    def run(self, planned, following=()):
         self.ran += 1
         if self.ran == 3:
             print("third", flush=True)
