@@ -121,7 +121,6 @@ def _answered(sweep: Sweep) -> dict[str, Any]:
         "starts": {line.text: _starts(line.cells) for line in found},
         "legend": [
             ("rel. L2", "2-norm of the difference over that of the reference"),
-            ("closed bitwise", "with that put back, the outputs have the reference's bits"),
             ("since", "the first module whose output differs; texts and tokens are counted from 0"),
             *table.legend(output_name(sweep.records)),
         ],
