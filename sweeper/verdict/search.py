@@ -18,7 +18,12 @@ from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.devices import out_of_memory, suppressed
 from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
-from sweeper.verdict.causes.code import code_counterfactuals, computed_counterfactuals, opaque_modules
+from sweeper.verdict.causes.code import (
+    code_counterfactuals,
+    computed_counterfactuals,
+    opaque_modules,
+    wrapper_counterfactuals,
+)
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (
     attention_counterfactuals,
@@ -169,6 +174,7 @@ class Search:
             ("parameters and buffers", lambda: state_counterfactuals(found)),
             ("arguments", lambda: call_counterfactuals(pair, found)),
             ("code", self._code),
+            ("wrappers", lambda: wrapper_counterfactuals(pair)),
             ("flags", lambda: switch_counterfactuals(pair)),
             ("attention backend", lambda: attention_counterfactuals(pair)),
             ("what follows the dtype", self._following_dtype),

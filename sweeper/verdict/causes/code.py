@@ -63,6 +63,23 @@ def code_counterfactuals(pair: Pair, first: FirstDivergence | None) -> list[Coun
     return found
 
 
+def wrapper_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """The candidate without what is wrapped around the module that is the reference's model."""
+    whole = [theirs for ours, theirs in align(*(side.model for side in pair)).pairs if not ours and theirs]
+    if not whole:
+        return []
+    inner = whole[-1]
+    model = pair.candidate.model.get_submodule(inner)
+
+    @contextlib.contextmanager
+    def apply(pair: Pair) -> Iterator[Pair]:
+        yield Pair(pair.reference, replace(pair.candidate, model=model, names={}, parts=pair.reference.parts))
+
+    wrapper, kind = type(pair.candidate.model).__name__, type(model).__name__
+    title = f"what {wrapper} does around the {kind} inside of it"
+    return [Counterfactual(title, f"call the {kind} itself", "code", apply, wide=True)]
+
+
 def opaque_modules(pair: Pair) -> list[str]:
     """Modules whose code cannot be looked into, the topmost of each, with the reason."""
     found = []
