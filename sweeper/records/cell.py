@@ -180,6 +180,19 @@ class StateDifference(_Record):
     max_abs: float
 
 
+class RouterFigures(_Record):
+    """One router of a mixture of experts.
+
+    Attributes:
+        module: its name. layer: the number in it.
+        flipped: share of the first batch's tokens that it sends to other experts than the reference's does.
+    """
+
+    module: str
+    layer: int | None
+    flipped: float
+
+
 class StateFigures(_Record):
     """Parameters and buffers, non-persistent buffers included.
 
@@ -362,6 +375,7 @@ class CellRecord(_Record):
         unaligned: module outputs that could not be mapped to tokens, and why.
         hooks: of a compiled model, its outputs with hooks, which its modules' figures come from, against those without,
             which all other figures of the output are of; None where nothing is compiled.
+        routers: of a mixture of experts, each router; none where nothing routes, or otherwise on the two sides.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
         neighbours_changed: share of texts whose nearest neighbour within their batch, by the cosine of embeddings, is
             another than the reference's; None of logits, and where every text has a batch of its own.
@@ -391,6 +405,7 @@ class CellRecord(_Record):
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     unaligned: dict[str, str] = {}
     hooks: PairMeasures | None = None
+    routers: tuple[RouterFigures, ...] = ()
     first_divergence: str | None = None
     output_kind: (
         Literal["logits", "last_hidden_state", "output", "log_probabilities", "hidden_states", "embeddings"] | None

@@ -59,7 +59,7 @@ def sections(record: CellRecord, modules: Sequence[ModuleRecord]) -> list[Sectio
             _output(record, record.output),
             *([_layers(modules)] if layer_outputs(modules) else []),
             _texts(record),
-            _conditions(record),
+            conditions(record),
         ]
     if record.status is not Status.UNSUPPORTED:
         found.append(_environment(record))
@@ -236,11 +236,30 @@ def furthest(texts: Sequence[TextFigures], most: int) -> list[TextFigures]:
     return sorted(texts, key=lambda text: (not math.isnan(text.embedding_cosine), text.embedding_cosine))[:most]
 
 
-def _conditions(record: CellRecord) -> Section:
+def _compiled_and_routed(record: CellRecord) -> list[tuple[str, str]]:
+    rows = []
+    if record.hooks is not None:
+        same = f"{fraction(record.hooks.equal_fraction)} of it is equal without them, rel. L2 {record.hooks.rel_l2:.2g}"
+        rows.append(("output with hooks", "the same bits as without" if record.hooks.equal_fraction == 1 else same))
+    if flipping := [router for router in record.routers if router.flipped]:
+        worst = max(flipping, key=lambda router: router.flipped)
+        rows.append(
+            (
+                "routers that send tokens to other experts",
+                f"{len(flipping)} of {len(record.routers)}, most {worst.module}: {fraction(worst.flipped)} of tokens",
+            )
+        )
+    elif record.routers:
+        rows.append(("routers that send tokens to other experts", f"none of {len(record.routers)}"))
+    return rows
+
+
+def conditions(record: CellRecord) -> Section:
     rows = [("attention kernels", ", ".join(record.attention_kernels) or "none was seen")]
     rows += [(f"texts: {name}", what) for name, what in record.reading.items()]
     rows += [(f"{flag}: no effect", why) for flag, why in record.without_effect.items()]
     rows += [(f"{name}: not compared", why) for name, why in record.unaligned.items()]
+    rows += _compiled_and_routed(record)
     if record.cost is not None:
         load, latency, memory = record.cost.load_time_s, record.cost.latency_ms, record.cost.peak_memory_gib
         rows += [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]

@@ -35,7 +35,7 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.recordings.taking import about_cell, record_cell
 from sweeper.recordings.wanted import Recordings, Wanted
-from sweeper.records.cell import CellRecord, ModuleRecord, StateFigures, Status, VerdictRecord
+from sweeper.records.cell import CellRecord, ModuleRecord, RouterFigures, StateFigures, Status, VerdictRecord
 from sweeper.records.recording import Recording
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
@@ -43,7 +43,9 @@ from sweeper.sweep.cost import measure_cost, warm_up
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
 from sweeper.sweep.passes import Passes, ReferenceRun, output_kind
 from sweeper.sweep.recorded import RecordedReference
+from sweeper.sweep.routers import is_mixture, router_figures
 from sweeper.verdict.comparison import Comparison, compare_sides
+from sweeper.verdict.discrete_choices import run_with_selections
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
 
@@ -230,6 +232,7 @@ class Runner:
                 **self._measured(cell, loaded, ran, figures),
                 "unaligned": ran.unaligned,
                 "hooks": ran.hooks,
+                "routers": self._routers(planned, reference),
                 "output_kind": output_kind(cell),
                 "state": self._state(reference, loaded),
                 "reference_sample": run.reference_sample,
@@ -240,6 +243,16 @@ class Runner:
             state = self._fingerprint(loaded)
             bits = judging.alike_key(planned, state, ran.first_batch, run.outputs, figures)
         return measured, figures, bits
+
+    def _routers(self, planned: PlannedCell, reference: ReferenceRun) -> tuple[RouterFigures, ...]:
+        """What the routers of a mixture do to the first batch; nothing for other models."""
+        if not is_mixture(self._loaded(planned.cell).model):
+            return ()
+        sides = (
+            side_of(cell, self._loaded(cell).model, reference.token_ids, reference.grouped[:1])
+            for cell in (planned.reference, planned.cell)
+        )
+        return router_figures(*map(run_with_selections, sides))  # one after the other: they may share a model
 
     def _run_recorded(
         self, planned: PlannedCell, recording: Path, record: CellRecord

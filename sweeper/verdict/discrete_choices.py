@@ -182,6 +182,17 @@ def run_with_selections(side: Side) -> list[Chosen]:
     return selections.chosen
 
 
+def flips_by_module(reference: Sequence[Chosen], candidate: Sequence[Chosen]) -> dict[str, float]:
+    """The share of tokens for which each module chose otherwise; empty where nothing is chosen or lines up."""
+    if [one.index_NK.shape for one in reference] != [other.index_NK.shape for other in candidate]:
+        return {}
+    flips: dict[str, list[Tensor]] = {}
+    for one, other in zip(reference, candidate, strict=True):
+        flip_N = (one.index_NK != other.index_NK.to(one.index_NK.device)).any(-1)
+        flips.setdefault(other.module, []).append(flip_N)
+    return {module: float(torch.cat(pieces).double().mean()) for module, pieces in flips.items()}
+
+
 def flipped(reference: Sequence[Chosen], candidate: Sequence[Chosen]) -> Flips | None:
     """What was chosen differently; None where nothing is chosen or it cannot be aligned."""
     if not reference or [one.index_NK.shape for one in reference] != [other.index_NK.shape for other in candidate]:
