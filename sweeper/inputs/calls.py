@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sweeper.errors import AlignmentError, ConfigError
-from sweeper.inputs.layout import Tokens
+from sweeper.inputs.layout import Tokens, step_bounds
 
 # Arguments of a decoder beside an encoder, and arguments that lie beside a text.
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
@@ -54,7 +54,7 @@ class Call:
     @property
     def steps(self) -> int:
         """How often the model is called."""
-        return 1 if self.decoding is None else -(-self.forward.shape[1] // self.decoding.columns)
+        return 1 if self.decoding is None else len(step_bounds(self.forward, self.decoding.columns)) - 1
 
     @property
     def has_rows(self) -> bool:

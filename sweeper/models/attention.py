@@ -33,6 +33,7 @@ REFUSAL = re.compile(
 OPERATOR = re.compile(r"::_\w*attention|flash_attn|flex_?attention", re.IGNORECASE)
 GPU_KERNEL = re.compile(r"flash_fwd|flash_fprop|FlashAttn|fmha|sdpa|attention")
 COMPILED = "Torch-Compiled Region"
+FUSED = re.compile(r"triton_(poi|red|per)_fused_")
 
 
 def switches(cell: Cell) -> dict[str, Switch]:
@@ -104,6 +105,8 @@ def short_kernel_name(name: str) -> str | None:
 
     `void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, ...>, ...>(...)` -> `flash::flash_fwd_kernel`.
     """
+    if FUSED.match(name):  # named after all that is around the attention, too
+        return None
     return next((word for word in re.findall(r"[\w:]+", name) if GPU_KERNEL.search(word)), None)
 
 

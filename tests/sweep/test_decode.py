@@ -111,10 +111,11 @@ def test_the_steps_of_a_block_hold_each_token_once() -> None:
     mask_BT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     call = call_of({"input_ids": mask_BT, "attention_mask": mask_BT}, torch.nn.Identity(), mask_BT.bool())
     steps = in_steps(call.forward, 2)
-    assert [step.shape for step in steps] == [(2, 2), (2, 2), (2, 1)]
-    assert [step.place_N.tolist() for step in steps] == [[3, 4], [0, 1, 5, 6], [2, 7]]
-    assert [step.flat_N.tolist() for step in steps] == [[2, 3], [0, 1, 2, 3], [0, 1]]
-    assert [step.lengths for step in steps] == [(2,), (2, 2), (1, 1)]
+    assert [step.shape for step in steps] == [(2, 3), (2, 2)]  # no step without a token in a row
+    assert [step.place_N.tolist() for step in steps] == [[0, 3, 4, 5], [1, 2, 6, 7]]
+    assert [step.flat_N.tolist() for step in steps] == [[2, 3, 4, 5], [0, 1, 2, 3]]
+    assert [step.lengths for step in steps] == [(1, 3), (2, 2)]
+    assert [step.shape for step in in_steps(call.forward, 5)] == [(2, 5)]
 
 
 def side_of(model: torch.nn.Module, decoding: Decoding | None) -> Side:
@@ -150,7 +151,7 @@ def test_leaf_modules_run_on_the_reference_rows_in_their_places() -> None:
 def test_what_is_kept_of_each_step_becomes_that_of_the_call() -> None:
     model = torch.nn.Identity()
     calls = [*side_of(model, Decoding(2, "dynamic")).calls, *side_of(model, None).calls]
-    kept = [torch.full((2, 2, 1), 1.0), torch.full((2, 2, 1), 2.0), torch.full((2, 1, 1), 3.0), torch.zeros(2, 5, 1)]
+    kept = [torch.full((2, 3, 1), 1.0), torch.full((2, 2, 1), 2.0), torch.zeros(2, 5, 1)]
     steps, whole = of_calls(kept, calls)
-    assert steps[0, :, 0].tolist() == [1, 1, 2, 2, 3]
+    assert steps[0, :, 0].tolist() == [1, 1, 1, 2, 2]
     assert whole.shape == (2, 5, 1)
