@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(chromium: Any, path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page in a window of its own; any error of its scripts fails the test."""
     context = chromium.new_context(**getattr(request, "param", {"viewport": {"width": 1280, "height": 900}}))
+    context.set_default_timeout(60_000)  # two processes share CI's cores
     window = context.new_page()
     errors: list[str] = []
     window.on("pageerror", lambda error: errors.append(str(error)))
@@ -61,6 +63,14 @@ def opened(chromium: Any, path: Path, request: pytest.FixtureRequest) -> Iterato
     yield window
     context.close()
     assert errors == []
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    """Waits for what a figure shows: it is drawn a moment after the call that changed it."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "does not come to hold"
+        time.sleep(0.05)
 
 
 def ids(window: Any) -> list[str]:
@@ -107,13 +117,13 @@ def test_curves_are_toggled_in_the_legend(opened: Any) -> None:
     toggle = opened.locator("#curves-key button").first
     toggle.click()
     assert toggle.get_attribute("aria-pressed") == "false"
-    assert curves.count() == before - 1
+    soon(lambda: curves.count() == before - 1)
     toggle.press("Enter")
-    assert curves.count() == before
+    soon(lambda: curves.count() == before)
     opened.click("#curves-none")
-    assert curves.count() == 0
+    soon(lambda: curves.count() == 0)
     opened.click("#curves-every")
-    assert curves.count() == before
+    soon(lambda: curves.count() == before)
     opened.select_option("#curves-figure", "max_abs")
     assert "layer 3: 1.8, pack2" in opened.inner_text("section[aria-labelledby=layers-heading] .readout")
 
@@ -122,13 +132,14 @@ def test_the_grid_is_a_map_over_any_two_axes_and_leads_to_its_cells(opened: Any)
     labels = opened.locator("#grid .mark-text text")
     assert opened.input_value("#grid-x") == "dtype"
     assert opened.input_value("#grid-y") == "layout"
-    assert sorted(labels.all_text_contents()).count("not judged") == 3
+    soon(lambda: labels.all_text_contents().count("not judged") == 3)
     opened.select_option("#grid-figure", "max_abs")
-    assert {"0", "0.1", "0.2", "0.3"} <= {*labels.all_text_contents()}
+    soon(lambda: {"0", "0.1", "0.2", "0.3"} <= {*labels.all_text_contents()})
     opened.select_option("#grid-x", "layout")
     opened.select_option("#grid-y", "dtype")
+    soon(lambda: {"padded", "float32"} <= {*opened.locator("#grid .role-axis-label text").all_text_contents()})
     opened.locator("#grid .mark-rect.role-mark path").first.click(force=True)
-    assert len(ids(opened)) == 1
+    soon(lambda: len(ids(opened)) == 1)
     assert "with layout=" in opened.inner_text("#cells-count")
 
 
@@ -148,7 +159,7 @@ def test_an_outlier_at_one_layers_attention_is_the_darkest_place(opened: Any) ->
 
 def test_tokens_are_those_of_a_text_and_the_text_is_text(opened: Any) -> None:
     assert opened.inner_text("#tokens-words") == "the <b>second</b>"
-    assert opened.locator("#tokens .mark-rect.role-mark path").count() == 4 * 2
+    soon(lambda: opened.locator("#tokens .mark-rect.role-mark path").count() == 4 * 2)
 
 
 def test_another_cell_is_chosen(opened: Any) -> None:
@@ -161,7 +172,7 @@ def test_another_cell_is_chosen(opened: Any) -> None:
 def test_pointing_at_a_place_says_what_it_is(opened: Any) -> None:
     opened.locator("#modules").scroll_into_view_if_needed()
     opened.locator("#modules .mark-rect.role-mark path").last.hover(force=True)
-    assert opened.locator(".tip").inner_text().startswith("layer ")
+    soon(lambda: opened.locator(".tip").inner_text().startswith("layer "))
 
 
 def test_the_arrow_keys_go_through_a_figure(opened: Any) -> None:
@@ -186,7 +197,7 @@ def test_every_figure_is_captioned_and_every_control_named(opened: Any) -> None:
 
 def test_a_link_opens_its_cell(opened: Any) -> None:
     opened.locator("#cells-body th a").first.click()
-    assert opened.locator("details[open] #cell-pack2aaaa").count() == 1
+    soon(lambda: opened.locator("details[open] #cell-pack2aaaa").count() == 1)
     assert opened.locator("details[open]").count() == 1
 
 
