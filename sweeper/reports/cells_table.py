@@ -50,11 +50,16 @@ class Table:
         rows = tuple(tuple(row[i] for i in kept if i < len(row)) for row in self.rows)
         return replace(self, headings=tuple(self.headings[i] for i in kept), rows=rows)
 
-    def widths(self, available: int) -> list[int]:
-        """Widths of the columns: the longest word of each, then what is left over, to the first columns first."""
+    def widths(self, available: int, *, whole_headings: bool = True) -> list[int]:
+        """Widths of the columns: the longest word of each, then what is left over, to the first columns first.
+
+        Args:
+            whole_headings: a heading of several words takes one line.
+        """
         columns = list(zip_longest(self.headings, *self.rows, fillvalue=""))
         widths = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
-        widths = [max(width, len(heading)) for width, heading in zip(widths, self.headings, strict=True)]
+        if whole_headings:
+            widths = [max(width, len(heading)) for width, heading in zip(widths, self.headings, strict=True)]
         if MERGED in self.headings:
             choices = self.headings.index(MERGED)
             widths[choices] = max(widths[choices], min(CHOICES_WIDTH, max(map(len, columns[choices]))))
@@ -65,9 +70,10 @@ class Table:
             left_over -= more
         return widths
 
-    def fits(self, available: int) -> bool:
+    def fits(self, available: int, *, whole_headings: bool = True) -> bool:
         """Whether the columns fit without breaking a word."""
-        return sum(self.widths(available)) + GAP * (len(self.headings) - 1) <= available
+        widths = self.widths(available, whole_headings=whole_headings)
+        return sum(widths) + GAP * (len(self.headings) - 1) <= available
 
 
 @dataclass(frozen=True, kw_only=True)

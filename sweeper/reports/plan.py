@@ -10,8 +10,8 @@ from rich.console import Console
 
 from sweeper.planning.plan import Plan, PlannedCell
 from sweeper.records.sweep import varying_axes
-from sweeper.reports.cells_table import Table
-from sweeper.reports.terminal import drawn, output_console, say
+from sweeper.reports.cells_table import CellsTable
+from sweeper.reports.terminal import output_console, print_table, say, sentence
 
 ROWS = 200  # more than anyone reads
 
@@ -25,24 +25,27 @@ def print_plan(plan: Plan, console: Console | None = None, finished: Mapping[str
     out = console or output_console()
     labels = [planned.cell.axes() for planned in plan.cells]
     varying = varying_axes(labels)
-    say(out, "all cells: " + ", ".join(f"{axis}={label}" for axis, label in labels[0].items() if axis not in varying))
+    sentence(
+        out, "all cells: " + ", ".join(f"{axis}={label}" for axis, label in labels[0].items() if axis not in varying)
+    )
     rows = [
         (planned.cell_id, *(str(axes[axis]) for axis in varying), *_reference_and_status(planned, finished))
         for planned, axes in zip(plan.cells[:ROWS], labels, strict=False)
     ]
-    out.print(drawn(Table(("cell", *varying, "reference", "status"), tuple(rows))))
+    headings = ("cell", *varying, "reference", "status")
+    print_table(CellsTable(headings, tuple(rows), constant="", axes=tuple(varying)), out)
     if len(plan.cells) > ROWS:
         say(out, f"... and {len(plan.cells) - ROWS} more cells")
     unsupported = Counter(planned.unsupported for planned in plan.cells if planned.unsupported)
     for reason, count in unsupported.items():
-        say(out, f"unsupported, {count} cells: {reason}")
-    for sentence in plan.dropped:
-        say(out, sentence)
+        sentence(out, f"unsupported, {count} cells: {reason}")
+    for dropped in plan.dropped:
+        sentence(out, dropped)
     for rule, count in Counter(str(rule) for _, rule in plan.excluded).items():
-        say(out, f"excluded, {count} combinations: {rule}")
+        sentence(out, f"excluded, {count} combinations: {rule}")
     done = sum(planned.cell_id in finished for planned in plan.cells if not planned.unsupported)
     run = len(plan.cells) - unsupported.total() - done
-    say(
+    sentence(
         out,
         f"{run} cells to run, {f'{done} finished, ' if done else ''}{unsupported.total()} unsupported, "
         f"{len(plan.excluded)} excluded; {plan.reference_count} references; weights read {plan.weight_reads} times",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
+from sweeper.errors import printable
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_label, varying_axes
-from sweeper.reports.terminal import output_console, print_sweep
+from sweeper.reports.terminal import SteadyConsole, output_console, print_sweep
 from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ class TerminalSink(Sink):
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
         self._out = out or output_console()
-        self._err = err or Console(stderr=True, soft_wrap=True)
+        self._err = err or SteadyConsole(stderr=True, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,7 +55,7 @@ class TerminalSink(Sink):
 
     def said(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._err.print(line, markup=False, highlight=False)
+        self._err.print(printable(line), markup=False, highlight=False)
 
     def cell_started(self, planned: PlannedCell) -> None:
         self._started[planned.cell_id] = time.monotonic()

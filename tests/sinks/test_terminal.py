@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from sweeper.records.cell import Cost, Status
+from sweeper.records.cell import Cost, Status, VerdictRecord
 from sweeper.records.sweep import Sweep
-from sweeper.reports.terminal import print_cell, print_sweep
+from sweeper.reports.cells_table import LEGEND, cells_table
+from sweeper.reports.terminal import output_console, print_cell, print_sweep, sentence
 from sweeper.sinks.terminal import TerminalSink
 from tests.sinks.records import Planned, SmallPlan, cell, measures, module
 from tests.sinks.sweeps import Cells, layered, many, measured, report_1, stored
@@ -20,10 +22,26 @@ def printed(sweep: Sweep, width: int) -> str:
     return out.file.getvalue()  # type: ignore[attr-defined]
 
 
+def words_of(text: str) -> set[str]:
+    """The words of a text, without rules and the signs that end a word."""
+    return {word.rstrip(";:,.") for word in text.replace("─", " ").split()}
+
+
+def wide(folder: Path) -> Sweep:
+    """Cells that differ in five axes."""
+    cells = []
+    for i, layout in enumerate(["padded_left", "packed"]):
+        choices = {"load_strategy": ["dtype_at_load", "cast_before_move"][i], "layout": layout, "use_cache": bool(i)}
+        axes = cell(**choices, dtype=["float32", "bfloat16"][i], attention=["eager", "flash_attention_2"][i]).axes()
+        verdict = VerdictRecord(kind=("identical", "semantic")[i], reason="because", texts=(0,))
+        cells.append((measured(f"{i}bcdef", axes=axes, verdict=verdict), layered(0.5)))
+    return stored(folder, cells)
+
+
 def table_of(text: str) -> list[str]:
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("cell "))
-    return lines[start : next(i for i, line in enumerate(lines) if line.startswith("max |Δ|:"))]
+    return lines[start : next(i for i, line in enumerate(lines) if line.startswith(("max |Δ|:", "verdict: ")))]
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
@@ -33,6 +51,50 @@ def test_a_table_fits_the_terminal_and_no_word_is_broken(tmp_path: Path, width: 
     words = {word for line in table for word in line.split()}
     assert {"cast_before_move", "0.8750", "reference", "rotary_emb", "aaaa1"} <= words
     assert ("rotary_emb.inv_freq" in words) == (width >= 100)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("make", [report_1, wide], ids=["report_1", "wide"])
+def test_no_word_is_broken_and_what_matters_stays(tmp_path: Path, make: Callable[[Path], Sweep], width: int) -> None:
+    sweep = make(tmp_path)
+    text = printed(sweep, width)
+    shown = [line for line in text.splitlines() if len(line) > width]
+    assert all(str(tmp_path) in line for line in shown)  # a path that is wider than the terminal, or a command with it
+    merged = {f"{axis}={record.axes[axis]}" for record in sweep.records for axis in sweep.varying} | {"choices"}
+    said = words_of("left out, the terminal is too narrow " + " ".join(LEGEND))
+    assert words_of(text) <= words_of(printed(sweep, 2000)) | merged | said
+    for row in cells_table(sweep.records).rows:
+        headings = cells_table(sweep.records).headings
+        line = next(line for line in table_of(text) if line.startswith(row[0]))
+        assert {row[headings.index(name)] for name in ("verdict", "max |Δ|") if name in headings} <= set(line.split())
+    for value in {str(record.axes[axis]) for record in sweep.records for axis in sweep.varying}:
+        assert value in " ".join(table_of(text))
+
+
+def test_a_command_that_does_not_fit_is_one_line_that_can_be_copied(tmp_path: Path) -> None:
+    sweep = report_1(tmp_path)
+    lines = [line.strip() for line in printed(sweep, 60).splitlines()]
+    assert f"python -m sweeper report {sweep.folder} --cell aaaa3" in lines
+
+
+def test_what_would_steer_a_terminal_is_shown_instead(tmp_path: Path) -> None:
+    reason = "RuntimeError: \x1b]0;owned\x07"
+    failed: Cells = [(measured("abcd", status=Status.FAILED, reason=reason, output=None), [])]
+    text = printed(stored(tmp_path, failed), 120)
+    assert "\x1b" not in text
+    assert "RuntimeError: \\x1b]0;owned\\x07" in text
+
+
+@pytest.mark.parametrize(("asked", "width"), [("80", 80), ("130", 130), ("", 200), ("wide", 200)])
+def test_without_a_terminal_the_width_is_the_one_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", asked)
+    out = output_console()
+    assert out.width == width
+    sentence(out, "word " * 100)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 if width == 200 else max(map(len, lines)) <= width
 
 
 def test_a_narrow_terminal_says_which_columns_it_leaves_out(tmp_path: Path) -> None:
@@ -62,13 +124,8 @@ def test_many_cells_are_a_table_without_lines_on_where_they_start(tmp_path: Path
 
 
 def test_a_layout_that_is_too_wide_puts_the_axes_into_one_column(tmp_path: Path) -> None:
-    cells = []
-    for i, layout in enumerate(["padded_left", "packed"]):
-        choices = {"load_strategy": ["dtype_at_load", "cast_before_move"][i], "layout": layout, "use_cache": bool(i)}
-        axes = cell(**choices, dtype=["float32", "bfloat16"][i], attention=["eager", "flash_attention_2"][i]).axes()
-        cells.append((measured(f"{i}bcdef", axes=axes), layered(0.5)))
-    table = table_of(printed(stored(tmp_path, cells), 80))
-    assert table[0].split()[:2] == ["cell", "choices"]
+    table = table_of(printed(wide(tmp_path), 80))
+    assert table[0].split()[:3] == ["cell", "verdict", "choices"]
     assert max(map(len, table)) <= 80
     words = " ".join(table).split()
     assert {"flash_attention_2", "cast_before_move", "use_cache=True", "packed"} <= set(words)
