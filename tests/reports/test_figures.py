@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from sweeper.cli.main import dispatch
 from sweeper.errors import ConfigError
 from sweeper.reports.figures import VARIABLE, browser, write_figures
 from tests.sinks.sweeps import report_1
@@ -28,6 +29,15 @@ def test_they_are_svg_and_png_with_a_legend(tmp_path: Path) -> None:
             assert path.read_bytes().startswith(b"\x89PNG")
     words = re.findall(r">([^<>]+)</text>", (tmp_path / "figures" / "curves.svg").read_text(encoding="utf-8"))
     assert "aaaa3 cast_after_load = bbbb5 cast_before_move" in words
+
+
+def test_the_command_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, "no-such-browser")
+    report_1(tmp_path)
+    assert dispatch(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 2
+    assert "figures are drawn by Chromium or Chrome" in capsys.readouterr().err
 
 
 def test_without_a_browser_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

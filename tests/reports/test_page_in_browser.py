@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from scripts.page_pictures import IMAGES
 from sweeper.records.cell import TokenFigures
 from sweeper.reports.page.page import page
 from tests.sinks.records import cell, measures
-from tests.sinks.sweeps import layered, measured, stored
+from tests.sinks.sweeps import layered, measured, report_1, stored
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
@@ -234,3 +237,22 @@ def test_without_scripts_table_curves_and_cells_are_there(opened: Any) -> None:
     assert opened.locator("#grid").is_hidden()
     assert opened.locator("#cells-words").is_hidden()
     assert opened.locator("details").count() == 6
+
+
+def test_hostile_names_stay_text_in_the_browser(chromium: Any, tmp_path: Path) -> None:
+    hostile = '</script><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+    sweep = report_1(tmp_path, inputs=hostile, dtype=hostile)
+    (tmp_path / "index.html").write_text(page(sweep), encoding="utf-8")
+    window = chromium.new_page()
+    window.goto((tmp_path / "index.html").as_uri())
+    window.wait_for_selector("#modules svg", state="attached")
+    assert window.evaluate("window.hacked") is None
+    assert window.locator("img").count() == 0
+    assert hostile in window.locator("section[aria-labelledby=cells-heading]").inner_text()
+    window.close()
+
+
+def test_the_pictures_of_the_documents_are_made(chromium: Any, path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.page_pictures", path.parent, "--to", tmp_path]
+    subprocess.run(command, check=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert {file.stem for file in tmp_path.glob("*.png")} == {file.stem for file in IMAGES.glob("page*.png")}

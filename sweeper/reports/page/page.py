@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sweeper.records.cell import CellRecord, ModuleRecord, Status, TokenFigures
 from sweeper.records.sweep import Sweep, short_ids
 from sweeper.reports.answer import FOUND, answer, end_of
-from sweeper.reports.cell import Section, sections
+from sweeper.reports.cell import Section, sections, texts_of
 from sweeper.reports.cells_table import (
     FIGURES,
     cells_table,
@@ -52,6 +53,7 @@ MEANINGS = {
 }
 _SCRIPT = ("cells", "figures", "maps", "start")  # in this order
 MOST_STARTS = 3  # modules that are named in the answer
+QUOTED_LETTERS = 60  # of a text in the answer
 
 Modules = Sequence[ModuleRecord]
 
@@ -192,9 +194,18 @@ def _starts(cells: Sequence[CellRecord]) -> str:
     several = len(names) > 1
     parts = [f"{name} (in {count})" if several else name for name, count in names.most_common(MOST_STARTS)]
     parts += [f"{len(names) - MOST_STARTS} more modules"] * (len(names) > MOST_STARTS)
-    verdict = cells[0].verdict
-    most = re.search(r"most at (text \d+ token \d+)", verdict.first_divergence or "") if verdict else None
-    return ", ".join(parts) + (f"; most at {most[1]}" if most and parts else "")
+    return ", ".join(parts) + (_most_at(cells[0]) if parts else "")
+
+
+def _most_at(record: CellRecord) -> str:
+    """`; most at text 1 token 5 (“hi how can i help”)`: where in the texts the first module to differ does most."""
+    verdict, texts = record.verdict, texts_of(record)
+    place = re.search(r"most at (text (\d+) token \d+)", verdict.first_divergence or "") if verdict else None
+    if place is None:
+        return ""
+    text = int(place[2])
+    quoted = f" (“{textwrap.shorten(texts[text], QUOTED_LETTERS, placeholder=' …')}”)" if text < len(texts) else ""
+    return f"; most at {place[1]}{quoted}"
 
 
 def telling_axes(sweep: Sweep, records: Sequence[CellRecord]) -> tuple[str, str]:
