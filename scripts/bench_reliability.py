@@ -10,13 +10,14 @@
   traceback, the same command must run that cell again and no other, and its figures must come out as they were.
 - Company: so many processes are started in one new folder at once. Each cell must run once.
 
-Processes are forked from one that has imported torch, so that a kill meets cells and not imports. Prints one JSON line
-a part; exit code 1 where anything is not as it must be.
+Processes are forked from one that has imported torch (workers are not), so that a kill meets cells and not imports.
+Prints one JSON line a part; exit code 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ SWEEP = [
     "positions=explicit,implicit",
 ]
 RAN = re.compile(r"\] (.+): (?:ok|failed|unsupported).* \([\d.]+ s\)$")
+IMPORTED = ("sweeper.cli.compose", "sweeper.sweep.runner", "sweeper.sinks.registry", "sweeper.reports.page.page")
 LATEST_S = 4.0  # a kill comes before that
 
 
@@ -159,6 +161,7 @@ def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: 
         failures.unless(not twice, f"sweep {sweeps}: ran twice to their end: {twice}")
         runs += labels.total()
         lost += CELLS - labels.total()
+        print(f"{done} kills, {sweeps} sweeps", file=sys.stderr, flush=True)
     return {
         "kills": done,
         "sweeps": sweeps,
@@ -190,6 +193,7 @@ def damages(root: Path, asked: argparse.Namespace, draw: random.Random, failures
         ran = len(child.ran)
         failures.unless(ran == (place == "cell"), f"{what}: {ran} cells ran again")
         failures.unless(check_whole(folder, failures) == before, f"{what}: other figures")
+        print(f"{number + 1} damages", file=sys.stderr, flush=True)
     return {"damages": asked.damages, **kinds}
 
 
@@ -255,6 +259,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for module in IMPORTED:
+        importlib.import_module(module)
 
     failures, draw = Failures(), random.Random(asked.seed)
     print(json.dumps({"python": platform.python_version(), "cores": os.cpu_count(), "seed": asked.seed}))
