@@ -17,6 +17,7 @@ Prints one JSON line a part; exit code 1 where anything is not as it must be.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -47,7 +48,7 @@ SWEEP = [
 ]
 RAN = re.compile(r"\] (.+): (?:ok|failed|unsupported).* \([\d.]+ s\)$")
 IMPORTED = ("sweeper.cli.compose", "sweeper.sweep.runner", "sweeper.sinks.registry", "sweeper.reports.page.page")
-LATEST_S = 4.0  # a kill comes before that
+LATEST_CPU_S = 2.5  # a kill comes before a process has computed for so long; a whole sweep takes twice that
 
 
 class Failures:
@@ -102,6 +103,22 @@ class Child:
                 return None
             time.sleep(0.005)
 
+    def ended_before(self, cpu_s: float) -> int | None:
+        """Its exit code; None where it, with those that it started, has computed for so long."""
+        while (code := self.ended(0)) is None:
+            if self._cpu_s() > cpu_s:
+                return None
+            time.sleep(0.005)
+        return code
+
+    def _cpu_s(self) -> float:
+        own = psutil.Process(self.pid)
+        used = 0.0
+        for process in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used += sum(process.cpu_times()[:2])
+        return used
+
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -146,8 +163,8 @@ def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: 
         code = None
         while code is None:
             child = Child(command, root / "log")
-            latest = LATEST_S * (5 if more else 2 if with_wandb else 1)
-            code = child.ended(draw.uniform(0, latest) if done < asked.kills else 600)
+            latest = LATEST_CPU_S * (4 if more else 2 if with_wandb else 1)
+            code = child.ended_before(draw.uniform(0, latest)) if done < asked.kills else child.ended(600)
             if code is None:
                 child.kill()
                 done += 1
