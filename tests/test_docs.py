@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "case_studies/README.md",
-    *(f"docs/{name}.md" for name in ("architecture", "cookbook", "extending", "measures")),
+    *(f"docs/{name}.md" for name in ("architecture", "cookbook", "extending", "measures", "reliability")),
 ]
 FILE = re.compile(r"`((?:[\w.]+/)+[\w.]*|\w+\.(?:py|yaml|md))`")
 LINK = re.compile(r"\]\(((?!https?:)[^)#]+)")
