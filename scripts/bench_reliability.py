@@ -47,7 +47,11 @@ SWEEP = [
     "positions=explicit,implicit",
 ]
 RAN = re.compile(r"\] (.+): (?:ok|failed|unsupported).* \([\d.]+ s\)$")
-IMPORTED = ("sweeper.cli.compose", "sweeper.sweep.runner", "sweeper.sinks.registry", "sweeper.reports.page.page")
+IMPORTED = (
+    *("sweeper.cli.compose", "sweeper.sweep.runner", "sweeper.sinks.registry", "sweeper.reports.page.page"),
+    *("sweeper.metrics.cpu.pair", "sweeper.metrics.cpu.language", "transformers.models.llama.modeling_llama"),
+    *("transformers.generation.utils", "transformers.models.auto.tokenization_auto", "torch._dynamo", "numba"),
+)
 LATEST_CPU_S = 2.5  # a kill comes before a process has computed for so long; a whole sweep takes twice that
 
 
