@@ -154,8 +154,20 @@ def check_whole(folder: Path, failures: Failures) -> dict[str, str]:
     return {cell_id: figures(record) for cell_id, record in records.items()}
 
 
+def check_wandb(folder: Path, failures: Failures) -> None:
+    """A finished run for each cell and one for the sweep, each id once."""
+    from sweeper.sinks.wandb.folder import is_finished
+    from tests.sinks.wandb_files import read_runs
+
+    runs = read_runs(folder)
+    kinds = Counter(run.run.job_type for run in runs)
+    failures.unless(kinds == {"cell": CELLS, "sweep": 1}, f"{folder}: runs of W&B: {dict(kinds)}")
+    failures.unless(len({run.run.run_id for run in runs}) == len(runs), f"{folder}: an id of W&B is there twice")
+    failures.unless(all(is_finished(run.folder) for run in runs), f"{folder}: a run of W&B is not finished")
+
+
 def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: Failures) -> dict[str, Any]:
-    done, sweeps, lost, runs = 0, 0, 0, 0
+    done, sweeps, lost, runs, worker_sweeps, wandb_sweeps = 0, 0, 0, 0, 0, 0
     expected: dict[str, str] = {}
     while done < asked.kills:
         sweeps += 1
@@ -176,6 +188,10 @@ def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: 
             failures.unless("Traceback" not in child.said, f"kill {done}: {child.said[-2000:]}")
         failures.unless(code == 0, f"sweep {sweeps} ended with {code}: {child.said[-2000:]}")
         found = check_whole(folder / "single" / "s", failures)
+        if with_wandb:
+            check_wandb(folder / "single" / "s", failures)
+            wandb_sweeps += 1
+        worker_sweeps += bool(more)
         failures.unless(found == (expected or found), f"sweep {sweeps}: other figures than the first sweep's")
         expected = found
         twice = [label for label, times in labels.items() if times > 1]
@@ -186,9 +202,11 @@ def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: 
     return {
         "kills": done,
         "sweeps": sweeps,
+        "with workers": worker_sweeps,
+        "with W&B": wandb_sweeps,
         "cells": sweeps * CELLS,
         "told of as run": runs,
-        "killed at their end": lost,
+        "killed between storing and telling": lost,
     }
 
 
