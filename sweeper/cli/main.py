@@ -29,6 +29,7 @@ SUBCOMMANDS = {
 
 def main() -> NoReturn:
     """`sweeper` and `python -m sweeper`. Exit code 0, 1 (a cell failed), 2 (bad input), 130 (Ctrl-C)."""
+    exit_code: int | str | None = 0  # of who reads no further
     try:
         with usable_streams():
             exit_code = dispatch(sys.argv[1:])

@@ -5,6 +5,7 @@ The loops themselves stay in one file each, because numba keeps compiled code un
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import deque
@@ -24,9 +25,36 @@ DTYPES = tuple(_INTEGER)
 def entry(function: Any) -> Any:
     """Compiles what Python calls. Code is kept in `__pycache__`, else in the user's cache folder, else not at all."""
     try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
+        compiled = njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written
         return njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = _Spared(compiled._cache)
+    return compiled
+
+
+class _Spared:
+    """numba's cache of compiled code, without which only time is lost: a cut file, or a full disk, makes
+    it compile again and fails nothing."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The compiled code; None where it cannot be read."""
+        try:
+            return self._cache.load_overload(signature, target)
+        except Exception:  # pickle's, of whatever kind
+            with contextlib.suppress(OSError):
+                self._cache.flush()
+            return None
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        """Keeps the compiled code, if it can be written."""
+        with contextlib.suppress(OSError):
+            self._cache.save_overload(signature, code)
 
 
 # Compiles what only compiled code calls.
