@@ -46,6 +46,8 @@ SWEEP = [
     *("dtype=bfloat16,float16,float32", "attention=eager,sdpa,sdpa_math", "use_cache=true,false"),
     "positions=explicit,implicit",
 ]
+IMPORTS = 5  # times as long, where a process that is started anew imports torch first
+ALONE = "it gets one of its own"  # what is said of a cell in which two processes were killed
 RAN = re.compile(r"\] (.+): (?:ok|failed|unsupported).* \([\d.]+ s\)$")
 IMPORTED = (
     *("sweeper.cli.compose", "sweeper.sweep.runner", "sweeper.sinks.registry", "sweeper.reports.page.page"),
@@ -176,15 +178,16 @@ def kills(root: Path, asked: argparse.Namespace, draw: random.Random, failures: 
         with_wandb = asked.wandb_every > 0 and sweeps % asked.wandb_every == 0
         command = [*SWEEP, f"output_dir={folder}", f"wandb.mode={'offline' if with_wandb else 'disabled'}", *more]
         labels: Counter[str] = Counter()
-        code = None
+        code, spawns = None, bool(more)
         while code is None:
             child = Child(command, root / "log")
-            latest = LATEST_CPU_S * (4 if more else 2 if with_wandb else 1)
+            latest = LATEST_CPU_S * (IMPORTS if spawns else 2 if with_wandb else 1)
             code = child.ended_before(draw.uniform(0, latest)) if done < asked.kills else child.ended(600)
             if code is None:
                 child.kill()
                 done += 1
             labels.update(child.ran)
+            spawns = bool(more) or ALONE in child.said
             failures.unless("Traceback" not in child.said, f"kill {done}: {child.said[-2000:]}")
         failures.unless(code == 0, f"sweep {sweeps} ended with {code}: {child.said[-2000:]}")
         found = check_whole(folder / "single" / "s", failures)
