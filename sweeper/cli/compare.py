@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def _read(folder: Path) -> Sweep:
     """The sweep in a folder; of an output folder that holds one sweep, that one."""
     inside = [path.parent for path in folder.glob(f"*/*/{SWEEP_FILE}")]
     sweep = Sweep.read(inside[0] if len(inside) == 1 and not (folder / SWEEP_FILE).is_file() else folder)
+    for line in sweep.damaged:
+        print(f"sweeper compare: {line}", file=sys.stderr)
     if not sweep.records:
         raise ConfigError(f"{folder}: no cell is finished; run the sweep to its end first")
     return sweep

@@ -38,6 +38,8 @@ COMMANDS = {
     "damaged cell": ("report", "{sweep}", "--cell", "cccc"),
     "explain": ("explain", "{sweep}", "cccc"),
     "published": ("published", "{out}", "{sweep}"),
+    "compare": ("compare", "{sweep}", "{sweep}"),
+    "verify": ("verify", "{sweep}"),
 }
 
 
@@ -69,9 +71,8 @@ def test_commands_name_the_file_and_show_the_rest(
     out = tmp_path / "out"
     code = dispatch([word.format(sweep=folder, out=out) for word in command])
     shown = capsys.readouterr()
-    refused = command[0] != "report" or command[-1] == "cccc"
-    assert code == (2 if refused else 0)
-    assert command[0] == "published" or str(damaged) in shown.err
+    assert code == {"explain": 2, "published": 2, "verify": 1}.get(command[0], 2 * (command[-1] == "cccc"))
+    assert command[0] == "published" or str(damaged) in shown.err + shown.out
     if {"--html", "--markdown"} & {*command} or command == COMMANDS["report"]:
         told = shown.out + (out.read_text() if out.exists() else "")
         assert "1 with files that are not what was written" in told
