@@ -39,6 +39,7 @@ Published figures, which measured ones are put beside:
 
 Reference: what each cell is compared with; an axis that it does not name is the cell's own. The default:
   'reference={{dtype:float32,load_strategy:dtype_at_load,attention:eager}}'
+  reference=recording:FILE compares with what a model gave elsewhere, in any program (sweeper record).
 
 Settings of the whole sweep, with their defaults:
 {settings}
@@ -59,6 +60,7 @@ Examples:
   python -m sweeper +grid=load_strategy checkpoint=tiny_llama wandb.mode=disabled
   python -m sweeper +grid=bf16_vs_fp32 reported=public_issues     published figures beside the measured ones
   python -m sweeper dtype=bfloat16,float16 checkpoint=folder checkpoint.path=FOLDER
+  python -m sweeper +grid=bf16_vs_fp32 record=true output_dir=old     then again elsewhere, and sweeper compare old new
   python -m sweeper --config-dir MY_CONF +grid=mine   your own MY_CONF/grid/mine.yaml, checkpoints, inputs, numerics
 """
 _SETTINGS_BEGIN, _SETTINGS_END = "# ---- the sweep ----", "\nhydra:"

@@ -57,20 +57,17 @@ def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
 
 
 def headline(records: Sequence[CellRecord]) -> str:
-    """The whole in one line: `6 of 24 cells need something done (6 policy), 16 are fine, 2 did not run`."""
+    """The whole in one line: `of 24 cells 6 need something done (6 policy), 16 are fine, 2 did not run`."""
     ends = Counter(end_of(record) for record in records)
     found = {end: ends[end] for end in FOUND if ends[end]}
-    parts = [f"{ends['identical'] + ends['rounding']} are fine"]
-    if found:
-        which = ", ".join(f"{number} {end}" for end, number in found.items())
-        number = sum(found.values())
-        parts.insert(0, f"{number} of {len(records)} cells need{'s' * (number == 1)} something done ({which})")
-    else:
-        parts[0] = f"{ends['identical'] + ends['rounding']} of {len(records)} cells are fine"
+    which = ", ".join(f"{number} {end}" for end, number in found.items())
+    number, fine = sum(found.values()), ends["identical"] + ends["rounding"]
+    parts = [f"{number} {'needs' if number == 1 else 'need'} something done ({which})"] if found else []
+    parts += [f"{fine} {'is' if fine == 1 else 'are'} fine"] if fine else []
     parts += [
         f"{ends[end]} {end if end == UNJUDGED else 'did not run'}" for end in (UNJUDGED, "unsupported") if ends[end]
     ]
-    return ", ".join(parts)
+    return f"of {len(records)} cell{'s' * (len(records) > 1)} {', '.join(parts)}"
 
 
 def _finding(record: CellRecord) -> tuple[str, ...]:

@@ -11,8 +11,6 @@ from sweeper.records.cell import CellRecord
 from sweeper.reports.answer import labels
 from sweeper.upgrades.findings import REGRESSIONS, CellChange, Upgrade
 
-_SAID = {"same bits": "every recorded number is the same"}
-
 
 def lines(upgrade: Upgrade) -> list[str]:
     """The environments, a sentence a finding, worst first, and what to type."""
@@ -52,7 +50,7 @@ def _sentence(group: Sequence[CellChange], upgrade: Upgrade) -> str:
     worst = max(group, key=_far)
     regression = "REGRESSION, " if worst.kind in REGRESSIONS else ""
     count = f"{regression}{worst.kind}, {len(group)} cell{'s' * (len(group) > 1)}"
-    most = "at most " if len(group) > 1 and worst.reason not in _SAID.values() else ""
+    most = "the worst: " if len({change.reason for change in group}) > 1 else ""
     since = f", since {worst.since}" if worst.since is not None else ""
     where = ""
     if len(group) < len(upgrade.cells):

@@ -126,5 +126,5 @@ def test_the_headline_counts_what_needs_something_done() -> None:
         strategies("dtype_at_load", kind="rounding"),
     )
     records = [record for part in found for record in part]
-    assert headline(records) == "3 of 4 cells need something done (1 semantic, 2 policy), 1 are fine"
-    assert headline(records[3:]) == "1 of 1 cells are fine"
+    assert headline(records) == "of 4 cells 3 need something done (1 semantic, 2 policy), 1 is fine"
+    assert headline(records[3:]) == "of 1 cell 1 is fine"
