@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "compare": "say whether two environments (versions, machines) gave the same in two sweeps of one grid",
     "published": "write a page of published figures beside a sweep's",
     "wandb": "write the runs of a sweep that Weights & Biases has not, from its files",
+    "wandb-workspace": "save a workspace of Weights & Biases with the charts of a sweep, or write it as a file",
     "verify": "read every prepared checkpoint, or a sweep's cells, and say what is not as it was written",
 }
 """Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""

@@ -26,6 +26,7 @@ class WandbServer(ThreadingHTTPServer):
         runs: run id -> the fields of its last `upsertBucket`: config, group, job type, display name, host, ...
         uploads: name -> content of the other files that were put.
         exit_codes: run id -> exit code at its end.
+        views: name -> the variables of each `upsertView`.
     """
 
     daemon_threads = True
@@ -37,6 +38,7 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
         self.exit_codes: dict[str, int] = {}
+        self.views: dict[str, list[dict[str, Any]]] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The client resets its idle connections when it ends; anything else is worth a traceback."""
@@ -118,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {
             "viewer": lambda: {"viewer": _viewer()},
             "serverInfo": lambda: {"serverInfo": _server_info()},
+            "upsertView": lambda: {"upsertView": self._view(variables)},
             "upsertBucket": lambda: {"upsertBucket": self._upsert(variables)},
             "createRunFiles": lambda: {"createRunFiles": self._run_files(variables["files"])},
             "createArtifact": lambda: {"createArtifact": {"artifact": _artifact()}},
@@ -131,6 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
             if re.search(rf"\b{field}\b\s*[({{]", query):
                 data |= answer()
         return data
+
+    def _view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"]
+        new = name not in self.server.views
+        self.server.views.setdefault(name, []).append(variables)
+        return {"view": {"id": f"V{name}", "name": name}, "inserted": new}
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
         run_id = variables["name"]

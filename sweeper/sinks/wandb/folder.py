@@ -81,13 +81,23 @@ class RunsFolder:
                     table.unlink()
 
     def _note(self, run_id: str) -> None:
+        with self._own().with_suffix(".ids").open("a") as ids:
+            ids.write(f"{run_id}\n")
+
+    def _own(self) -> Path:
+        """The path of this process's lock, which it holds from then on."""
         if self._writer is None:
             writers = self._root / "writers"
             writers.mkdir(exist_ok=True)
             self._writer = FileLock(writers / f"{uuid.uuid4().hex}.lock")
             self._writer.acquire()
-        with Path(self._writer.lock_file).with_suffix(".ids").open("a") as ids:
-            ids.write(f"{run_id}\n")
+        return Path(self._writer.lock_file)
+
+    def scratch(self) -> Path:
+        """A folder of this process for what wandb lays down on its way; gone when the writing ends."""
+        folder = self._own().with_suffix(".data")
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def _noted(self) -> set[str]:
         """The ids that living processes have taken, this one too; those of dead ones are forgotten."""
@@ -98,8 +108,7 @@ class RunsFolder:
             if own or _is_held(at):
                 found |= set(ids.read_text().split())
             else:
-                ids.unlink(missing_ok=True)
-                at.unlink(missing_ok=True)
+                _forget(at)
         return found
 
     def close(self, wait_s: float = 10.0) -> None:
@@ -112,9 +121,15 @@ class RunsFolder:
                 while offline and not self._is_complete(run) and time.monotonic() < ends:
                     time.sleep(0.02)
             self._writer.release()
-            at.with_suffix(".ids").unlink(missing_ok=True)
-            at.unlink(missing_ok=True)
+            _forget(at)
             self._writer = None
+
+
+def _forget(lock: Path) -> None:
+    """Removes what a writer that ended kept."""
+    shutil.rmtree(lock.with_suffix(".data"), ignore_errors=True)
+    for path in (lock.with_suffix(".ids"), lock):
+        path.unlink(missing_ok=True)
 
 
 def _is_held(path: Path) -> bool:

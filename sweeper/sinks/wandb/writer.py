@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,7 +199,7 @@ class RunWriter:
                 entry.local_path = str(own.relative_to(folder) if self._mode == "offline" else own.absolute())
             return log_artifact(artifact, *more, **options)
 
-        with _data_folder(folder / "wandb"):
+        with _data_folder(self._runs.scratch()):
             run.log_artifact = with_own_files
             run.log({key: _table(rows)})
 
@@ -269,17 +268,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 @contextmanager
 def _data_folder(place: Path) -> Iterator[None]:
-    """W&B's data folder is an empty one there, gone at the end."""
+    """W&B's data folder is another one."""
     before = os.environ.get("WANDB_DATA_DIR")
-    with tempfile.TemporaryDirectory(prefix="data-", dir=place, ignore_cleanup_errors=True) as data:
-        os.environ["WANDB_DATA_DIR"] = data
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["WANDB_DATA_DIR"]
-            else:
-                os.environ["WANDB_DATA_DIR"] = before
+    os.environ["WANDB_DATA_DIR"] = str(place)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
+        else:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 def first_line(error: Exception) -> str:
