@@ -283,7 +283,7 @@ class SeededCheckpoint(_CheckpointBase):
     """
 
     source: Literal["seeded"]
-    architecture: Literal["llama", "qwen3", "bert"]
+    architecture: Literal["llama", "qwen3", "bert", "operator"]
     geometry: dict[str, Any]
     seed: int = Field(default=0, ge=0, lt=2**63)
     saved_dtype: Dtype = Dtype.FLOAT32

@@ -16,7 +16,7 @@ from sweeper.errors import CheckpointError, ConfigError, SweeperError
 
 __all__ = ["LocalCheckpoint", "Prepared", "prepare", "settled"]
 
-_ENCODERS = ("bert",)
+_ENCODERS = ("bert", "operator")
 
 
 @dataclass(frozen=True, kw_only=True)

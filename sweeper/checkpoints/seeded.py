@@ -19,12 +19,13 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from sweeper.checkpoints import cache
+from sweeper.checkpoints import cache, operators
 from sweeper.checkpoints.folder import no_progress_bars
+from sweeper.checkpoints.operators import OperatorConfig
 from sweeper.config import Head, SeededCheckpoint
 from sweeper.errors import ConfigError
 
-_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig}
+_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig, "operator": OperatorConfig}
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 _BYTES = 256
 # what decides on no weight
@@ -91,6 +92,7 @@ def initialise(
     checkpoint: SeededCheckpoint, config: transformers.PreTrainedConfig, device: str
 ) -> transformers.PreTrainedModel:
     """A model with transformers' own initialisation, drawn in float32 on `device`, then cast to `saved_dtype`."""
+    operators.register()
     auto = AutoModelForCausalLM if checkpoint.head is Head.CAUSAL_LM else AutoModel
     with _seeded(checkpoint.seed, device), torch.device(device):
         model = auto.from_config(config, dtype=torch.float32)

@@ -47,10 +47,12 @@ _ABSENT = object()
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a module of it was given to `torch.compile`, or compiled itself."""
+    """Whether a module of it was given to `torch.compile`, or compiled itself, or holds a function that was."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return dynamo is not None and any(
-        isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        isinstance(module, dynamo.OptimizedModule)
+        or module._compiled_call_impl is not None
+        or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(module).values())
         for module in model.modules()
     )
 

@@ -62,6 +62,9 @@ def _model_class(folder: Path, head: Head, _changed_ns: int) -> type[Any]:
 def _config(folder: Path) -> Any:
     import transformers
 
+    from sweeper.checkpoints import operators
+
+    operators.register()
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, ImportError) as error:

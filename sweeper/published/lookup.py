@@ -245,6 +245,7 @@ def _cell_figure(quantity: Quantity, record: CellRecord) -> float | None:
         Quantity.OUTPUT_EQUAL_FRACTION: output.equal_fraction,
         Quantity.OUTPUT_MEAN_ABS: output.mean_abs,
         Quantity.OUTPUT_MAX_ABS: output.max_abs,
+        Quantity.OUTPUT_RMS: output.rms,
         Quantity.OUTPUT_SUM_ABS: output.mean_abs * output.finite,
         Quantity.OUTPUT_ALLCLOSE: _allclose(output),
         Quantity.KL_MAX: record.language.kl_max if record.language else None,

@@ -39,6 +39,7 @@ class Quantity(StrEnum):
     OUTPUT_MEAN_ABS = "output.mean_abs"
     OUTPUT_MAX_ABS = "output.max_abs"
     OUTPUT_SUM_ABS = "output.sum_abs"
+    OUTPUT_RMS = "output.rms"
     OUTPUT_ALLCLOSE = "output.allclose"  # torch.allclose's defaults: rtol 1e-5, atol 1e-8
     PROBABILITY_MAX_ABS = "output.probability_max_abs"  # of the softmax of the logits
     KL_MAX = "language.kl_max"

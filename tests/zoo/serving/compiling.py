@@ -110,10 +110,10 @@ def stale_weights(model: str, dtype: torch.dtype) -> PairModels:
         def __init__(self) -> None:
             super().__init__()
             self.model = load(model, dtype)
-            self.code = (torch.compile(frozen.forward, **_AS_WRITTEN),)
+            self.code = torch.compile(frozen.forward, **_AS_WRITTEN)
 
         def forward(self, **inputs: Tensor) -> Tensor:
-            return main_output(self.code[0](**inputs))
+            return main_output(self.code(**inputs))
 
     candidate = Frozen()
     with torch.no_grad():
