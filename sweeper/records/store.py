@@ -26,6 +26,7 @@ from sweeper.records.cell import (
     TokenFigures,
 )
 from sweeper.records.sums import SUMS_FILE, names_in, read_checked, sums_of
+from sweeper.records.temporary import remove_abandoned, temporary_prefix
 from sweeper.records.tokens import TOKENS_FILE, tokens_by_layer, tokens_table
 
 if TYPE_CHECKING:
@@ -70,11 +71,8 @@ class Store:
     def open(self, description: dict[str, Any]) -> None:
         """Makes the folder and writes `sweep.json`; half-written cells of a killed run are removed."""
         self.cells_folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.cells_folder.glob(".tmp-*"):
-            import psutil  # only where a run was killed
-
-            if not psutil.pid_exists(int(leftover.name.split("-")[1])):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.folder, self.cells_folder, self.folder / EXPLAIN_FOLDER):
+            remove_abandoned(folder)
         write_whole(self.folder / SWEEP_FILE, json.dumps(description, indent=2, default=str) + "\n")
 
     def finished(self, cell_id: str, *, judged: bool | Literal["full"] = False) -> CellRecord | None:
@@ -117,7 +115,7 @@ class Store:
 
     def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> Path:
         """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way."""
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.cells_folder))
         try:
             temporary.chmod(0o755)
             files = {CELL_FILE: record.model_dump_json(indent=2).encode() + b"\n", MODULES_FILE: _parquet(modules)}
@@ -131,7 +129,7 @@ class Store:
 
     def adopt(self, other: Store, record: CellRecord) -> Path:
         """Copies a finished cell of another sweep."""
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.cells_folder))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.cells_folder))
         try:
             shutil.copytree(other.cells_folder / record.cell_id, temporary, dirs_exist_ok=True)
             return self._put_in_place(temporary, record)
@@ -257,7 +255,7 @@ def _table(path: Path, data: bytes) -> pyarrow.Table:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that appears by rename, whole or not at all; it takes the place of an older one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{temporary_prefix()}{path.name}")
     try:
         _write_durably(temporary, content.encode() if isinstance(content, str) else content)
         temporary.replace(path)

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
+
+from sweeper.records.temporary import machine
 
 LEASE_S = 120.0
 """How long a claim of another machine holds without a sign of life."""
@@ -85,7 +85,7 @@ class Claim:
         self._lock.release()
 
     def _write(self, cell_id: str | None, *, held: bool = True) -> None:
-        note = _Note(machine=_machine(), pid=os.getpid(), held=held, cell=cell_id, deaths=self.deaths)
+        note = _Note(machine=machine(), pid=os.getpid(), held=held, cell=cell_id, deaths=self.deaths)
         new = self._note.with_suffix(".new")  # only the owner writes
         new.write_text(note.model_dump_json() + "\n", encoding="utf-8")
         new.replace(self._note)
@@ -112,7 +112,7 @@ class Claims:
             return None
         note = self._folder / f"{key}.json"
         left = _read(note)
-        if left.held and left.machine != _machine() and self._age_s(note) < LEASE_S:
+        if left.held and left.machine != machine() and self._age_s(note) < LEASE_S:
             lock.release()
             return None
         deaths = Counter(left.deaths)
@@ -172,10 +172,3 @@ def _read(note: Path) -> _Note:
         return _Note.model_validate_json(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return _Note()
-
-
-@cache
-def _machine() -> str:
-    """One kernel, which all its containers share: its locks are seen by all of them."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else f"{platform.node()}-{uuid.getnode():x}"

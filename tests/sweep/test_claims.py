@@ -89,7 +89,7 @@ def test_a_claim_of_another_machine_counts_while_it_gives_signs_of_life(
     assert claim is not None
     assert claim.deaths == {"cell": 1}
     os.utime(note, (silent, silent))
-    monkeypatch.setattr(claims, "_machine", lambda: "a third")
+    monkeypatch.setattr(claims, "machine", lambda: "a third")
     claim.touch()
     mine._held["unit"]._lock.release()
     assert Claims(tmp_path).claim("unit") is None, "it was touched just now"
