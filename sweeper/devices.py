@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ class _Staging:
         with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
             self._block = torch.empty(size, dtype=torch.int64, pin_memory=torch.cuda.is_available())
         self._numbers, self._used = self._block.numpy(), 0
+
+    def keep_for_ever(self) -> None:
+        """Where the device refuses everything, giving pinned memory back raises in C++, which ends the process."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._block))
 
     def put(self, numbers: np.ndarray) -> Tensor:
         """A copy in pinned memory (plain memory where there is no GPU)."""
@@ -64,7 +69,10 @@ def usable(device: str) -> bool:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        return out_of_memory(error)
+        if out_of_memory(error):
+            return True
+        _staging.keep_for_ever()
+        return False
     return True
 
 

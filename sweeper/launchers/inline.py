@@ -36,7 +36,7 @@ class InlineLauncher:
                         continue
                     worker = worker or make_worker(sink)
                     sink.cell_started(planned)
-                    yield Finished(*worker.run(planned, unit.cells[place + 1 :]))
+                    yield Finished(*worker.run(planned, () if unit.careful else unit.cells[place + 1 :]))
                     if not worker.usable:
                         sink.said("the device refuses all that this process asks for: a new process runs the rest")
                         left = [replace(unit, cells=cells)] if (cells := unit.cells[place + 1 :]) else []

@@ -22,11 +22,14 @@ class Unit:
         reference_id: of the reference that all cells name.
         cells: the candidates, in the order of the plan; at least one.
         risky: ids of cells that ended the processes which ran them: each is to be run in a process of its own.
+        careful: whether a process ended while it ran this unit: cells are to share no run, so that it is known which
+            one does it.
     """
 
     reference_id: str
     cells: tuple[PlannedCell, ...]
     risky: frozenset[str] = frozenset()
+    careful: bool = False
 
 
 class Work(Protocol):

@@ -57,11 +57,17 @@ class Speaker:
         self._say = say
         self._worker: Worker = make_worker(_PassesOn(say))
 
-    def run(self, cells: Sequence[PlannedCell]) -> bool:
-        """Runs cells in their order; False, and not all of them, where this process has become of no use."""
-        for planned in cells:
-            self._say(Started(planned.cell_id))
-            self._say(Finished(*self._worker.run(planned)))
-            if not self._worker.usable:
-                return False
-        return True
+    def run(self, cells: Sequence[PlannedCell], *, together: bool) -> bool:
+        """Runs cells in their order; False, and not all of them, where this process has become of no use.
+
+        Args:
+            together: as `following` of `Worker.run`: what they share may be run with the first of them.
+        """
+        following = [cells[place + 1 :] if together else () for place in range(len(cells))]
+        return all(map(self.run_cell, cells, following))
+
+    def run_cell(self, planned: PlannedCell, following: Sequence[PlannedCell]) -> bool:
+        """Runs one cell; False where this process has become of no use."""
+        self._say(Started(planned.cell_id))
+        self._say(Finished(*self._worker.run(planned, following)))
+        return self._worker.usable

@@ -120,7 +120,7 @@ class _Slot:
         if self.is_busy:
             assert self.run is not None
             self.start()
-            self.process.run(make_worker, self.run.left)
+            self.process.run(make_worker, self.run.left, together=self.run.together)
 
 
 def _next_to_speak(busy: Sequence[_Slot]) -> list[_Slot]:

@@ -60,7 +60,8 @@ class RayLauncher:
         try:
             while True:
                 while len(tasks) < most and (unit := work.take(last, [r.unit for r in tasks.values()])):
-                    tasks[task.remote(given, unit.cells)] = UnitRun(unit, self._timeout_s)
+                    run = UnitRun(unit, self._timeout_s)
+                    tasks[task.remote(given, unit.cells, run.together)] = run
                 if not tasks:
                     return
                 for running in _next_to_speak(tasks):
@@ -71,7 +72,7 @@ class RayLauncher:
                         most = self._most_tasks()  # nodes come and go
                         del tasks[running]
                         if run.left:
-                            tasks[task.remote(given, tuple(run.left))] = run
+                            tasks[task.remote(given, tuple(run.left), run.together)] = run
         finally:
             for running in tasks:
                 ray.cancel(running, force=True)
@@ -189,7 +190,9 @@ class _Here:
 _here = _Here()
 
 
-def _run_cells(given: tuple[bytes, dict[str, Any]], cells: Sequence[PlannedCell]) -> Iterator[list[Message]]:
+def _run_cells(
+    given: tuple[bytes, dict[str, Any]], cells: Sequence[PlannedCell], together: bool
+) -> Iterator[list[Message]]:
     """The task: what a worker says, a cell's end with the start of the next."""
     if not _here.is_usable:
         os._exit(1)  # its device refuses everything: Ray starts the task again, in another process
@@ -200,9 +203,10 @@ def _run_cells(given: tuple[bytes, dict[str, Any]], cells: Sequence[PlannedCell]
         _here.said, _here.made_by = said, made_by
     assert _here.said is not None
     yield [Started(cells[0].cell_id)]
-    for planned, after in zip(cells, [*cells[1:], None], strict=True):
+    for place, planned in enumerate(cells):
+        after = next(iter(cells[place + 1 :]), None)
         _here.said.clear()
-        _here.is_usable = _here.speaker.run([planned])
+        _here.is_usable = _here.speaker.run_cell(planned, cells[place + 1 :] if together else ())
         told: list[Message] = [message for message in _here.said if not isinstance(message, Started)]
         if after is None or not _here.is_usable:
             yield told

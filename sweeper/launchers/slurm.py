@@ -92,7 +92,7 @@ class SlurmLauncher:
             return
         said = [Path(tempfile.mkstemp(suffix=".messages", dir=self._made_folder())[1]) for _ in runs]
         calls = [
-            (_run_cells, (self._threads, given, self._environment, tuple(run.left), path))
+            (_run_cells, (self._threads, given, self._environment, tuple(run.left), run.together, path))
             for run, path in zip(runs, said, strict=True)
         ]
         jobs = self._submitted(calls)
@@ -202,7 +202,12 @@ def _planned(threads: int, request: SweepRequest) -> Plan | ConfigError:
 
 
 def _run_cells(
-    threads: int, make_worker: bytes, planned_for: dict[str, Any], cells: Sequence[PlannedCell], said: Path
+    threads: int,
+    make_worker: bytes,
+    planned_for: dict[str, Any],
+    cells: Sequence[PlannedCell],
+    together: bool,
+    said: Path,
 ) -> None:
     """What the other jobs do."""
     compute_with(threads)
@@ -211,4 +216,4 @@ def _run_cells(
         with said.open("ab") as file:  # closed each time: only then do other nodes see it
             file.write(pickle.dumps(message))
 
-    checked_speaker(pickle.loads(make_worker), planned_for, say).run(cells)
+    checked_speaker(pickle.loads(make_worker), planned_for, say).run(cells, together=together)

@@ -23,11 +23,14 @@ class UnitRun:
     Attributes:
         unit: as it was given.
         left: the cells that have not come to their end, in order.
+        together: whether what is left may share what it runs. Not where it has to be known which cell ends a worker,
+            because one has, or which one takes too long.
     """
 
     def __init__(self, unit: Unit, cell_timeout_s: float | None) -> None:
         self.unit = unit
         self.left = list(unit.cells)
+        self.together = cell_timeout_s is None and not unit.careful and len(unit.cells) > 1
         self._timeout_s = cell_timeout_s
         self._running: PlannedCell | None = None
         self._since_s = 0.0
@@ -72,7 +75,9 @@ class UnitRun:
         if not self.left:
             return None
         cell, began = self._running or self.left[0], self._running is not None
-        self._running = None
+        was_together, self.together, self._running = self.together, False, None
+        if was_together and began and not tries_again:
+            return None  # any of them may have done it: now one after the other
         self._tries[cell.cell_id] += 1
         if ended is not None and (tries_again or not began) and self._tries[cell.cell_id] < MOST_TRIES:
             return None

@@ -75,12 +75,12 @@ class WorkerProcess:
         """Ready to be read where it has said something, or ended."""
         return self._connection
 
-    def run(self, make_worker: MakeWorker, cells: Sequence[PlannedCell]) -> None:
-        """Gives it cells to run, in their order."""
+    def run(self, make_worker: MakeWorker, cells: Sequence[PlannedCell], *, together: bool) -> None:
+        """Gives it cells to run, in their order; `together` as for `Speaker.run`."""
         if not self._is_made:
             self._send(make_worker)
             self._is_made = True
-        self._send(tuple(cells))
+        self._send((tuple(cells), together))
 
     def heard(self) -> Iterator[Message]:
         """All that it has said by now.
@@ -142,8 +142,10 @@ def _serve(connection: Connection) -> None:
         os.environ.update(pickle.loads(connection.recv_bytes()))
         speaker = Speaker(pickle.loads(connection.recv_bytes()), say)
         gc.freeze()  # as `InlineLauncher` does
-        while speaker.run(pickle.loads(connection.recv_bytes())):
-            pass
+        usable = True
+        while usable:
+            cells, together = pickle.loads(connection.recv_bytes())
+            usable = speaker.run(cells, together=together)
     except (EOFError, OSError):
         return
 

@@ -73,7 +73,8 @@ class SharedWork(Sink):
             self._running[unit.reference_id] = {planned.cell_id for planned in cells}
             risky = {cell_id for cell_id, deaths in claim.deaths.items() if deaths >= ENDS_PROCESSES}
             risky |= {cell_id for cell_id, record in self._earlier.items() if (record.reason or "").startswith(ENDED)}
-            return replace(unit, cells=cells, risky=frozenset(risky & self._running[unit.reference_id]))
+            risky &= self._running[unit.reference_id]
+            return replace(unit, cells=cells, risky=frozenset(risky), careful=bool(risky or claim.deaths))
         return None
 
     def wait(self, say: Callable[[str], None]) -> None:

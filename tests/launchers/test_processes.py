@@ -46,7 +46,10 @@ class Mortal:
     ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
         with (self._folder / "ran").open("a") as file:
             file.write(f"{os.getpid()} {planned.cell_id}\n")
-        match self._acts.get(planned.cell_id):
+        acts = [self._acts.get(cell.cell_id) for cell in (planned, *following)]
+        if "segfault in company" in acts:  # a run that these cells share
+            ctypes.string_at(0)
+        match acts[0]:
             case "segfault":
                 ctypes.string_at(0)
             case "abort":
@@ -101,6 +104,14 @@ def test_a_crash_a_kill_and_a_hang_cost_a_cell_each_and_a_new_worker_goes_on(tmp
     processes = [process for process, _ in ran]
     assert len(set(processes)) == 4
     assert processes[0] == processes[1], "a worker lives on from cell to cell"
+
+
+def test_a_crash_of_a_run_that_cells_share_costs_the_one_that_did_it(tmp_path: Path) -> None:
+    cells = planned_cells("dtype=float32,bfloat16,float16")
+    first, second, third = ids(cells)
+    ended, ran, _ = launched(ProcessLauncher([{}]), units_of(cells), tmp_path, **{third: "segfault in company"})
+    assert ended == {first: "ok", second: "ok", third: "the process that ran it ended: signal 11 (SIGSEGV)"}
+    assert [cell_id for _, cell_id in ran] == [first, first, second, third]
 
 
 def test_a_cell_that_is_killed_twice_says_so(tmp_path: Path) -> None:

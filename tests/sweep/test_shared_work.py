@@ -120,6 +120,7 @@ def test_a_cell_that_ended_its_process_is_risky(tmp_path: Path) -> None:
     unit = shared(cells, store, []).take()
     assert unit is not None
     assert unit.risky == {cells[0].cell_id}
+    assert unit.careful
 
 
 def test_units_that_read_the_same_weights_come_first_and_those_of_other_workers_last(tmp_path: Path) -> None:
