@@ -15,12 +15,11 @@ from typing import NamedTuple
 from rich.console import Console
 
 from sweeper.config import parse
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, DamagedError
 from sweeper.published.agreement import Agreement
 from sweeper.published.lookup import Reproduction, Reproductions, compare_with_published
 from sweeper.published.publication import Figure, Publication, Quantity
-from sweeper.records.cell import ExplanationRecord
-from sweeper.records.store import EXPLAIN_FOLDER
+from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep, short_label
 from sweeper.reports.cells_table import Table, cells_table, made_on, summary
 from sweeper.reports.markdown import escaped, table_lines
@@ -200,15 +199,20 @@ def _reasons(compared: Reproductions) -> list[str]:
 def _causes(sweeps: Sequence[Sweep]) -> list[str]:
     """A line a cause and sweep: in which cells."""
     cells: dict[tuple[str, str, str], list[str]] = {}
+    damaged: list[str] = []
     for sweep in sweeps:
         for record in sweep.records:
-            path = sweep.folder / EXPLAIN_FOLDER / f"{record.cell_id}.json"
-            if path.is_file():
-                found = ExplanationRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            try:
+                found = Store(sweep.folder).explanation(record.cell_id)
+            except DamagedError as error:
+                damaged.append(f"- {error}; `explain`, typed again, writes it anew")
+                continue
+            if found is not None:
                 cause = (found.cause or "no cause found").partition("; ")[0]  # the rest says where it moved this cell
                 label = short_label(record.axes, sweep.varying) or record.cell_id
                 cells.setdefault((sweep.folder.as_posix(), found.kind, cause), []).append(label)
     lines = [f"- {folder}: {kind}; {cause}, in {', '.join(labels)}" for (folder, kind, cause), labels in cells.items()]
+    lines += damaged
     heading = ["## What closes the difference", "", "By `python -m sweeper explain SWEEP CELL`:", ""]
     return [*heading, *map(escaped, lines), ""] if lines else []
 

@@ -25,7 +25,7 @@ from sweeper.records.cell import (
     Status,
     TokenFigures,
 )
-from sweeper.records.sums import SUMS_FILE, names_in, read_checked, sums_of
+from sweeper.records.sums import SUMS_FILE, names_in, read_bytes, read_checked, sums_of
 from sweeper.records.temporary import remove_abandoned, temporary_prefix
 from sweeper.records.tokens import TOKENS_FILE, tokens_by_layer, tokens_table
 
@@ -163,6 +163,15 @@ class Store:
         path.parent.mkdir(exist_ok=True)
         write_whole(path, explanation.model_dump_json(indent=2) + "\n")
         return path
+
+    def explanation(self, cell_id: str) -> ExplanationRecord | None:
+        """What `explain` found of a cell; None where it was not asked.
+
+        Raises:
+            DamagedError: the file cannot be read.
+        """
+        path = self.folder / EXPLAIN_FOLDER / f"{cell_id}.json"
+        return read_document(path, read_bytes(path), ExplanationRecord) if os.path.lexists(path) else None
 
     def cell_ids(self) -> list[str]:
         """Every cell that lies here, whole or not, in order."""

@@ -10,6 +10,8 @@ import pytest
 
 from sweeper.cli.main import dispatch
 from sweeper.errors import DamagedError
+from sweeper.published.page import _causes
+from sweeper.records.cell import ExplanationRecord
 from sweeper.records.frames import open_sweep
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
@@ -108,3 +110,24 @@ def test_the_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
         pytest.skip("no sha256sum here")
     for folder in (report_1(tmp_path).folder / "cells").iterdir():
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("name", ["empty", "cut in half", "binary", "newer", "a folder", "a link to nowhere"])
+def test_an_explanation_that_cannot_be_read_is_named_on_the_page(tmp_path: Path, name: str) -> None:
+    sweep = report_1(tmp_path)
+    found = ExplanationRecord(
+        cell_id=DAMAGED,
+        kind="policy",
+        reason="rounded",
+        cause="the rotary table",
+        closed_bitwise=True,
+        put_back="dtype_at_load",
+        since=None,
+        tried=(),
+        environment={},
+    )
+    path = Store(sweep.folder).write_explanation(found)
+    assert "the rotary table" in "".join(_causes([sweep]))
+    (ANY_FILE | JSON_FILE)[name](path)
+    (line,) = (line for line in _causes([sweep]) if "typed again" in line)
+    assert f"explain/{DAMAGED}.json" in line
