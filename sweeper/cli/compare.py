@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError
 from sweeper.records.store import SWEEP_FILE, write_whole
 from sweeper.records.sweep import Sweep
@@ -45,14 +45,13 @@ def _read(folder: Path) -> Sweep:
     return sweep
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="sweeper compare",
         description="Whether two environments (versions, machines, cards) gave the same in two sweeps of one grid: "
         "names what differs between them, which cells moved beyond their noise, which verdicts changed, and since "
         "which module. Make both sweeps with record=true: what moves a cell and its reference alike is seen then. Exit "
         "code 1 on a regression.",
-        allow_abbrev=False,
     )
     parser.add_argument("old", metavar="OLD", type=Path, help="a sweep's folder, or an output folder with one sweep")
     parser.add_argument("new", metavar="NEW", type=Path, help="the same grid's in the other environment")
