@@ -449,8 +449,8 @@ class WandbSettings(_Frozen):
     """Weights & Biases: `disabled` works without the package; `online` needs a login."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "sweeper"
-    entity: str | None = None
+    project: Plain = "sweeper"
+    entity: Plain | None = None
     tags: tuple[str, ...] = ()
 
 

@@ -372,6 +372,8 @@ class CellRecord(_Record):
         attention_kernels: operators or kernels that run in the attention, as the profiler saw them: in this cell, or in
             one of this process that ran the same code on the same dtypes and texts.
         without_effect: what was asked for and did nothing (a flag, an axis) -> why.
+        fallbacks: what torch said when it took another kernel than usual, for lack of memory say, while the cell ran or
+            a reference for it: the figures are that kernel's.
         unaligned: module outputs that could not be mapped to tokens, and why.
         hooks: of a compiled model, its outputs with hooks, which its modules' figures come from, against those without,
             which all other figures of the output are of; None where nothing is compiled.
@@ -403,6 +405,7 @@ class CellRecord(_Record):
     reading: dict[str, str] = {}
     attention_kernels: tuple[str, ...] = ()
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
+    fallbacks: tuple[str, ...] = ()
     unaligned: dict[str, str] = {}
     hooks: PairMeasures | None = None
     routers: tuple[RouterFigures, ...] = ()

@@ -176,7 +176,8 @@ def reasons(records: Sequence[CellRecord]) -> list[tuple[Status, str]]:
         for record in records
         for flag, why in record.without_effect.items()
     ]
-    counts = Counter(without_effect + ended)
+    swapped = [(Status.OK, f"torch took another kernel: {said}") for record in records for said in record.fallbacks]
+    counts = Counter(without_effect + swapped + ended)
     return [(kind, f"{reason} (×{count})") for (kind, reason), count in counts.items()]
 
 

@@ -40,6 +40,7 @@ from sweeper.records.recording import Recording
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.cost import measure_cost, warm_up
+from sweeper.sweep.fallbacks import fallbacks_heard
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
 from sweeper.sweep.passes import Passes, ReferenceRun, output_kind
 from sweeper.sweep.recorded import RecordedReference
@@ -128,7 +129,9 @@ class Runner:
         if planned.unsupported:
             return ended(record, Status.UNSUPPORTED, planned.unsupported), ()
         try:
-            return self._run(planned, record, following)
+            with fallbacks_heard() as said:
+                measured, modules = self._run(planned, record, following)
+            return measured.model_copy(update={"fallbacks": tuple(said)}), modules
         except UnsupportedError as error:
             return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
