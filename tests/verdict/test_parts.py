@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator import observation
 from sweeper.comparator.hooks import Observer
+from sweeper.comparator.side import sides
 from sweeper.verdict.comparison import Comparison, compare_models
+from sweeper.verdict.module_runs import Kept, capture
+from sweeper.verdict.reference_evidence import nbytes
 from tests.small_models import explicit, llama, packed, padded_left
 
 
@@ -97,3 +101,27 @@ def test_what_is_kept_does_not_grow_with_the_tokens(tokens: int, monkeypatch: py
     assert comparison.first_divergence is not None
     assert comparison.first_divergence.module == "layers.39"
     assert max(kept) <= most + 2 * tokens * 64 * 8
+
+
+def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded() -> None:
+    model, padded = llama(), padded_left()
+    side, _ = sides(model, model, padded)
+    whole = capture(side)
+    names, parts = None, []
+    while names is None or names:
+        captured = capture(side, names, most_bytes=20_000)
+        parts.append(captured)
+        names = set(captured.left)
+    assert len(parts) > 3
+    assert whole.left == ()
+    found = {key: call for part in parts for key, call in part.kept.items()}
+    assert found.keys() == whole.kept.keys()
+    assert sum(len(part.kept) for part in parts) == len(whole.kept)
+    for key, call in whole.kept.items():
+        assert all(map(torch.equal, floats_of(call), floats_of(found[key]))), key
+    most = max(nbytes(call.output) + nbytes(call.args) + nbytes(call.kwargs) for call in whole.kept.values())
+    assert all(nbytes([call.output for call in part.kept.values()]) <= 20_000 + 2 * most for part in parts)
+
+
+def floats_of(call: Kept) -> list[Tensor]:
+    return [leaf for leaf in [*call.output, *tree_leaves((call.args, call.kwargs))] if isinstance(leaf, Tensor)]
