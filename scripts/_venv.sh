@@ -66,10 +66,13 @@ prefetch() {
   rm -rf "$wheels.partial"
 }
 
+# Prints the extras that the main job needs: W&B is on by default, and without a GPU the loops compiled for the CPU measure.
+job_extras() { nvidia-smi -L >/dev/null 2>&1 && echo wandb || echo wandb,cpu; }
+
 # Usage: add_packages LOG [EXTRA]. With uv where it is there: it is faster, and knows which build of torch fits the
 # machine. It has a configuration of its own: where that cannot reach what it wants, pip may.
 add_packages() {
-  local log=$1 project="$root${2:+[$2]}" torch
+  local log=$1 project="$root[${2:-$(job_extras)}]" torch
   for torch in $(command -v uv >/dev/null && echo --torch-backend=auto --); do
     say "installing the pinned versions into .venv with uv"
     [ "$torch" != -- ] || torch=

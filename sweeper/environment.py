@@ -7,10 +7,13 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from sweeper._version import __version__
+from sweeper.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "hydra-core")
 
@@ -70,6 +73,21 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {"commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+def needed(module: str, *, extra: str, what: str) -> ModuleType:
+    """A module of a package that only some need.
+
+    Raises:
+        ConfigError: it is not installed; says what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"{what} needs the package {package}, which is not installed: pip install 'sweeper[{extra}]' (or {package})"
+        ) from None
 
 
 def _gpu() -> dict[str, Any]:

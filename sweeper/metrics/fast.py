@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from sweeper.devices import to_device
 from sweeper.metrics.sums import State
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -28,9 +31,17 @@ def fast_module(device: str, name: str) -> ModuleType | None:
             return importlib.import_module(f"sweeper.metrics.cuda.{name}")
         if device == "cpu":
             return importlib.import_module(f"sweeper.metrics.cpu.{name}")
-    except ImportError:
+    except ImportError as error:
+        _say_slower(device, str(error))
         return None
     return None
+
+
+@functools.cache
+def _say_slower(device: str, reason: str) -> None:
+    """One line, once."""
+    package = "numba (or 'sweeper[cpu]')" if device == "cpu" else "triton"
+    _LOGGER.warning("measuring takes longer than it need (%s): pip install %s", reason, package)
 
 
 class Measured(NamedTuple):

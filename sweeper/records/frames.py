@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeper.environment import needed
 from sweeper.records.cell import CellRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
@@ -26,8 +27,7 @@ class OpenedSweep:
     @functools.cached_property
     def cells(self) -> pandas.DataFrame:
         """A row a cell: ids, axes, verdict, figures as numbers (infinity and NaN too), columns as `cell_row` says."""
-        import pandas
-
+        pandas = needed("pandas", extra="frames", what="a data frame")
         return pandas.DataFrame([cell_row(sweep, record) for sweep in self._sweeps for record in sweep.records])
 
     @functools.cached_property
@@ -42,8 +42,7 @@ class OpenedSweep:
 
     def _joined(self, table_of: Callable[[Store, str], pyarrow.Table | None]) -> pandas.DataFrame:
         """The tables of all cells that have one, below each other."""
-        import pandas
-
+        pandas = needed("pandas", extra="frames", what="a data frame")
         frames = []
         for sweep in self._sweeps:
             store = Store(sweep.folder)

@@ -11,6 +11,7 @@ from torch import nn
 
 from sweeper.comparator.side import Inputs, Side, sides, text_lengths
 from sweeper.devices import suppressed
+from sweeper.environment import needed
 from sweeper.models.names import align
 from sweeper.verdict.compared import Compared
 from sweeper.verdict.explain import Explanation, explain
@@ -50,8 +51,7 @@ class Comparison(Compared):
     @functools.cached_property
     def modules(self) -> pandas.DataFrame:
         """One row a module in order of execution: the measures, own and inherited share, floor and replay."""
-        import pandas
-
+        pandas = needed("pandas", extra="frames", what="a data frame")
         replays = (
             {module.name: module.output.rel_l2 for module in self.replay_trace.modules} if self.replay_trace else {}
         )
