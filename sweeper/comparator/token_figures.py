@@ -52,7 +52,8 @@ class TokenAccumulator:
         self._batch: _Batch | None = None
         self._waiting: list[tuple[str, Tensor, Tensor]] = []
         self._waiting_bytes = 0
-        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._indices: dict[tuple[int, int], Tensor] = {}
+        self._planes: Tensor | None = None
         self._names: list[str] | None = None
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # texts_S, how far they moved, figures_SLT2
 
@@ -78,22 +79,24 @@ class TokenAccumulator:
             return
         start = self._batch.seen[name]
         stop = self._batch.seen[name] = start + len(reference_NF)
-        first, last = (bisect.bisect_left(self._batch.rows, row) for row in (start, stop))
-        if first == last:
+        index = self._index(start, stop, candidate_NF.device)
+        if not len(index):
             return
-        if last - first < stop - start:  # a copy, so that the others can die
-            index = self._index([row - start for row in self._batch.rows[first:last]], candidate_NF.device)
-            reference_NF, candidate_NF = reference_NF[index], candidate_NF[index]
+        if len(index) < stop - start:  # a copy, so that the others can die
+            reference_NF, candidate_NF = (side.index_select(0, index) for side in (reference_NF, candidate_NF))
         self._waiting.append((name, reference_NF, candidate_NF))
         self._waiting_bytes += reference_NF.nbytes + candidate_NF.nbytes
         if self._waiting_bytes >= _GROUP_BYTES.get(candidate_NF.device.type, 0):
             self._measure()
 
-    def _index(self, rows: list[int], device: torch.device) -> Tensor:
-        key = tuple(rows)
-        if key not in self._indices:
-            self._indices[key] = to_device(rows, device)
-        return self._indices[key]
+    def _index(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Which rows of a piece of the batch are watched; the pieces of all layers mostly are the same."""
+        if (start, stop) not in self._indices:
+            assert self._batch is not None
+            first, last = (bisect.bisect_left(self._batch.rows, row) for row in (start, stop))
+            rows = [row - start for row in self._batch.rows[first:last]]
+            self._indices[start, stop] = to_device(rows, device)
+        return self._indices[start, stop]
 
     def _measure(self) -> None:
         """Measures what waits, tensors of one kind together."""
@@ -104,10 +107,18 @@ class TokenAccumulator:
         for group in groups.values():
             names, references, candidates = zip(*group, strict=True)
             sides = (torch.stack(side) if len(side) > 1 else side[0][None] for side in (references, candidates))
-            figures_GN2 = token_figures(*sides)
+            figures_GN2 = self._figures(*sides)
             for name, figures_N2 in zip(names, figures_GN2, strict=True):
                 self._batch.pieces[name].append(figures_N2)
         self._waiting, self._waiting_bytes = [], 0
+
+    def _figures(self, reference_GNF: Tensor, candidate_GNF: Tensor) -> Tensor:
+        """`token_figures` in memory that is kept: on a CPU, memory that is fresh every time takes most of the time."""
+        size = reference_GNF.numel()
+        if self._planes is None or self._planes.shape[1] < size:
+            self._planes = torch.empty(2, size, dtype=torch.float64, device=reference_GNF.device)
+        reference, difference = (plane[:size].view_as(reference_GNF) for plane in self._planes)
+        return token_figures(reference.copy_(reference_GNF), difference.copy_(candidate_GNF).sub_(reference))
 
     def end_batch(self, moved_S: Tensor) -> None:
         """Keeps the worst of this batch's texts and of those before.
@@ -162,13 +173,15 @@ class TokenAccumulator:
         return found
 
 
-def token_figures(reference: Tensor, candidate: Tensor) -> Tensor:
-    """`max_abs` and `rel_l2` of each row, [..., F] -> [..., 2], as `metrics.pair` defines them, in float64.
+def token_figures(reference: Tensor, difference: Tensor) -> Tensor:
+    """`max_abs` and `rel_l2` of each row, [..., F] -> [..., 2], as `metrics.pair` defines them.
 
     Not a number, or infinite, where an element of the row is not finite.
+
+    Args:
+        reference: in float64.
+        difference: candidate minus reference, in float64; it is overwritten.
     """
-    reference = reference.double()
-    difference = candidate.to(torch.float64, copy=True).sub_(reference)  # mixed dtypes take three times as long
     norm, of_reference = (torch.linalg.vector_norm(rows, dim=-1) for rows in (difference, reference))
     rel_l2 = (norm / of_reference).masked_fill(norm == 0, 0.0)
     return torch.stack([difference.abs_().amax(-1), rel_l2], dim=-1)

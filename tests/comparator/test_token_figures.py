@@ -56,7 +56,8 @@ def drifting(lengths: list[int], dtype: torch.dtype = torch.bfloat16) -> dict[st
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_they_are_the_measures_of_single_rows(dtype: torch.dtype) -> None:
     reference_NF, candidate_NF = drifting([3, 2], dtype)["model.layers.1"]
-    for row, (max_abs, rel_l2) in enumerate(token_figures(reference_NF, candidate_NF).tolist()):
+    figures_N2 = token_figures(reference_NF.double(), candidate_NF.double() - reference_NF.double())
+    for row, (max_abs, rel_l2) in enumerate(figures_N2.tolist()):
         alone = measure(reference_NF[row : row + 1], candidate_NF[row : row + 1])
         assert max_abs == alone.max_abs
         assert rel_l2 == pytest.approx(alone.rel_l2, rel=1e-14)
