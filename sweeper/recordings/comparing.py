@@ -50,27 +50,13 @@ def compare_recorded(
         comparer: takes what both sides gave.
         progress: is told how many texts of how many have run.
     """
-    N = sum(map(len, recording.token_ids))
-    named = {name: tensor for name, tensor in recording.tensors.items() if name.startswith(MODULE)}
-    recorded = {name.removeprefix(MODULE) for name, tensor in named.items() if len(tensor) == N}
+    modules = _RecordedModules(recording, rows, comparer)
     has_logits = rows.quantity in (LOGITS, LOG_PROBABILITIES)
-    given: set[str] = set()  # of a batch
     pairs: list[tuple[Tensor, Tensor]] = []
     ids: list[list[int]] = []
-    texts: tuple[int, ...] = ()
-
-    def take(output: ModuleOutput) -> None:
-        if output.name not in recorded:
-            return
-        if output.name not in given:
-            given.add(output.name)
-            comparer.modules.give(output.name, rows.module(f"{MODULE}{output.name}", texts))
-        comparer.modules.take(output)
-
-    done = 0
-    with side.conditions(), torch.inference_mode(), hooked(side, take) as running:
+    with side.conditions(), torch.inference_mode(), hooked(side, modules.take) as running:
         for texts, calls in zip(batches, side.in_batches(batches), strict=True):
-            given.clear()
+            modules.begin(texts)
             outputs = running.run(calls)
             some = [recording.token_ids[text] for text in texts]
             if has_logits and (some_N := rows.log_probabilities(texts)) is not None:
@@ -78,14 +64,42 @@ def compare_recorded(
                 ids += some
             candidate = BatchOutputs(rows_of(rows.quantity, outputs, some), outputs.embedding_SD)
             comparer.end_batch(texts, rows.outputs(texts, outputs), candidate)
-            done += len(texts)
-            progress(done, len(recording.token_ids))
+            progress(modules.texts_done, len(recording.token_ids))
     found = None
     if pairs:
         recorded_N, own_N = (torch.cat([pair[place] for pair in pairs]) for place in (0, 1))
         found = ratios(recorded_N, own_N, ids)
-    missing = dict.fromkeys(sorted(recorded - given), "recorded, and not among this cell's modules")
-    missing |= {
-        name.removeprefix(MODULE): "recorded of the first texts alone" for name in named if len(named[name]) < N
-    }
-    return Ran(running, found, missing)
+    return Ran(running, found, modules.unaligned())
+
+
+class _RecordedModules:
+    """The modules of a recording meet those of a run, batch by batch. One that was recorded of some texts does not."""
+
+    def __init__(self, recording: Recording, rows: RecordedRows, comparer: Comparer) -> None:
+        N = sum(map(len, recording.token_ids))
+        named = {name: tensor for name, tensor in recording.tensors.items() if name.startswith(MODULE)}
+        self._recorded = {name.removeprefix(MODULE) for name, tensor in named.items() if len(tensor) == N}
+        self._short = [name.removeprefix(MODULE) for name, tensor in named.items() if len(tensor) < N]
+        self._rows, self._comparer = rows, comparer
+        self._given: set[str] = set()  # of a batch
+        self._texts: tuple[int, ...] = ()
+        self.texts_done = 0
+
+    def begin(self, texts: tuple[int, ...]) -> None:
+        """A batch of these texts is about to run."""
+        self._given.clear()
+        self._texts = texts
+        self.texts_done += len(texts)
+
+    def take(self, output: ModuleOutput) -> None:
+        if output.name not in self._recorded:
+            return
+        if output.name not in self._given:
+            self._given.add(output.name)
+            self._comparer.modules.give(output.name, self._rows.module(f"{MODULE}{output.name}", self._texts))
+        self._comparer.modules.take(output)
+
+    def unaligned(self) -> dict[str, str]:
+        """What was recorded and could not be compared, and why."""
+        missing = dict.fromkeys(sorted(self._recorded - self._given), "recorded, and not among this cell's modules")
+        return missing | dict.fromkeys(self._short, "recorded of the first texts alone")

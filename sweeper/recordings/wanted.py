@@ -56,6 +56,5 @@ def recordings_of(plan: Plan, settings: Settings) -> Recordings | None:
     """Where the cells of a plan are recorded; None where nobody asked for it."""
     if not settings.record:
         return None
-    whole_models = settings.weights == "resident"
-    wanted = Wanted(patterns=("*",), evidence=whole_models, most_mib=settings.record_mib)
+    wanted = Wanted(patterns=("*",), evidence=True, most_mib=settings.record_mib)
     return Recordings(sweep=plan.folder, wanted=wanted)
