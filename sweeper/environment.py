@@ -29,7 +29,9 @@ def default_device() -> Literal["cpu", "cuda"]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions of the packages that every cell runs on, and what `device` is."""
+    """Versions of the packages that every cell runs on, and what `device` is; without a GPU what the CPU is, on which
+    the cells run that can."""
+    device = device if device == "cpu" else default_device()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

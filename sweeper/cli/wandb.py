@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sweeper.cli.arguments import Arguments
 from sweeper.config import WandbSettings, parse
 from sweeper.records.sweep import Sweep
 from sweeper.sinks.wandb import about_sweep, require_usable
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: no such sweep, or W&B cannot be used so.
     """
-    parser = ArgumentParser(prog="sweeper wandb", description=__doc__)
+    parser = Arguments(prog="sweeper wandb", description=__doc__ or "")
     add_place(parser)
     parser.add_argument("--online", action="store_true", help="to the server; else into the sweep's folder")
     asked = parser.parse_args(arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     return int(writer.failed)
 
 
-def add_place(parser: ArgumentParser) -> None:
+def add_place(parser: Arguments) -> None:
     """The arguments that say which sweep, and where in W&B."""
     parser.add_argument("sweep", type=Path, metavar="SWEEP_FOLDER", help="outputs/<grid>/<sweep>")
     parser.add_argument("--project", help="in place of the one that the sweep was run with")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from sweeper.cli.arguments import Arguments
 from sweeper.cli.wandb import add_place, settings_of
 from sweeper.errors import ConfigError
 from sweeper.records.sweep import Sweep
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: no such sweep, no login, or a package is missing.
     """
-    parser = ArgumentParser(prog="sweeper wandb-workspace", description=__doc__)
+    parser = Arguments(prog="sweeper wandb-workspace", description=__doc__ or "")
     add_place(parser)
     parser.add_argument("--file", type=Path, metavar="FILE", help="write it there; needs no login")
     asked = parser.parse_args(arguments)

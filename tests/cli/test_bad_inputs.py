@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweeper.cli import main as cli
+from sweeper.environment import default_device
 from sweeper.sweep import run
 from tests.cli.bad_inputs import Bad, all_of_them
 
@@ -61,6 +62,17 @@ def test_bad_input(
     assert printed.err.strip().isprintable()
     assert [part for part in bad.says if part not in printed.err] == [], printed.err
     assert everything_below(typed_in.parent) == before
+
+
+@pytest.mark.skipif(default_device() == "cuda", reason="a GPU is there")
+@pytest.mark.parametrize("more", [(), ("+grid=attention_backends",), ("dtype=float32,float16",)])
+def test_a_gpu_that_is_not_there_is_one_line(
+    typed_in: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    assert cli.dispatch(["checkpoint=tiny_llama", "wandb.mode=disabled", "device=cuda", *more]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "sweeper: device=cuda: torch sees no GPU here; type device=cpu\n")
+    assert list(typed_in.iterdir()) == []
 
 
 def everything_below(folder: Path) -> list[str]:
