@@ -228,8 +228,12 @@ def damages(root: Path, asked: argparse.Namespace, draw: random.Random, failures
             code = child.ended(600)
             said = child.said
             failures.unless("Traceback" not in said, f"{what}: {arguments[0]}: {said[-2000:]}")
-            named = str(path) in said or (place == "cell" and str(path.parent) in said)
-            must_name = arguments is command or (place == "cell" or (place == "list" and arguments[0] == "report"))
+            named = (
+                str(path) in said
+                or f"{path.parent}: no {path.name}" in said
+                or (place == "cell" and str(path.parent) in said)
+            )
+            must_name = place == "cell" or arguments is command or arguments[0] == "report"
             failures.unless(named or not must_name, f"{what}: {arguments[0]} does not name it: {said[-500:]}")
             failures.unless(code == (2 if place == "list" and arguments[0] == "report" else 0), f"{what}: code {code}")
         ran = len(child.ran)
@@ -245,7 +249,7 @@ def _damaged(folder: Path, draw: random.Random) -> tuple[str, str, Path]:
     if place == "list":
         name = draw.choice(["missing", "empty", "cut in half", "binary", "zeros", "newer", "deep", "UTF-16"])
         (ANY_FILE | JSON_FILE)[name](path := folder / "sweep.json")
-        return ("list" if path.exists() else "nothing", name, path)
+        return "list", name, path
     cell = draw.choice(sorted((folder / "cells").iterdir()))
     file = draw.choice(["cell.json", "modules.parquet", "tokens.parquet", "SHA256SUMS", ""])
     if not file:

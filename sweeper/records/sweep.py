@@ -136,15 +136,19 @@ class Sweep:
         raise ConfigError(f"{prefix}: {problem}. Give one of: {listed or 'none is finished'}")
 
 
-def read_description(folder: Path) -> SweepDescription:
+def read_description(folder: Path, missing: type[ConfigError] = ConfigError) -> SweepDescription:
     """`sweep.json` of a sweep.
+
+    Args:
+        folder: the sweep's.
+        missing: what a folder without it is; `DamagedError` where it is known to be a sweep's.
 
     Raises:
         ConfigError: `folder` is not the folder of a sweep.
         DamagedError: the file cannot be read.
     """
     path = folder / SWEEP_FILE
-    if not os.path.lexists(path):
+    if missing is ConfigError and not os.path.lexists(path):
         raise ConfigError(_no_sweep(folder))
     return read_document(path, read_bytes(path), SweepDescription)
 

@@ -193,10 +193,11 @@ def _description(request: SweepRequest, plan: Plan, store: Store, say: Callable[
     """What is asked for; behind it what the folder holds of earlier commands, which a name that was given keeps."""
     pairs = [PlannedIds(cell_id=cell.cell_id, reference_id=cell.reference_id) for cell in plan.cells]
     commands: tuple[dict[str, Any], ...] = ()
-    held = set(store.cell_ids()) - {pair.cell_id for pair in pairs}
-    if os.path.lexists(plan.folder / SWEEP_FILE):
+    lying = set(store.cell_ids())
+    held = lying - {pair.cell_id for pair in pairs}
+    if lying or os.path.lexists(plan.folder / SWEEP_FILE):
         try:
-            before = read_description(plan.folder)
+            before = read_description(plan.folder, missing=DamagedError)
         except DamagedError as error:
             say(f"{error}; written anew, without the commands that it held")
             pairs += _held(store, sorted(held))

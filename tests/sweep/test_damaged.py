@@ -49,7 +49,7 @@ def test_a_damaged_list_is_written_anew_and_keeps_the_cells(
 ) -> None:
     ran = count_runs(monkeypatch)
     assert sweep(tmp_path, "dtype=bfloat16", "verdict=false") == 0
-    for name in ("empty", "binary", "a link to nowhere"):
+    for name in ("empty", "missing", "binary", "a link to nowhere"):
         ANY_FILE[name](store(tmp_path).folder / "sweep.json")
         assert sweep(tmp_path, "dtype=float16", "verdict=false") == 0
         shown = capsys.readouterr()

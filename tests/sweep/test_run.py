@@ -37,11 +37,11 @@ def count_runs(monkeypatch: pytest.MonkeyPatch, stop_at: int = 100, stop: BaseEx
     ran: list[str] = []
     original = Runner.run
 
-    def run(self: Runner, planned: Any) -> Any:
+    def run(self: Runner, planned: Any, *more: Any) -> Any:
         if len(ran) == stop_at and stop is not None:
             raise stop
         ran.append(planned.cell_id)
-        return original(self, planned)
+        return original(self, planned, *more)
 
     monkeypatch.setattr(Runner, "run", run)
     return ran
