@@ -52,7 +52,8 @@ def answer(records: Sequence[CellRecord], folder: Path) -> list[Line]:
         groups.setdefault(_finding(record), []).append(record)
     ordered = sorted(groups.items(), key=lambda group: WORST_FIRST.index(group[0][0]))
     found = [(key[0], _furthest_first(cells)) for key, cells in ordered]
-    lines = [Line(end=end, text=_sentence(end, cells, records), cells=tuple(cells)) for end, cells in found]
+    told = [(end, _sentence(end, cells, records) + _neighbours(end, cells), cells) for end, cells in found]
+    lines = [Line(end=end, text=text, cells=tuple(cells)) for end, text, cells in told]
     return [*lines, *_next(records, folder)]
 
 
@@ -114,6 +115,15 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
     if RECORDED in worst.reference_axes:
         return f"{count}: {_why_recorded(worst.verdict, _where(cells, records))}"
     return f"{count}: {_why(worst.verdict, _where(cells, records))}"
+
+
+def _neighbours(end: str, cells: Iterable[CellRecord]) -> str:
+    """What it means for who searches with the embeddings; nothing where a sweep compares logits."""
+    shares = [record.neighbours_changed for record in cells if record.neighbours_changed is not None]
+    if end == "identical" or not shares:
+        return ""
+    most = max(shares)
+    return f"; {f'{most:.0%} of the texts at most have' if most else 'no text has'} another nearest neighbour"
 
 
 def _why(verdict: VerdictRecord, where: str) -> str:

@@ -128,3 +128,18 @@ def test_the_headline_counts_what_needs_something_done() -> None:
     records = [record for part in found for record in part]
     assert headline(records) == "of 4 cells 3 need something done (1 semantic, 2 policy), 1 is fine"
     assert headline(records[3:]) == "of 1 cell 1 is fine"
+
+
+def test_of_embeddings_it_says_how_many_texts_change_their_nearest_neighbour() -> None:
+    def embedded(cell_id: str, kind: str, share: float | None) -> CellRecord:
+        return one(cell_id, kind, 0.25).model_copy(update={"neighbours_changed": share})
+
+    some, none, logits = (
+        embedded("a", "rounding", 0.25),
+        embedded("b", "rounding", 0.0),
+        embedded("c", "rounding", None),
+    )
+    assert told(some, none)[0].endswith("; 25% of the texts at most have another nearest neighbour")
+    assert told(none)[0].endswith("; no text has another nearest neighbour")
+    assert "neighbour" not in told(logits)[0]
+    assert "neighbour" not in told(embedded("d", "identical", 0.0))[0]

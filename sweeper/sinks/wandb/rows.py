@@ -53,6 +53,7 @@ def cell_summary(record: CellRecord, modules: Sequence[ModuleRecord] = ()) -> di
         "cause": cause.what if cause else None,
         "put_back": cause.put_back if cause else None,
         "first_divergence": record.first_divergence,
+        "neighbours_changed": record.neighbours_changed,
         **_worst_layer(modules),
     }
     for name in ("output", "language", "cost"):
