@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 
 from sweeper.launchers.launcher import Finished, Lost, MakeWorker, Unit, Work, plan_here
 from sweeper.launchers.unit_run import UnitRun
-from sweeper.launchers.worker_process import WorkerProcess, from_outside, worker_process
+from sweeper.launchers.worker_process import WorkerProcess, end_early, from_outside, worker_process
 from sweeper.planning.grid import SweepRequest
 from sweeper.planning.plan import Plan
 from sweeper.sinks.sink import Sink
@@ -32,6 +32,7 @@ class ProcessLauncher:
         if not request.settings.dry_run:
             for slot in self._slots:
                 slot.start()
+        end_early()
         return plan_here(request)
 
     def launch(self, work: Work, make_worker: MakeWorker, sink: Sink) -> Generator[Finished | Lost]:

@@ -29,7 +29,7 @@ _started_early: list[WorkerProcess] = []
 
 def start_early(arguments: Sequence[str]) -> None:
     """Starts the workers that a command line will want, while its request is composed: both take seconds, most of them
-    for importing torch. Where it guesses too few, the launcher starts more; too many end with this process."""
+    for importing torch. Where it guesses too few, the launcher starts more; where too many, it ends the rest."""
     given = dict(word.partition("=")[::2] for word in arguments)
     if given.get("dry_run") == "true" or _started_early:
         return
@@ -42,6 +42,12 @@ def start_early(arguments: Sequence[str]) -> None:
     elif given.get("isolation") == "process":
         count = 1
     _started_early.extend(WorkerProcess() for _ in range(min(count, os.cpu_count() or 1)))
+
+
+def end_early() -> None:
+    """Ends those that were started early and that nobody has taken."""
+    while _started_early:
+        _started_early.pop().kill()
 
 
 def worker_process(environment: Mapping[str, str]) -> WorkerProcess:
