@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,17 +93,18 @@ class RayLauncher:
         on_terminate = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what it sees
-        dashboard = False if self._asked.address == "local" else None
+        own = self._asked.address == "local"
         try:
             ray.init(
                 address=self._asked.address,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
-                include_dashboard=dashboard,
+                logging_level=logging.ERROR if own else logging.WARNING,  # of a token for its own cluster
+                include_dashboard=False if own else None,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"launcher.address={self._asked.address}: {_first_line(error)}") from None
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray takes it, for an end without a word
+        if on_terminate is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray takes it, for an end without a word
         self._started_it = True
 
     def _task(self, function: Any) -> Any:
