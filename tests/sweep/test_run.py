@@ -82,7 +82,7 @@ def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monk
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.sweep.runner.compare_kept", fail)
+        patch.setattr("sweeper.sweep.passes.compare_kept", fail)
         assert sweep(tmp_path) == 1
     (failed,) = store(tmp_path).records()
     assert (failed.status, failed.reason) == (Status.FAILED, "RuntimeError: boom")
