@@ -112,11 +112,12 @@ def _explain(record: CellRecord) -> ExplanationRecord:
 
 
 def _print(record: CellRecord, explanation: ExplanationRecord) -> None:
-    from rich.console import Console
+    from sweeper.reports.terminal import output_console, sentence
 
-    out = Console(soft_wrap=True, highlight=False, markup=False)
-    out.print(f"{explanation.kind.upper()}: {explanation.reason}", style="bold")
-    out.print(explanation.cause)
-    out.print(f"\n{len(explanation.tried)} changes were run, the best first:")
+    out = output_console()
+    sentence(out, f"{explanation.kind.upper()}: {explanation.reason}", "bold")
+    sentence(out, explanation.cause)
+    out.print()
+    sentence(out, f"{len(explanation.tried)} changes were run, the best first:")
     for tried in explanation.tried:
-        out.print(f"  {tried}")
+        sentence(out, str(tried), indent=2)

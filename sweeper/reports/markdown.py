@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sweeper.errors import printable
 from sweeper.records.cell import Status
 from sweeper.records.sweep import Sweep
 from sweeper.reports.answer import answer
@@ -31,7 +32,8 @@ def markdown(sweep: Sweep) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown and HTML leave as it is."""
+    """Text that Markdown and HTML leave as it is, and a terminal."""
+    text = printable(text)
     for character in "\\`*<>[]|":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
