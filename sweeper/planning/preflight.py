@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,20 +131,18 @@ def _check_cache() -> None:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into a folder that may not be there yet; None where it can. Leaves nothing behind."""
-    made: list[Path] = []
+    """Why nothing can be written into a folder that may not be there yet; None where it can. Leaves nothing behind, and
+    makes no folder of a name that another process may want."""
+    place = folder.absolute()
+    existing = next(level for level in (place, *place.parents) if os.path.lexists(level))
+    if not existing.is_dir():
+        return f"cannot be written to: {existing} is no folder"
+    if max(len(os.fsencode(part)) for part in place.parts) > os.pathconf(existing, "PC_NAME_MAX"):
+        return "cannot be written to: a name in it is too long"
     try:
-        for level in (*reversed(folder.parents), folder):
-            if not os.path.isdir(level):
-                level.mkdir()
-                made.append(level)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            return "cannot be written to"
+        os.rmdir(tempfile.mkdtemp(prefix=".sweeper-", dir=existing))
     except OSError as error:
         return f"cannot be written to: {error.strerror}"
-    finally:
-        for level in reversed(made):
-            level.rmdir()
     return None
 
 
