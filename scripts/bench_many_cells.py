@@ -40,7 +40,7 @@ AXES = {
 }
 OF_AN_INPUT = 216  # combinations of the axes above
 FIXED = ("checkpoint=tiny_llama", "device=cpu", "wandb.mode=disabled", "latency_repeats=0", "sweep=many")
-STEP = int(os.environ.get("STEP", "1000"))
+STEP = 1000  # cells between two lines
 SETTLED = 100  # cells after which what is cached once is there
 
 
