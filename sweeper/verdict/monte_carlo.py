@@ -73,16 +73,19 @@ class OperationNoise(TorchDispatchMode):
         if not counts and name not in _PRODUCTS:
             return result
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
-        if name in _PRODUCTS:  # here, so that nudged factors are let go of: an output head can be a quarter of a model
+        exact = None
+        if name in _PRODUCTS:  # before all else, so that its factors are let go of: an output head is large
             args, kwargs = tree_map(_double, (args, kwargs))
+            exact = func(*args, **kwargs)
+        del args, kwargs
 
         def noisy(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
                 return leaf
             if name not in _EXACT and leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
                 noise = leaf if self._products_only or not counts else self._multiplied(leaf, _eps(leaf))
-                if name in _PRODUCTS:  # a flag costs as much in tables that code computes for itself
-                    noise = noise + self._product_error(leaf, func, args, kwargs)
+                if exact is not None:  # a flag costs as much in tables that code computes for itself
+                    noise = noise + self._product_error(leaf, exact)
                 leaf = leaf.copy_(noise) if mutable else noise
             if counts:
                 setattr(leaf, _COMPUTED, True)
@@ -109,10 +112,8 @@ class OperationNoise(TorchDispatchMode):
     def _multiplied(self, tensor: Tensor, eps: float) -> Tensor:
         return multiplied(tensor, self._uniform(tensor).mul_(eps))
 
-    def _product_error(self, leaf: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """The product's own error under the flags in force, with other signs; no more than any flag costs. Its factors
-        are given in float64."""
-        exact = func(*args, **kwargs)
+    def _product_error(self, leaf: Tensor, exact: Tensor) -> Tensor:
+        """The product's own error under the flags in force, with other signs; no more than any flag costs."""
         error, size = leaf.double() - exact, exact.norm()
         share = float(error.norm() / size) if size > 0 else 0.0
         limited = error * min(1.0, _COARSEST_PRODUCT / share)
