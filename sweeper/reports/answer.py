@@ -114,7 +114,8 @@ def _sentence(end: str, cells: Sequence[CellRecord], records: Sequence[CellRecor
         return f"{count}{_where(cells, records)}: {worst.reason}"
     if RECORDED in worst.reference_axes:
         return f"{count}: {_why_recorded(worst.verdict, _where(cells, records))}"
-    return f"{count}: {_why(worst.verdict, _where(cells, records))}"
+    meaning = "another function is computed; " if end == "semantic" else ""
+    return f"{count}: {meaning}{_why(worst.verdict, _where(cells, records))}"
 
 
 def _neighbours(end: str, cells: Iterable[CellRecord]) -> str:
@@ -194,8 +195,10 @@ def labels(cells: Sequence[CellRecord], records: Sequence[CellRecord]) -> str:
     telling = [axis for axis in varying if own[axis] != {record.axes[axis] for record in records}]
     alike = [record for record in records if all(record.axes[axis] in own[axis] for axis in telling)]
     if telling and len(alike) == len(cells) > 1:
-        first, *rest = (_values(axis, alike) for axis in telling)
-        return first + (f" with {' and '.join(rest)}" if rest else "")
+        values = {axis: list(dict.fromkeys(str(record.axes[axis]) for record in alike)) for axis in telling}
+        if len(values) == 1:
+            return _values(telling[0], alike)
+        return " ".join(f"{axis}={','.join(given)}" for axis, given in values.items())  # as one would type it
     labels = [short_label(record.axes, varying) for record in cells]
     more = f" and {len(labels) - _LABELS} more" if len(labels) > _LABELS else ""
     return ", ".join(labels[:_LABELS]) + more

@@ -160,12 +160,23 @@ def summary(sweep: Sweep) -> str:
     equal = sum(not differs(record) for record in measured)
     ended = Counter(record.status for record in records)
     verdicts = Counter(record.verdict.kind for record in records if record.verdict)
-    parts = [f"{equal} equal to their reference in every module's output", f"{len(measured) - equal} not"]
+    which = references(records)
+    named = f" ({which})" if which else ""
+    parts = [f"{equal} equal to their reference{named} in every module's output", f"{len(measured) - equal} not"]
     parts += [f"{ended[kind]} {kind.value}" for kind in (Status.UNSUPPORTED, Status.FAILED) if ended[kind]]
     parts += [f"verdicts: {', '.join(f'{n} {kind}' for kind, n in verdicts.most_common())}"] * bool(verdicts)
     parts += [f"{damaged} with files that are not what was written"] * bool(damaged)
     parts += [f"{planned - len(records) - damaged} not run yet"] * (planned > len(records) + damaged)
     return f"{planned} cell{'s' * (planned != 1)}: " + ", ".join(parts)
+
+
+def references(records: Sequence[CellRecord]) -> str:
+    """What the cells are compared with, as far as it is not their own choice: `dtype=float32 attention=eager`."""
+    axes = dict.fromkeys(
+        axis for record in records for axis, value in record.reference_axes.items() if record.axes.get(axis) != value
+    )
+    values = {axis: dict.fromkeys(str(record.reference_axes.get(axis)) for record in records) for axis in axes}
+    return " ".join(f"{axis}={','.join(given)}" for axis, given in values.items())
 
 
 def reasons(records: Sequence[CellRecord]) -> list[tuple[Status, str]]:

@@ -70,7 +70,7 @@ def test_worst_comes_first_whatever_the_order_of_the_cells() -> None:
 
 def test_numbers_in_a_reason_do_not_part_cells_that_found_the_same() -> None:
     lines = told(one("a1", "semantic", 0.5, dtype="float16"), one("a2", "semantic", 0.75), one("a3", "identical"))
-    assert lines[0].startswith("semantic, 2 cells: because of 0.75")
+    assert lines[0].startswith("semantic, 2 cells: another function is computed; because of 0.75")
     assert lines[0].endswith("; introduced at model.rotary_emb")
 
 
@@ -96,10 +96,16 @@ def test_places_are_values_where_those_tell_and_cells_where_they_do_not() -> Non
     cells = [one(f"c{i}", "identical", dtype=dtype, attention=attention) for i, (dtype, attention) in enumerate(pairs)]
     semantic = {"verdict": VerdictRecord(kind="semantic", reason="because", texts=(0,))}
     column = [c.model_copy(update=semantic) if c.axes["attention"] == "sdpa" else c for c in cells]
-    assert told(*column)[0] == "semantic, 2 cells: because, in sdpa"
+    assert told(*column)[0] == "semantic, 2 cells: another function is computed; because, in sdpa"
     diagonal = [c.model_copy(update=semantic) if i in (0, 3) else c for i, c in enumerate(cells)]
-    assert told(*diagonal)[0] == "semantic, 2 cells: because, in bfloat16 eager, float16 sdpa"
-    assert told(*[c.model_copy(update=semantic) for c in cells])[0] == "semantic, 4 cells: because"
+    assert (
+        told(*diagonal)[0]
+        == "semantic, 2 cells: another function is computed; because, in bfloat16 eager, float16 sdpa"
+    )
+    assert (
+        told(*[c.model_copy(update=semantic) for c in cells])[0]
+        == "semantic, 4 cells: another function is computed; because"
+    )
 
 
 def test_a_sweep_without_anything_wrong_proposes_nothing() -> None:
@@ -143,3 +149,14 @@ def test_of_embeddings_it_says_how_many_texts_change_their_nearest_neighbour() -
     assert told(none)[0].endswith("; no text has another nearest neighbour")
     assert "neighbour" not in told(logits)[0]
     assert "neighbour" not in told(embedded("d", "identical", 0.0))[0]
+
+
+def test_places_of_several_axes_are_what_one_would_type() -> None:
+    pairs = [(dtype, attention) for dtype in ("bfloat16", "float16", "float32") for attention in ("eager", "sdpa")]
+    cells = [one(f"c{i}", "identical", dtype=dtype, attention=attention) for i, (dtype, attention) in enumerate(pairs)]
+    semantic = {"verdict": VerdictRecord(kind="semantic", reason="because", texts=(0,))}
+    block = [
+        c.model_copy(update=semantic) if c.axes["attention"] == "sdpa" and c.axes["dtype"] != "float32" else c
+        for c in cells
+    ]
+    assert told(*block)[0].endswith("because, in dtype=bfloat16,float16 attention=sdpa")

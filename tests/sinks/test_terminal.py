@@ -108,7 +108,7 @@ def test_where_it_starts_names_what_is_equal_beside_it_and_the_buffer(tmp_path: 
         "  cast_after_load, cast_before_move: model.rotary_emb; in layer 0: q_proj, k_proj, v_proj equal, o_proj not; "
         "buffer rotary_emb.inv_freq float32 -> bfloat16\n"
     ) in text
-    assert "4 cells: 2 equal to their reference in every module's output, 2 not" in text
+    assert "4 cells: 2 equal to their reference (load_strategy=dtype_at_load) in every module's output, 2 not" in text
 
 
 def test_cells_of_another_dtype_have_no_line_on_where_they_start(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
     covered = cast_arguments(*pair, provenance)
     found = []
     if takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):
-        name = "use_cache: the cache hides from transformers that the row is packed, so that no mask parts its texts"
+        name = "use_cache: the cache hides from transformers that texts are packed, so that no mask keeps them apart"
         fix = "pass use_cache=False"
         found.append(Counterfactual(name, fix, "inputs", _on_candidate(_with(use_cache=False))))
     if pair.reference.calls is pair.candidate.calls:
