@@ -46,6 +46,16 @@ def test_every_row_meets_its_own_whatever_the_batches(tmp_path: Path, layout: st
     assert records["of_2"].first_divergence is None
 
 
+def test_an_encoder_has_batches_too(tmp_path: Path) -> None:
+    ids = "inputs.token_ids=[[5,6,7],[8,9],[10,11,12,13],[14,15]]"  # a pooler of one token would look like one
+    options = ("checkpoint=tiny_bert", ids, "dtype=float64", "batch=alone,of_2,of_2_sorted", "reference={batch:of_2}")
+    records = run(tmp_path, *options)
+    for batch, record in records.items():
+        assert record.output is not None, (batch, record.traceback)
+        assert record.output.rel_l2 < 1e-12
+        assert record.neighbours_changed in (None, 0)
+
+
 def test_a_wrong_position_shows_in_its_own_text(tmp_path: Path) -> None:
     """Implicit positions count pads: only the texts that were padded move, and sorting pads others."""
     options = (

@@ -54,6 +54,14 @@ def test_the_hooks_see_every_module_of_compiled_code(tmp_path: Path, kept_bytes:
     assert traced.without_effect.get("compile") is None
 
 
+def test_an_encoder_is_compiled_too(tmp_path: Path) -> None:
+    ((record, modules),) = run(tmp_path, "checkpoint=tiny_bert", "compile=aot_eager", "dtype=float32")
+    assert record.output is not None, record.traceback
+    assert record.output.rel_l2 < 1e-5
+    assert len(modules) > 30
+    assert record.texts[0].embedding_cosine > 0.999999
+
+
 @needs_compiler
 def test_explain_names_the_part_that_does_it(tmp_path: Path) -> None:
     arguments = ("compile=inductor", "dtype=bfloat16", f"output_dir={tmp_path}", "sweep=s", "latency_repeats=0")
