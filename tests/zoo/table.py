@@ -80,13 +80,15 @@ def main() -> None:
     parser.add_argument("halves", nargs="*", metavar="half", help=f"{' or '.join(HALVES)}; both where none is named")
     parser.add_argument("--counts", action="store_true", help="print the counts alone")
     parser.add_argument("--bad", action="store_true", help="print the rows alone that are not right or not named")
+    parser.add_argument("--kind", default="", help="only pairs whose kind begins so, e.g. batch, decode, compile")
     parser.add_argument("--processes", type=int, default=1, help="how many pairs are examined at once")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}\n")
     for half in arguments.halves or HALVES:
-        pairs = [pair for pair in HALVES[half] if not missing_packages(pair)]
-        if left_out := len(HALVES[half]) - len(pairs):
+        of_kind = [pair for pair in HALVES[half] if pair.kind.startswith(arguments.kind)]
+        pairs = [pair for pair in of_kind if not missing_packages(pair)]
+        if left_out := len(of_kind) - len(pairs):
             print(f"{half}: {left_out} pairs are left out, the packages that they need are not installed\n")
         marks = _examined(half, pairs, arguments.processes)
         if arguments.bad:
