@@ -251,7 +251,7 @@ def _damaged(folder: Path, draw: random.Random) -> tuple[str, str, Path]:
         (ANY_FILE | JSON_FILE)[name](path := folder / "sweep.json")
         return "list", name, path
     cell = draw.choice(sorted((folder / "cells").iterdir()))
-    file = draw.choice(["cell.json", "modules.parquet", "tokens.parquet", "SHA256SUMS", ""])
+    file = draw.choice([*sorted(path.name for path in cell.iterdir()), ""])
     if not file:
         name = draw.choice(sorted(WHOLE_FOLDER))
         WHOLE_FOLDER[name](cell)
