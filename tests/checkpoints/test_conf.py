@@ -10,7 +10,7 @@ from tests.checkpoints.conftest import CONF, shipped
 FILES = sorted(CONF.glob("*.yaml"))
 NAMES = {
     *("smollm2_135m_instruct", "smollm2_135m", "qwen3_embedding_0_6b", "qwen3_0_6b_geometry", "minilm"),
-    "llama_8b_geometry",
+    *("llama_8b_geometry", "llama_26b_geometry"),
     *("tiny_llama", "tiny_qwen3", "tiny_bert", "hub", "folder"),
     *("operator", "operator_fa3", "operator_matmul_10240", "operator_norm", "operator_norm_torch"),
     *("operator_cast_add", "operator_row", "operator_row_alone"),
