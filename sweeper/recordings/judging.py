@@ -25,6 +25,7 @@ class Judged:
 
     Attributes:
         quantity: what was compared.
+        others_differ: texts beyond those that were judged differ.
         found: the errors; None where our own run in float64 failed, and `error` says why.
         tried: counterfactuals, where the errors asked for some.
         ratios: of log-probabilities; None where either side has none.
@@ -32,6 +33,7 @@ class Judged:
     """
 
     quantity: str
+    others_differ: bool = False
     found: OverOwn | None
     error: str | None = None
     tried: tuple[Tried, ...] = ()
@@ -58,17 +60,20 @@ def _eps(dtype: str | None) -> Any:
     return torch.finfo(known).eps if isinstance(known, torch.dtype) and known.is_floating_point else None
 
 
-def judge_recorded(base: Base, ratios: Ratios | None, recorded_dtype: str | None) -> Judged:
+def judge_recorded(
+    base: Base, ratios: Ratios | None, recorded_dtype: str | None, *, others_differ: bool = False
+) -> Judged:
     """Measures the errors, and tries counterfactuals where they are more than rounding."""
     found = base.found
     judged = Judged(
         quantity=base.quantity,
+        others_differ=others_differ,
         found=found,
         ratios=ratios,
         recorded_dtype=recorded_dtype,
         own_dtype=str(base.cell.dtype),
     )
-    if found.ratio <= FLOOR_MULTIPLE or judged.coarser:
+    if not found.counted or found.ratio <= FLOOR_MULTIPLE or judged.coarser:
         return judged
     tried = []
     for one in counterfactuals(base):
@@ -107,6 +112,12 @@ def _decide(judged: Judged) -> tuple[Kind, str, str | None]:
     found = judged.found
     if found is None:
         return Kind.INCONCLUSIVE, f"no run in float64: {judged.error}", "a cell that runs in float64"
+    if not found.counted:
+        reason = f"no row of {judged.quantity} is finite in our own run: nothing can be measured"
+        return Kind.INCONCLUSIVE, reason, "a cell, or texts, with finite outputs"
+    if found.same and judged.others_differ:
+        reason = f"the texts that were judged have the same {judged.quantity}, bit for bit, and others differ"
+        return Kind.INCONCLUSIVE, reason, "a recording of the texts that differ"
     if found.same:
         return Kind.IDENTICAL, f"every recorded number of {judged.quantity} has the same bits", None
     far = f"the recording lies {found.ratio:.3g} times as far from our float64 run as our own run does"

@@ -26,6 +26,7 @@ class OverOwn:
         worst: (text, position) of the token where it is the most; the position is None of an embedding.
         nonfinite: tokens that are NaN or infinite in the recording alone: they have no error, and count as infinite.
         same: every number that was recorded is ours, bit for bit.
+        counted: rows that entered; where there is none, nothing is known.
     """
 
     recorded: float
@@ -35,6 +36,7 @@ class OverOwn:
     worst: tuple[int | None, int | None]
     nonfinite: int
     same: bool
+    counted: int
 
     @property
     def ratio(self) -> float:
@@ -74,7 +76,8 @@ def over_own(
         most=float(error_N.max()) / own if len(error_N) and own else math.nan,
         worst=worst,
         nonfinite=int((~finite_N).sum()),
-        same=bool(torch.equal(recorded_NF, own_NF)),
+        same=len(rows) > 0 and bool(torch.equal(recorded_NF, own_NF)),
+        counted=len(rows),
     )
 
 

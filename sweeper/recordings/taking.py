@@ -262,10 +262,11 @@ def _leading(name: str, tensor: Tensor, token_ids: list[list[int]], texts: int) 
 
 def _joined(kept: _Kept, token_ids: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
     """Each tensor over all batches; an output that a batch lacks, or gives otherwise, is left out."""
-    N = sum(map(len, token_ids))
+    N, batches = sum(map(len, token_ids)), max(map(len, kept.pieces.values()))
     for name, pieces in kept.pieces.items():
         plain = name.removeprefix(FLOAT64)
-        whole = plain in (EMBEDDINGS, OUTPUT) or not _by_batch(name) or sum(map(len, pieces)) == N
+        a_row_a_text = plain in (EMBEDDINGS, OUTPUT) and len(pieces) == batches
+        whole = a_row_a_text or not _by_batch(name) or sum(map(len, pieces)) == N
         if len({piece.shape[1:] for piece in pieces}) > 1 or not whole:
             kept.left_out[name] = "not in every batch, or of another shape"
             continue

@@ -76,8 +76,9 @@ class RecordedReference:
         figures: Figures,
         cell_id: str,
     ) -> VerdictRecord | str:
-        """The verdict on the first texts, or why memory did not suffice. What else goes wrong in float64 is in it."""
-        texts = _judged_texts(self.recording.token_ids, cell.inputs.batch_size)
+        """The verdict on the first texts, or on those of another batch where only there something differs; else why
+        memory did not suffice. What else goes wrong in float64 is in it."""
+        texts = _judged_texts(self.recording.token_ids, cell, figures)
         ids = [self.recording.token_ids[text] for text in texts]
         dtype = self.recording.about.get("dtype")
         try:
@@ -92,7 +93,12 @@ class RecordedReference:
                 own=outputs_of(side),
                 exact=exact_outputs(side),
             )
-            judged = judge_recorded(base, ran.ratios, dtype if isinstance(dtype, str) else None)
+            judged = judge_recorded(
+                base,
+                ran.ratios,
+                dtype if isinstance(dtype, str) else None,
+                others_differ=figures.output.equal_fraction < 1,
+            )
         except Exception as error:
             traceback.clear_frames(error.__traceback__)
             if out_of_memory(error):
@@ -104,12 +110,23 @@ class RecordedReference:
         return verdict_on(judged, texts, cell_id, self.first_divergence(figures))
 
 
-def _judged_texts(token_ids: Sequence[Sequence[int]], batch_size: int) -> tuple[int, ...]:
-    """The first batch, as far as its texts have few tokens; at least one text."""
-    texts, tokens = list[int](), 0
-    for text, ids in enumerate(token_ids[:batch_size]):
-        tokens += len(ids)
-        if texts and tokens > _JUDGED_TOKENS:
+def _judged_texts(token_ids: Sequence[Sequence[int]], cell: Cell, figures: Figures) -> tuple[int, ...]:
+    """Texts of the first batch; where none of them differs, of the batch of the text that moved most."""
+    first = _few(range(min(cell.inputs.batch_size, len(token_ids))), token_ids)
+    differing = [text for text in figures.texts if text.output_equal_fraction < 1]
+    if not differing or any(text.text in first for text in differing):
+        return first
+    most = max(differing, key=lambda text: text.output_max_abs).text
+    batch = _few(next(batch for batch in forwards_of(cell, token_ids) if most in batch), token_ids)
+    return batch if most in batch else (most,)
+
+
+def _few(texts: Sequence[int], token_ids: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The first of these texts, as far as they have few tokens; at least one."""
+    few, tokens = list[int](), 0
+    for text in texts:
+        tokens += len(token_ids[text])
+        if few and tokens > _JUDGED_TOKENS:
             break
-        texts.append(text)
-    return tuple(texts)
+        few.append(text)
+    return tuple(few)

@@ -13,7 +13,10 @@ import torch
 from sweeper.cli import record
 from sweeper.cli.main import dispatch
 from sweeper.cli.run import carry_out
+from sweeper.recordings import taking
+from sweeper.recordings.judging import Judged, verdict_on
 from sweeper.recordings.log_probabilities import log_probabilities
+from sweeper.recordings.own_error import over_own
 from sweeper.records.cell import CellRecord
 from sweeper.records.recording import Recording
 from sweeper.records.sweep import Sweep
@@ -140,6 +143,33 @@ def test_what_nothing_closes_is_semantic_with_all_that_was_tried(recorded: Path,
     tried = ["temperature", "rows one before", "rows one behind", "processed log-probabilities", "beginning token"]
     assert [name for name in tried if name not in found.verdict.cause.tried] == []
     assert {"positions", "packed as one text"} <= set(found.verdict.cause.tried)
+
+
+def test_texts_that_differ_behind_the_first_batch_are_what_is_judged(tmp_path: Path) -> None:
+    path, alone = tmp_path / "alone.safetensors", ("device=cpu", "dtype=bfloat16", "layout=single")
+    assert dispatch(["record", str(path), *TINY, *TEXTS, *alone]) == 0
+    logits_NV = Recording.read(path).tensors["logits"].clone()
+    logits_NV[12:] += 1 + torch.arange(logits_NV.shape[1]) % 2
+    found = against(changed(path, path, logits=logits_NV), tmp_path, *alone, "inputs.batch_size=1")
+    assert found.verdict is not None
+    assert (found.verdict.kind, found.verdict.texts) == ("semantic", (1,))
+
+
+def test_where_nothing_is_finite_nothing_is_known() -> None:
+    rows_NF = torch.ones(3, 4)
+    found = over_own(rows_NF, rows_NF * torch.nan, rows_NF, [3])
+    assert (found.same, found.counted) == (False, 0)
+    verdict = verdict_on(Judged(quantity="logits", found=found, own_dtype="float16"), (0,), "id", None)
+    assert verdict.kind == "inconclusive"
+    assert "no row of logits is finite in our own run" in verdict.reason
+
+
+def test_what_a_batch_lacks_is_left_out_of_a_recording() -> None:
+    pieces = {name: [torch.ones(1, 2), torch.ones(1, 2)] for name in ("embeddings", "float64:embeddings")}
+    pieces["float64:embeddings"].pop()
+    kept = taking._Kept(pieces=pieces)
+    assert [name for name, _ in taking._joined(kept, [[1, 2], [3, 4, 5]])] == ["embeddings"]
+    assert kept.left_out == {"float64:embeddings": "not in every batch, or of another shape"}
 
 
 def test_embeddings_alone_are_compared(recorded: Path, tmp_path: Path) -> None:
