@@ -66,8 +66,11 @@ class Recording:
         return sorted(recorded, key=lambda name: order.get(name, len(order)))
 
     @classmethod
-    def read(cls, path: Path) -> Recording:
+    def read(cls, path: Path, *, nan: bool = False) -> Recording:
         """Reads all of a recording.
+
+        Args:
+            nan: an output may be NaN throughout.
 
         Raises:
             ConfigError: in one line, why `path` is none.
@@ -77,7 +80,7 @@ class Recording:
 
         tensors = {name: tensor for name, tensor in load_file(path).items() if name not in (_TOKEN_IDS, _LENGTHS)}
         for name in (name for name in OUTPUTS if name in tensors):
-            if tensors[name].isnan().all():
+            if not nan and tensors[name].isnan().all():
                 raise ConfigError(f"{path}: every number of {name} is NaN: nothing can be compared with it")
         return cls(token_ids=token_ids, tensors=tensors, about=about)
 

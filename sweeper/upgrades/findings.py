@@ -129,7 +129,7 @@ def _change(label: str, pair: CellPair, stores: tuple[Store, Store]) -> CellChan
     recordings = [store.recording(record.cell_id) for store, record in zip(stores, pair, strict=True)]
     found = None
     if all(path.is_file() for path in recordings):
-        found = moved(*map(Recording.read, recordings))
+        found = moved(*(Recording.read(path, nan=True) for path in recordings))
     kind, reason, since = _kind(pair, found)
     return CellChange(label=label, pair=pair, kind=kind, reason=reason, since=since, moved=found)
 
@@ -152,7 +152,7 @@ def _kind(pair: CellPair, found: Moved | None) -> tuple[str, str, str | None]:
         reason = f"the runs in float64 are rel. L2 {found.exact:.2g} apart, of which {found.bound:.1g} may be noise"
         return "another function", f"{reason}{tables}", found.exact_since or found.since
     if found is not None and found.beyond_noise:
-        floors = found.native / found.floor if found.floor else float("inf")
+        floors = found.native / found.floor if found.floor > 0 else float("inf")
         exact = ", though float64 agrees" if found.exact is not None else ""
         reason = f"outputs moved by rel. L2 {found.native:.2g}, {floors:.3g} times their noise floor{exact}"
         return "beyond its noise", f"{reason}; up to {FLOOR_MULTIPLE:g} is rounding", found.since

@@ -60,8 +60,10 @@ class Moved:
 
     @property
     def beyond_noise(self) -> bool:
-        """The outputs moved further than rounding may."""
-        return not math.isnan(self.floor) and not self.native <= FLOOR_MULTIPLE * self.floor
+        """The outputs moved further than rounding may; what is finite on one side alone needs no floor."""
+        return math.isinf(self.native) or (
+            not math.isnan(self.floor) and not self.native <= FLOOR_MULTIPLE * self.floor
+        )
 
 
 def _bound(noise: float, tables: dict[str, float]) -> float:
@@ -168,4 +170,5 @@ def _tables(old: Recording, new: Recording) -> dict[str, float]:
 
 def _largest(values: Iterable[object]) -> float:
     """The largest of those that are numbers; NaN where none is."""
-    return max((float(value) for value in values if isinstance(value, int | float)), default=math.nan)
+    numbers = (float(value) for value in values if isinstance(value, int | float))
+    return max((number for number in numbers if not math.isnan(number)), default=math.nan)

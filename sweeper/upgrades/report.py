@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.records.cell import CellRecord
@@ -130,7 +130,11 @@ def _row(change: CellChange) -> dict[str, Any]:
     if change.moved is not None:
         figures = {"rel_l2": change.moved.native, "floor": change.moved.floor, "float64_rel_l2": change.moved.exact}
         figures["float64_noise"] = change.moved.noise
-        row |= {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
-        row |= {"texts": change.moved.texts, "tables": change.moved.tables}
+        row |= _finite(figures) | {"texts": change.moved.texts, "tables": _finite(change.moved.tables)}
         row |= {"only_old_modules": change.moved.only_old, "only_new_modules": change.moved.only_new}
     return row
+
+
+def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON has no infinity and no NaN."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}

@@ -135,6 +135,25 @@ def test_other_tokens_and_a_cell_that_no_longer_runs_are_regressions(old: Path, 
     assert upgrade.exit_code == 1
 
 
+def test_outputs_that_are_nan_throughout_and_tables_of_other_lengths_are_compared_and_written(
+    old: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "single" / "s"
+    shutil.copytree(old, new)
+    nan, longer = (new / "recordings" / f"{record.cell_id}.safetensors" for record in Sweep.read(old).records)
+    recording = Recording.read(nan)
+    recording.tensors["logits"].fill_(torch.nan)
+    recording.write(nan)
+    recording = Recording.read(longer)
+    name = next(iter(recording.about["state"]))
+    recording.about["state"][name].append(1.0)
+    recording.write(longer)
+    assert dispatch(["compare", str(old), str(new), "--json", str(tmp_path / "found.json")]) == 1
+    cells = json.loads((tmp_path / "found.json").read_text())["cells"]
+    assert [cell["kind"] for cell in cells] == ["beyond its noise", "same bits"]
+    assert cells[1]["tables"] == {name: None}
+
+
 def test_a_folder_without_a_sweep_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "no sweep.json in it" in capsys.readouterr().err

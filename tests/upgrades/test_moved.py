@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -93,3 +94,11 @@ def test_what_is_finite_on_one_side_alone_is_infinitely_far() -> None:
     found = moved(recording(), dataclasses.replace(broken, tensors={**broken.tensors, "logits": logits}))
     assert found.native == float("inf")
     assert found.beyond_noise
+
+
+def test_what_became_infinite_is_beyond_its_noise_whatever_floor_was_recorded() -> None:
+    bad = recording(floor=math.nan)
+    bad.tensors["logits"][0, 0] = math.nan
+    for pair in ((recording(), bad), (bad, recording()), (bad, recording(floor=None))):
+        assert moved(*pair).beyond_noise
+    assert not moved(bad, bad).beyond_noise
