@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,17 +59,15 @@ def _carry_out(request: SweepRequest, *, asked: _Asked) -> int:
 
     if request.recording is not None:
         raise ConfigError("reference: a cell is recorded by itself; leave it out")
-    plan = make_plan(request, environment(request.device))
+    plan = make_plan(replace(request, reference={}), environment(request.device))
     if len(plan.cells) > 1:
         raise ConfigError(
             f"{len(plan.cells)} cells are chosen, and a file holds one; choose one value of each axis, or record all "
             "cells of a sweep: sweeper record=true ..."
         )
     planned = plan.cells[0]
-    from sweeper.planning.unsupported import unsupported_reason
-
-    if (reason := unsupported_reason(planned.cell)) is not None:
-        raise UnsupportedError(reason)
+    if planned.unsupported is not None:
+        raise UnsupportedError(planned.unsupported)
     recording = _record(planned, plan.environment, asked)
     recording.write(asked.file)
     tensors = ", ".join(name for name in recording.tensors if ":" not in name)
