@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -24,6 +25,7 @@ from sweeper.records.sweep import Sweep, short_label
 from sweeper.reports.cells_table import Table, cells_table, made_on, summary
 from sweeper.reports.markdown import escaped, table_lines
 from sweeper.reports.page.chart import Curve, chart
+from sweeper.reports.page.specs import style_variables
 from sweeper.reports.terminal import drawn, say
 
 
@@ -95,7 +97,13 @@ def write_page(
     lines += [*own.lines, *_causes(sweeps), "## The sweeps", "", f"Every number and every cell, as data: {beside}.", ""]
     for sweep in sweeps:
         lines += [f"- {escaped(sweep.folder.as_posix())}: {escaped(summary(sweep))}.", "", "  ```"]
-        lines += [f"  {sweep.command}", "  ```", "", f"  {escaped('; '.join(made_on(sweep.records)))}", ""]
+        lines += [
+            textwrap.indent(sweep.command, "  "),
+            "  ```",
+            "",
+            f"  {escaped('; '.join(made_on(sweep.records)))}",
+            "",
+        ]
     written = {file: "\n".join(lines).rstrip() + "\n"} | written
     try:
         for path, text in written.items():
@@ -223,7 +231,7 @@ def _layers_svg(compared: Reproductions) -> str | None:
     if not figures:
         return None
     curves = [curve for i, figure in enumerate(figures) for curve in _curves(compared, figure, 2 * i)]
-    style = (resources.files("sweeper.reports.page") / "style.css").read_text(encoding="utf-8")
+    style = style_variables() + (resources.files("sweeper.reports.page") / "style.css").read_text(encoding="utf-8")
     drawing = chart(curves, " and ".join(_CURVES[figure.quantity] for figure in figures))
     head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif"'
     return drawing.replace("<svg", head, 1).replace(">", f">\n<style>\n{style}</style>\n", 1) + "\n"

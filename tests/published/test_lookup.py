@@ -263,6 +263,7 @@ def test_the_sweep_writes_every_number_and_prints_the_checkpoint_on_every_row(
 def test_a_page_needs_a_sweep_that_was_run_with_published_figures(load_strategy: Sweep, tmp_path: Path) -> None:
     page, *data, picture = write_page(tmp_path / "page.md", [load_strategy.folder])
     assert f"]({picture.name})" in page.read_text()
+    assert "--c0:" in picture.read_text(), "the curves have no colours"
     numbers, cells = ([*csv.DictReader(path.open(newline=""))] for path in data)
     compared = Reproductions.model_validate_json((load_strategy.folder / REPORTED_FILE).read_text())
     assert [(row["figure"], row["layer"], row["status"]) for row in numbers] == [

@@ -1,6 +1,6 @@
 """The figures of the page as Vega-Lite: two drawings without their rows, and two themes.
 
-The page's script fills them in a browser, `figures.py` for files; both put rows under `data` and values under `params`.
+The page's script fills them in a browser: rows under `data`, values under `params`.
 Rows carry their own colours where these are no scale, so that a theme is a matter of rows and of `config`.
 """
 
