@@ -111,9 +111,7 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
     cells, excluded = _product(values, rules, groups)
     for inputs in {cell.inputs for cell in cells}:
         validate_inputs(inputs)  # a file that is not there costs no model load
-    sources = master.hydra.runtime.config_sources
-    # as seen from here: the command that is shown again has to name them too
-    dirs = [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
+    shown = {"config_dirs": _named_dirs(master), "overrides": list(arguments), "params": params, "exclude": rules}
     return SweepRequest(
         grid=str(master.hydra.runtime.choices.get("grid") or "single"),
         settings=parsed_settings,
@@ -122,8 +120,14 @@ def expand(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -
         recording=recording,
         excluded=excluded,
         reported=composed.get("reported"),
-        config=composed | {"config_dirs": dirs, "overrides": list(arguments), "params": params, "exclude": rules},
+        config=composed | shown,
     )
+
+
+def _named_dirs(master: DictConfig) -> list[str]:
+    """What `--config-dir` named, as seen from here: the command that is shown again has to name them too."""
+    sources = master.hydra.runtime.config_sources
+    return [os.path.relpath(source.path) for source in sources if source.provider.endswith("command-line")]
 
 
 def unknown_key(key: str) -> ConfigError:
