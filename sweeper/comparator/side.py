@@ -146,7 +146,7 @@ def hidden_for_pooling(side: Side) -> Iterator[list[Tensor]]:
     if side.pooling is None:
         yield []
     elif compiles(side.switches):
-        with base_outputs(lambda output: tensors_of(output)[0]) as hidden:
+        with base_outputs(side.model, lambda output: tensors_of(output)[0]) as hidden:
             yield hidden
     else:
         with kept_outputs(gives_hidden(side.model)) as hidden:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,16 +72,18 @@ def uncompiled() -> Iterator[None]:
 
 @dataclass
 class _Code:
-    """What is compiled: of one setting, and of few models.
+    """What is compiled: of one setting, under one state of torch's flags, and of few models.
 
     Attributes:
+        baked: `_baked` as it was made.
         forwards: the compiled forward of each model.
         acted: whether torch compiled anything of the last model.
-        hidden: what a hook inside of each model, which its code knows, was given last. asked: who asked for it.
+        hidden: what a hook inside of each model, which its code knows, was given last. asked: who asked for whose.
         in_force: the settings around the calls, the innermost last.
     """
 
     setting: Compile = Compile.OFF
+    baked: Hashable = None
     forwards: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
@@ -89,7 +91,7 @@ class _Code:
     hidden: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], Callable[..., None]]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
-    asked: list[tuple[Callable[[Any], Tensor], list[Tensor]]] = field(default_factory=list)
+    asked: list[tuple[nn.Module, Callable[[Any], Tensor], list[Tensor]]] = field(default_factory=list)
     in_force: list[Compile] = field(default_factory=list)
 
 
@@ -144,13 +146,13 @@ def hooks_inside(switches: Mapping[str, Switch]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def base_outputs(take: Callable[[Any], Tensor]) -> Iterator[list[Tensor]]:
-    """What `take` makes of what the base model inside of a compiled one gives, call after call.
+def base_outputs(model: nn.Module, take: Callable[[Any], Tensor]) -> Iterator[list[Tensor]]:
+    """What `take` makes of what the base model inside of this one gives, which runs compiled, call after call.
 
     A hook that somebody else puts there would come too late.
     """
     taken: list[Tensor] = []
-    asking = (take, taken)
+    asking = (model, take, taken)
     _CODE.asked.append(asking)
     try:
         yield taken
@@ -171,16 +173,17 @@ def called(model: nn.Module, kwargs: Mapping[str, Any]) -> Any:
         vars(model)["forward"] = forward
         with _settings():
             output = model(**kwargs)
+        for asks, take, taken in _CODE.asked:
+            if asks is model:
+                taken += [take(one).clone() for one in given]
     finally:
+        given.clear()  # of a call that failed, too
         handle.remove()
         if before is _ABSENT:
             del vars(model)["forward"]
         else:
             vars(model)["forward"] = before
     _CODE.acted = _CODE.acted or _graphs() > 0
-    for take, taken in _CODE.asked:
-        taken += [take(one).clone() for one in given]
-    given.clear()
     return tree_map(_own, output) if setting in _REUSED else output
 
 
@@ -195,10 +198,11 @@ def _keeping() -> tuple[list[Any], Callable[..., None]]:
 
 
 def _forward(model: nn.Module, setting: Compile) -> Callable[..., Any]:
-    known = _CODE.forwards
-    if _CODE.setting is not setting or (model not in known and len(known) >= _MODELS):
+    known, baked = _CODE.forwards, _baked()
+    made_so = (_CODE.setting, _CODE.baked) == (setting, baked)
+    if not made_so or (model not in known and len(known) >= _MODELS):
         forget()
-        _CODE.setting = setting
+        _CODE.setting, _CODE.baked = setting, baked
     if model not in known:
         _CODE.acted = False
         _counters().clear()
@@ -206,6 +210,14 @@ def _forward(model: nn.Module, setting: Compile) -> Callable[..., Any]:
     if setting in _REUSED:
         torch.compiler.cudagraph_mark_step_begin()
     return known[model]
+
+
+def _baked() -> Hashable:
+    """The flags that code has in it once it is made (which attention kernel, what precision a product is generated in),
+    and whose change torch does not notice."""
+    cuda: Any = torch.backends.cuda
+    kernels = cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled, cuda.cudnn_sdp_enabled
+    return (*(enabled() for enabled in kernels), cuda.matmul.fp32_precision)
 
 
 def _plain(model: nn.Module) -> Callable[..., Any]:

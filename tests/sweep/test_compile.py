@@ -10,9 +10,10 @@ from torch import nn
 
 from sweeper.cli.explain import explain_cell
 from sweeper.cli.run import carry_out
-from sweeper.config import Compile
+from sweeper.config import Attention, Compile
 from sweeper.environment import environment
 from sweeper.models import backends, compiled
+from sweeper.models import conditions as settings
 from sweeper.models.compiled import called, compiles, switches
 from sweeper.models.conditions import in_force
 from sweeper.planning.plan import make_plan
@@ -98,7 +99,7 @@ def test_settings_are_forgotten_one_by_one() -> None:
     assert not compiles(switches(off))
     assert compiles(switches(traced))
     model, x = Doubling().eval(), torch.ones(2, 3)
-    with torch.no_grad(), in_force(switches(traced)), compiled.base_outputs(lambda output: output) as hidden:
+    with torch.no_grad(), in_force(switches(traced)), compiled.base_outputs(model, lambda output: output) as hidden:
         output = called(model, {"x": x})
         assert model in compiled._CODE.forwards
         with in_force(switches(off)):
@@ -110,6 +111,59 @@ def test_settings_are_forgotten_one_by_one() -> None:
     assert "forward" not in vars(model)
     with compiled.hooks_inside(switches(traced)):
         assert model not in compiled._CODE.forwards
+
+
+class Attending(nn.Module):
+    """Attention alone."""
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_code_is_made_anew_for_another_pinned_kernel() -> None:
+    (off,) = request_of(*TINY).cells
+    model, x = Attending().eval(), torch.randn(1, 2, 64, 32, generator=torch.Generator().manual_seed(0))
+    given = []
+    for attention in (Attention.SDPA_MATH, Attention.SDPA_FLASH, Attention.SDPA_MATH):
+        cell = off.model_copy(update={"compile": Compile.AOT_EAGER, "attention": attention})
+        with torch.no_grad(), in_force(settings.switches(cell)):
+            given.append(called(model, {"x": x}))
+            assert torch.equal(given[-1], model(x))
+    assert torch.equal(given[0], given[2])
+    assert not torch.equal(given[0], given[1])
+
+
+def test_what_is_inside_of_one_model_is_not_another_s_nor_a_failed_call_s() -> None:
+    (off,) = request_of(*TINY).cells
+    traced = off.model_copy(update={"compile": Compile.AOT_EAGER})
+    model, other, x = Doubling().eval(), Doubling().eval(), torch.ones(2, 3)
+    with (
+        torch.no_grad(),
+        in_force(switches(traced)),
+        compiled.base_outputs(model, lambda output: output) as hidden,
+        compiled.base_outputs(other, lambda output: output) as others,
+    ):
+        compiled._CODE.hidden.setdefault(model, compiled._keeping())[0].append(x)
+        with pytest.raises(TypeError):
+            called(model, {"y": x})
+        output = called(model, {"x": x})
+        called(other, {"x": x})
+    assert len(hidden) == len(others) == 1
+    assert torch.equal(2 * hidden[0], output)
+
+
+@pytest.mark.parametrize("kept_bytes", [2**30, 1])
+def test_a_compiled_reference_meets_a_compiled_candidate(tmp_path: Path, kept_bytes: int) -> None:
+    both = "reference={compile:aot_eager}", "compile=aot_eager", "layout=padded,single", "dtype=float32"
+    for record, modules in run(tmp_path, *both, kept_bytes=kept_bytes):
+        assert record.traceback is None
+        assert record.output is not None, record.reason
+        assert record.output.rel_l2 < 1e-5
+        assert modules
 
 
 def test_code_for_the_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
