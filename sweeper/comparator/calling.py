@@ -49,7 +49,7 @@ def _in_steps(
     columns = call.forward.shape[1]
     cache = new_cache(model, decoding.cache, columns)
     outputs = []
-    for step in in_steps(call.forward, decoding.columns):
+    for step in in_steps(call.forward, call.step_bounds):
         if listener is not None:
             listener.begin(step)
         outputs.append(called(model, _arguments(kwargs, call.forward.shape, step, cache)))

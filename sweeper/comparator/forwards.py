@@ -255,6 +255,11 @@ class HookedSide:
         return None if self._agreement is None else finish([self._agreement])[0]
 
     @property
+    def steps(self) -> int:
+        """The most steps that one of its calls is made in."""
+        return max(call.steps for call in self._side.calls)
+
+    @property
     def unaligned(self) -> dict[str, str]:
         """What could not be aligned, and why."""
         return self._running.unaligned

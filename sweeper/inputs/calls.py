@@ -31,10 +31,12 @@ class Decoding:
     Attributes:
         columns: of each step.
         cache: what the steps before lie in.
+        bounds: `step_bounds` of the whole call, where the tokens of one of its texts are looked at; None: of these.
     """
 
     columns: int
     cache: Literal["dynamic", "static", "quantised"]
+    bounds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,13 @@ class Call:
     @property
     def steps(self) -> int:
         """How often the model is called."""
-        return 1 if self.decoding is None else len(step_bounds(self.forward, self.decoding.columns)) - 1
+        return 1 if self.decoding is None else len(self.step_bounds) - 1
+
+    @property
+    def step_bounds(self) -> tuple[int, ...]:
+        """The columns where its steps begin, and the end; of a call that is made in steps."""
+        assert self.decoding is not None, "it is made at once"
+        return self.decoding.bounds or step_bounds(self.forward, self.decoding.columns)
 
     @property
     def has_rows(self) -> bool:
@@ -70,13 +78,15 @@ class Call:
         """The same call with these rows of its tensors only, in this order."""
         kwargs = mapped(self.kwargs, lambda tensor: tensor[torch.tensor(rows, device=tensor.device)])
         positions = dict(tensors_in(kwargs)).get("position_ids")
-        return replace(self, kwargs=kwargs, forward=_of_rows(self.forward, rows, positions))
+        decoding = self.decoding and replace(self.decoding, bounds=None)
+        return replace(self, kwargs=kwargs, forward=_of_rows(self.forward, rows, positions), decoding=decoding)
 
     def of_text(self, place: int) -> Call:
-        """The same call, of which the tokens of one text are looked at."""
+        """The same call, in the same steps, of which the tokens of one text are looked at."""
         lengths = self.forward.lengths
         flat_N = self.forward.flat_N.split(list(lengths))[place]
-        return replace(self, forward=replace(self.forward, flat_N=flat_N, lengths=(lengths[place],)))
+        decoding = self.decoding and replace(self.decoding, bounds=self.step_bounds)
+        return replace(self, forward=replace(self.forward, flat_N=flat_N, lengths=(lengths[place],)), decoding=decoding)
 
     @property
     def token_N(self) -> Tensor | None:

@@ -89,24 +89,25 @@ class Step(Tokens):
     place_N: Tensor
 
 
-def step_bounds(tokens: Tokens, columns: int) -> list[int]:
-    """The columns where steps begin, and the end."""
+def step_bounds(tokens: Tokens, columns: int) -> tuple[int, ...]:
+    """The columns where steps of so many columns begin, and the end. The first step is longer where a row begins with
+    more pads: as when a prompt is read before the rest, no step ends before every row has a token, as flash attention
+    needs it.
+    """
     B, T = tokens.shape
     row_N, column_N = (numbers.cpu() for numbers in (tokens.row_N, tokens.column_N))
     begins_B = torch.full((B,), T).scatter_reduce(0, row_N, column_N, "amin")
     has_tokens_B = torch.bincount(row_N, minlength=B) > 0
     first = max(columns, int(begins_B[has_tokens_B].max()) + 1)
-    return [0, *range(first, T, columns), T] if first < T else [0, T]
+    return (0, *range(first, T, columns), T) if first < T else (0, T)
 
 
-def in_steps(tokens: Tokens, columns: int) -> list[Step]:
-    """The steps of a block, so many columns each; the first one is longer where a row begins with more pads: as when a
-    prompt is read before the rest, no step ends before every row has a token, which flash attention would refuse.
-    """
+def in_steps(tokens: Tokens, bounds: Sequence[int]) -> list[Step]:
+    """The steps of a block, between these columns."""
     B = tokens.shape[0]
     text_N = torch.repeat_interleave(torch.tensor(tokens.lengths)).to(tokens.flat_N.device)
     steps = []
-    for start, end in itertools.pairwise(step_bounds(tokens, columns)):
+    for start, end in itertools.pairwise(bounds):
         place_N = ((tokens.column_N >= start) & (tokens.column_N < end)).nonzero()[:, 0]
         flat_N = tokens.row_N[place_N] * (end - start) + tokens.column_N[place_N] - start
         lengths = tuple(length for length in torch.bincount(text_N[place_N]).tolist() if length)

@@ -331,7 +331,7 @@ class Runner:
         without_effect |= tried
         if reason := idle(cell, token_ids):
             without_effect["batch"] = reason
-        if cell.decode is Decode.CHUNKS_OF_16 and all(call.steps == 1 for call in batch):
+        if cell.decode is Decode.CHUNKS_OF_16 and ran.steps == 1:
             without_effect["decode"] = "no forward has more than 16 columns: all of it is one chunk"
         if not kernels and cell.attention is not Attention.EAGER:
             without_effect["attention"] = "no attention was seen at work"

@@ -15,7 +15,7 @@ from sweeper.comparator.side import Side
 from sweeper.config import Decode
 from sweeper.environment import environment
 from sweeper.inputs.calls import Decoding, call_of
-from sweeper.inputs.layout import in_steps
+from sweeper.inputs.layout import in_steps, step_bounds
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import Store
@@ -80,6 +80,9 @@ def test_chunks_that_hold_all_are_told(tmp_path: Path) -> None:
     ids = "inputs.token_ids=[[1,2,3],[4,5]]"
     (record, _), *_ = run(tmp_path, "decode=chunks_of_16", ids).values()
     assert record.without_effect["decode"].startswith("no forward has more than 16 columns")
+    longer = f"inputs.token_ids=[[1,2,3],{list(range(20))}]", "inputs.batch_size=1"  # in the second batch
+    (record, _), *_ = run(tmp_path, "decode=chunks_of_16", *longer).values()
+    assert "decode" not in record.without_effect
 
 
 def test_explain_puts_it_back_alone(tmp_path: Path) -> None:
@@ -111,12 +114,12 @@ def test_what_cannot_be_read_in_steps_is_said(tmp_path: Path) -> None:
 def test_the_steps_of_a_block_hold_each_token_once() -> None:
     mask_BT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     call = call_of({"input_ids": mask_BT, "attention_mask": mask_BT}, torch.nn.Identity(), mask_BT.bool())
-    steps = in_steps(call.forward, 2)
+    steps = in_steps(call.forward, step_bounds(call.forward, 2))
     assert [step.shape for step in steps] == [(2, 3), (2, 2)]  # no step without a token in a row
     assert [step.place_N.tolist() for step in steps] == [[0, 3, 4, 5], [1, 2, 6, 7]]
     assert [step.flat_N.tolist() for step in steps] == [[2, 3, 4, 5], [0, 1, 2, 3]]
     assert [step.lengths for step in steps] == [(1, 3), (2, 2)]
-    assert [step.shape for step in in_steps(call.forward, 5)] == [(2, 5)]
+    assert [step.shape for step in in_steps(call.forward, step_bounds(call.forward, 5))] == [(2, 5)]
 
 
 def side_of(model: torch.nn.Module, decoding: Decoding | None) -> Side:
@@ -126,6 +129,22 @@ def side_of(model: torch.nn.Module, decoding: Decoding | None) -> Side:
     kwargs = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": position_BT, "use_cache": False}
     call = call_of(kwargs, model, mask_BT.bool())
     return Side(model, (type(call)(call.kwargs, call.forward, decoding),))
+
+
+def test_one_text_of_a_call_is_looked_at_in_the_call_s_own_steps() -> None:
+    model = plain("llama", dtype=torch.float32)
+    (call,) = side_of(model, Decoding(1, "dynamic")).calls
+    bounds = call.step_bounds
+    texts = [call.of_text(0), call.of_text(1)]
+    assert bounds == (0, 3, 4, 5)  # the second text alone would be read column by column
+    assert [text.step_bounds for text in texts] == [bounds, bounds]
+    assert texts[1].of_rows([1]).step_bounds == (0, 1, 2, 3, 4, 5)
+    together = observe(Side(model, (call,)))
+    apart = observe(Side(model, tuple(texts)))
+    assert apart.modules.keys() == together.modules.keys()
+    for name, rows in apart.modules.items():
+        assert torch.equal(torch.cat(rows.outputs), torch.cat(together.modules[name].outputs))
+    assert torch.equal(apart.outputs["logits"], together.outputs["logits"])
 
 
 def test_a_router_chooses_for_every_token_in_its_place() -> None:
