@@ -106,6 +106,8 @@ def test_a_users_own_grid_and_checkpoint_from_another_folder(tmp_path: Path) -> 
         ("hydra.sweeper.exclude=[{attention:sdpa}]", "no cell is left"),
         ("dtype", "cannot read 'dtype'; write KEY=VALUE"),
         ("launcher=inlin", "launcher: no config named 'inlin'. Allowed: gpus, inline, ray, slurm"),
+        ("launcher=ray launcher.workers=0", "sweeper: launcher.workers: Input should be greater than or equal to 1"),
+        ("launcher=slurm +launcher.job=1", "launcher.job: no such setting; did you mean jobs?"),
         ("cell_timeout_s=5", "cell_timeout_s=5 can end a cell only in another process; add isolation=process"),
         ("--nope", "--nope: no such option"),
         ("--run", "--run: no such option"),
