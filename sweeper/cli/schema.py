@@ -29,6 +29,9 @@ outputs/<grid>/<sweep>/
   cells/<cell_id>/modules.parquet     its modules, a row each
   cells/<cell_id>/tokens.parquet      its layers token by token, of the worst texts, where anything differs
   cells/<cell_id>/SHA256SUMS          of these, for `sha256sum -c`; a cell whose files are others is run again
+  recordings/<cell_id>.safetensors    what the cell gave, with record=true (docs/recordings.md)
+  explain/<cell_id>.json              what `explain` found
+  .hydra/                             the composed config and what was typed, where Hydra's tools look for it
   reported.json                       published figures beside the measured ones, with reported=NAME
   index.html                          the page, made from the above
   wandb/                              made from the above, unless wandb.mode=disabled
