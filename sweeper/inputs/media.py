@@ -76,7 +76,9 @@ def as_array(inputs: config.Inputs, folder: Path, reads: str, say: Callable[[str
             "files: inputs=arrays inputs.arrays=FILE"
         )
     files = media_files(inputs)
-    decides = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*settings, *files)]
+    # the model's own config too: it names the processor where the processor's settings do not
+    configs = [path for path in (folder / "config.json",) if path.is_file()]
+    decides = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*settings, *configs, *files)]
     named = json.dumps([reads, decides, versions(_PACKAGES)], sort_keys=True)
 
     def build(target: Path) -> None:

@@ -78,6 +78,18 @@ def test_images_go_through_the_checkpoints_processor(vit: Path) -> None:
     assert array_notes(path)["media"].startswith("2 images by ViTImageProcessor")
 
 
+def test_the_model_that_names_the_processor_is_part_of_what_is_kept(vit: Path) -> None:
+    """Of a processor whose settings do not say what it is, transformers reads that in the model's own config."""
+    settings = vit / "preprocessor_config.json"
+    given = {key: value for key, value in json.loads(settings.read_text()).items() if key != "image_processor_type"}
+    settings.write_text(json.dumps(given))
+    assert array_notes(Path(str(settled(vit, IMAGES).inputs.arrays)))["media"].startswith("2 images by ViT")
+    config = json.loads((vit / "config.json").read_text())
+    (vit / "config.json").write_text(json.dumps(config | {"model_type": "beit"}))
+    made = media.as_array(reading(IMAGES), vit, "pixel_values", print)
+    assert array_notes(made)["media"].startswith("2 images by Beit")
+
+
 def test_sounds_go_through_the_checkpoints_extractor(wav2vec2: Path, sounds: Path) -> None:
     import soundfile
 
