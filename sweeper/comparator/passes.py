@@ -21,7 +21,7 @@ from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
 from sweeper.comparator.side import Side, text_lengths
 from sweeper.models.conditions import begin, in_force
 
-# Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`pairs.py`) the
+# Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`module_pairs.py`) the
 # comparison takes less than 2 GB beyond the models, and that is no more than in step.
 KEPT_BYTES = 2**30
 
@@ -74,14 +74,14 @@ class KeptReference:
             raise DoesNotFit
         self._modules.append((output.name, rows_NF))
 
-    def end_batch(self, outputs: BatchOutputs) -> None:
-        """Keeps the rest of a batch.
+    def end_batch(self, outputs: BatchOutputs, tokens: int) -> None:
+        """Keeps the rest of a batch of so many tokens.
 
         Raises:
             DoesNotFit: in the end, if the other batches give as much a token.
         """
         self._bytes += outputs.output_NF.nbytes + outputs.embedding_SD.nbytes
-        self._tokens_done += outputs.output_NF.shape[0]
+        self._tokens_done += tokens  # a classifier's output has fewer rows
         if self._bytes * self._tokens > self._most_bytes * self._tokens_done:
             raise DoesNotFit
         self.batches.append(KeptBatch(self._modules, outputs))
@@ -96,7 +96,7 @@ def keep_reference(
     try:
         with side.conditions(), torch.inference_mode(), hooked(side, kept.take) as running:
             for _, batch in zip(_told(batches, progress), side.in_batches(batches), strict=True):
-                kept.end_batch(running.run(batch))
+                kept.end_batch(running.run(batch), sum(sum(call.forward.lengths) for call in batch))
             return kept, running
     except DoesNotFit:
         return None
@@ -195,6 +195,7 @@ def _compared(
     try:
         comparer.end_batch(texts, reference, candidate)
     except Exception as error:
+        comparer.modules.drop()
         return error
     return None
 

@@ -365,6 +365,7 @@ class Natively:
             )
             found |= examination.run(side, {key[1] for key in kept} if order else names).found
             order = order or examination.order
+            del kept, examination  # let go of before the next ones come
         return {name: found[name] for name in order if name in found}
 
     def _same_conditions(self) -> bool:
@@ -391,6 +392,7 @@ class Natively:
                 examination = Examination(kept, calls, None, same_backend=self._same_backend)
                 found |= examination.run(side, {key[1] for key in kept}).found
             names = set(captured.left)
+            del captured, kept, examination  # let go of before the next ones come
         return found
 
     def _against_eager(self, one: OwnError) -> OwnError:

@@ -86,7 +86,7 @@ def test_a_kept_reference_keeps_copies() -> None:
     tensor_NF = torch.ones(2, 4)
     kept.take(module_output("m", tensor_NF))
     tensor_NF.zero_()
-    kept.end_batch(outputs(tensor_NF))
+    kept.end_batch(outputs(tensor_NF), 2)
     ((name, kept_NF),) = kept.batches[0].modules
     assert (name, kept_NF.sum()) == ("m", 8)
 
@@ -100,7 +100,13 @@ def test_keeping_gives_up_when_it_holds_too_much_and_when_it_will() -> None:
         kept = KeptReference(160, tokens=tokens)
         kept.take(module_output("m", torch.ones(2, 4)))
         with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit):
-            kept.end_batch(outputs(torch.ones(2, 4)))  # with the others 96 bytes: 48 a token
+            kept.end_batch(outputs(torch.ones(2, 4)), 2)  # with the others 96 bytes: 48 a token
+
+
+def test_a_row_a_text_is_of_all_of_its_tokens() -> None:
+    kept = KeptReference(160, tokens=20)
+    kept.end_batch(outputs(torch.ones(1, 4)), 10)  # a classifier's: 32 bytes of 10 tokens, of 20
+    assert len(kept.batches) == 1
 
 
 @pytest.mark.parametrize(
