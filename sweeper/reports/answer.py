@@ -159,11 +159,11 @@ def _why_recorded(verdict: VerdictRecord, where: str) -> str:
 def _proof(cause: CauseRecord) -> tuple[str, str]:
     """The kind of proof, and the proof in words."""
     if cause.closed_bitwise:
-        return "bitwise", "proof: with that the outputs are the reference's, bit for bit"
+        return "bitwise", "proof: with only that put back the outputs are the reference's, bit for bit"
     return (
         "replay",
-        f"proof: with that nothing is left in float64, "
-        f"rel. L2 {cause.replay_before:.2g} becomes {cause.replay_after:.2g}",
+        f"proof: with only that put back the difference in float64, rel. L2 {cause.replay_before:.2g}, "
+        f"becomes {cause.replay_after:.2g}",
     )
 
 

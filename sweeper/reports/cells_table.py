@@ -25,7 +25,7 @@ MERGED = "choices"  # the heading of all axes in one column
 CHOICES_WIDTH = 30  # and how narrow it may get: most cells take two lines
 GAP = 2  # spaces between columns in a terminal
 LEGEND = {
-    "verdict": "what the difference means, see docs/verdict.md",
+    "verdict": "rounding is harmless, policy a cast that nobody asked for, semantic another function; docs/verdict.md",
     "max |Δ|": "largest |candidate − reference| of the {output}",
     "mean |Δ|": "its mean",
     "equal": "share of equal elements",

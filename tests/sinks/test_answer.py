@@ -49,7 +49,7 @@ def test_cells_with_one_cause_share_a_sentence_that_says_what_to_type() -> None:
     assert lines == [
         "policy, 2 cells: model.rotary_emb.inv_freq was rounded to bfloat16, and nobody asked for that, in "
         "cast_after_load, auto_then_cast; to put it back: load with from_pretrained(dtype=bfloat16) in place of "
-        ".to(bfloat16); proof: with that the outputs are the reference's, bit for bit",
+        ".to(bfloat16); proof: with only that put back the outputs are the reference's, bit for bit",
         "rounding, 1 cell: nothing to do, the same function rounded differently; outputs move by rel. L2 0.088 at "
         "most, 1 times the noise floor at most, in autocast",
         "identical, 1 cell: every compared tensor has the reference's values",
@@ -87,7 +87,7 @@ def test_what_nothing_closes_says_so() -> None:
 def test_a_replay_that_closes_it_is_told_with_both_figures() -> None:
     hidden = ROUNDED.model_copy(update={"closed_bitwise": False, "replay_before": 0.006, "replay_after": 3e-16})
     assert told(one("p1", "policy", 0.5, hidden))[0].endswith(
-        "proof: with that nothing is left in float64, rel. L2 0.006 becomes 3e-16"
+        "proof: with only that put back the difference in float64, rel. L2 0.006, becomes 3e-16"
     )
 
 
