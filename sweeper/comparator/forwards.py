@@ -243,7 +243,8 @@ class HookedSide:
         if self._unhooked is None:
             return BatchOutputs(output_NF, embedding_SD)
         calls = [self._unhooked.pop(0) for _ in batch]
-        outputs = BatchOutputs(*(torch.cat(pieces) for pieces in zip(*calls, strict=True)))
+        device = output_NF.device
+        outputs = BatchOutputs(*(torch.cat([one.to(device) for one in pieces]) for pieces in zip(*calls, strict=True)))
         if self._agreement is None:
             self._agreement = PairAccumulator(output_NF.dtype, output_NF.dtype, output_NF.device)
         self._agreement.update(outputs.output_NF, output_NF)
@@ -283,13 +284,17 @@ def hooked(side: Side, take: Callable[[ModuleOutput], object]) -> Iterator[Hooke
 
 
 def _unhooked(side: Side) -> list[BatchOutputs]:
-    """The outputs of each call of a side without hooks: what compiled code gives without them."""
+    """The outputs of each call of a side without hooks, on the host: what compiled code gives without them.
+
+    Of all calls, before the first with hooks: code is made anew for these.
+    """
     assert side.pooling is not None, "a cell pools"
     outputs = []
     with side.conditions(), hidden_for_pooling(side) as hidden:
         for call in side.calls:
             output_NF = run_forwards(side.model, [call])
-            outputs.append(BatchOutputs(output_NF, pooled(side.pooling, [call], hidden)))
+            embedding_SD = pooled(side.pooling, [call], hidden)
+            outputs.append(BatchOutputs(output_NF.cpu(), embedding_SD.cpu()))
             hidden.clear()
     return outputs
 

@@ -46,7 +46,7 @@ class ModuleOutput(NamedTuple):
 
 
 class Capture:
-    """The hooks' side of one run. Tell it each call of the model with `begin`.
+    """The hooks' side of one run. Tell it of each call of the model with `begin`, and with `end` when it is over.
 
     Args:
         take: gets every output of a module.
