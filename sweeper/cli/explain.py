@@ -5,14 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError, UnsupportedError
 from sweeper.records.cell import RECORDED, CellRecord, ExplanationRecord, TriedRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
+
+if TYPE_CHECKING:
+    from sweeper.config import Weights
+
+Explained = TypeVar("Explained")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,10 +67,7 @@ def explain_cell(folder: Path, prefix: str) -> ExplanationRecord:
 
 def _explain(record: CellRecord) -> ExplanationRecord:
     # Hydra, torch and transformers: not for a wrong id
-    import torch
-
-    from sweeper.config import Cell, Weights, parse
-    from sweeper.devices import out_of_memory
+    from sweeper.config import Cell, parse
     from sweeper.environment import environment
     from sweeper.planning.plan import PlannedCell
     from sweeper.sweep.judging import telling_texts
@@ -87,17 +90,7 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         comparison = Runner(environment(planned.cell.device), weights=weights, say=say).comparison(planned, texts)
         return comparison, comparison.explain()
 
-    ways: list[Weights] = ["resident", "streamed"]
-    if torch.cuda.device_count() > 1:
-        ways.insert(1, "spread")
-    for weights in ways:
-        try:
-            comparison, found = explained(weights)
-            break
-        except Exception as error:
-            if not out_of_memory(error) or weights == ways[-1]:
-                raise
-            traceback.clear_frames(error.__traceback__)  # they hold the models
+    comparison, found = _where_it_fits(explained)
     return ExplanationRecord(
         cell_id=record.cell_id,
         kind=comparison.verdict.kind,
@@ -109,6 +102,23 @@ def _explain(record: CellRecord) -> ExplanationRecord:
         tried=tuple(TriedRecord(**vars(tried)) for tried in found.tried),
         environment=environment(planned.cell.device),
     )
+
+
+def _where_it_fits(explained: Callable[[Weights], Explained]) -> Explained:
+    """What is found with the weights in memory; where that runs out, on all GPUs, in the end streamed."""
+    import torch
+
+    from sweeper.devices import out_of_memory
+
+    ways: list[Weights] = ["resident", *(("spread",) if torch.cuda.device_count() > 1 else ()), "streamed"]
+    for weights in ways[:-1]:
+        try:
+            return explained(weights)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the models
+    return explained(ways[-1])
 
 
 def _print(record: CellRecord, explanation: ExplanationRecord) -> None:
