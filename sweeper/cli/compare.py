@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _read(folder: Path) -> Sweep:
     """The sweep in a folder; of an output folder that holds one sweep, that one."""
-    inside = [path.parent for path in folder.glob(f"*/*/{SWEEP_FILE}")]
+    inside = sorted(path.parent for path in folder.glob(f"*/*/{SWEEP_FILE}"))
+    if len(inside) > 1 and not (folder / SWEEP_FILE).is_file():
+        raise ConfigError(f"{folder}: holds {len(inside)} sweeps; name one of them, e.g. {inside[0]}")
     sweep = Sweep.read(inside[0] if len(inside) == 1 and not (folder / SWEEP_FILE).is_file() else folder)
     for line in sweep.damaged:
         print(f"sweeper compare: {line}", file=sys.stderr)
