@@ -363,12 +363,12 @@ def _positions(base: Base) -> Iterator[Tried]:
 
 def _one_text(base: Base) -> Iterator[Tried]:
     """All texts as one: packed texts that see each other."""
-    if len(base.token_ids) < 2 or not has_cache(base.model, causal=bool(base.cell.checkpoint.causal)):
+    if len(base.token_ids) < 2 or base.quantity not in (LOGITS, LOG_PROBABILITIES):
+        return
+    if not has_cache(base.model, causal=bool(base.cell.checkpoint.causal)):
         return
     joined = [list(itertools.chain.from_iterable(base.token_ids))]
     outputs = exact_outputs(base.side(joined))
-    if base.quantity not in (LOGITS, LOG_PROBABILITIES):
-        return
     exact = rows_of(base.quantity, outputs, joined if base.quantity == LOGITS else base.token_ids)
     yield Tried(
         name="packed as one text",
