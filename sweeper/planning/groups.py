@@ -133,7 +133,7 @@ def _model(composed: DictConfig, axis: Axis) -> Any:
         raise ConfigError(f"{axis.name}: nothing is chosen; type {axis.name}=...")
     plain = OmegaConf.to_container(composed[axis.name], resolve=True, throw_on_missing=True)
     name = plain.get("name") if isinstance(plain, dict) else None
-    if isinstance(name, str) and len(name) > LONGEST_NAME:  # not in config.py: those that are made here may be longer
+    if isinstance(name, str) and len(name) > LONGEST_NAME:  # not in config/: those that are made here may be longer
         raise ConfigError(f"{axis.name}.name: at most {LONGEST_NAME} characters (given: {len(name)}, {shown(name)})")
     return parse(axis.kind, plain, axis.name)
 
