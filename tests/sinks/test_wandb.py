@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import math
@@ -181,6 +182,22 @@ def test_a_service_that_died_is_a_warning(tmp_path: Path, caplog: pytest.LogCapt
     assert len(warnings(caplog)) == 1
     with pytest.raises(ConnectionError):  # wandb's own goodbye to the service
         wandb.teardown()
+
+
+def test_a_run_that_ended_is_freed(tmp_path: Path) -> None:
+    """wandb keeps its last hundred artifacts, and with each its table and its run."""
+
+    def kept() -> set[int]:
+        gc.collect()
+        return {id(one) for one in gc.get_objects() if isinstance(one, (wandb.Run, wandb.Table, wandb.Artifact))}
+
+    before, sink = kept(), started_sink(tmp_path)
+    for cell_id in ("c1", "c2"):
+        sink.cell_finished(record(cell_id), modules())
+    assert kept() <= before
+    sink.sweep_finished([record("c1"), record("c2")])
+    assert kept() <= before
+    assert [len(run.table("modules")["data"]) for run in read_runs(tmp_path)[:2]] == [len(modules())] * 2
 
 
 def test_nothing_tells_the_machine_or_the_code(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ class RunWriter:
             exit_code = int(failed)
         finally:
             run.finish(exit_code=exit_code)
+            _let_go(run.id)
 
     def _open(self, arguments: dict[str, Any]) -> Any:
         import wandb
@@ -199,9 +200,14 @@ class RunWriter:
                 entry.local_path = str(own.relative_to(folder) if self._mode == "offline" else own.absolute())
             return log_artifact(artifact, *more, **options)
 
+        table = _table(rows)
         with _data_folder(self._runs.scratch()):
             run.log_artifact = with_own_files
-            run.log({key: _table(rows)})
+            try:
+                run.log({key: table})
+            finally:
+                del run.log_artifact
+        table.data = []  # they are in the file, and whoever keeps the run keeps its tables
 
     # ---- what goes wrong ----------------------------------------------------------------------------------------
 
@@ -264,6 +270,17 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
     # Not add_data: it works out the type of the whole row anew for each row, a third of a second for 390 modules.
     table.data = [[shown(row.get(column)) for column in columns] for row in rows]
     return table
+
+
+def _let_go(run_id: str) -> None:
+    """Frees a finished run: wandb keeps the last hundred artifacts for their names, and each its table and its run."""
+    try:
+        from wandb.sdk.artifacts.artifact_instance_cache import artifact_instance_cache_by_client_id as kept
+    except ImportError:  # it is wandb's own affair: another version may keep none
+        return
+    for key, artifact in list(kept.items()):
+        if artifact.name.startswith(f"run-{run_id}-"):
+            del kept[key]
 
 
 @contextmanager
