@@ -214,6 +214,17 @@ def worst(records: Sequence[CellRecord]) -> CellRecord | None:
     return min(records, key=lambda record: (WORST_FIRST.index(end_of(record)), -_moved(record)), default=None)
 
 
+def worst_first(records: Sequence[CellRecord]) -> list[CellRecord]:
+    """The cells by how they ended, then by how far the output moved; what could not run has nothing to show: last."""
+
+    def rank(record: CellRecord) -> tuple[int, float]:
+        end = end_of(record)
+        place = len(WORST_FIRST) if end == Status.UNSUPPORTED else WORST_FIRST.index(end)
+        return place, -_moved(record)
+
+    return sorted(records, key=rank)
+
+
 def _next(records: Sequence[CellRecord], folder: Path) -> list[Line]:
     """The command for the worst cell; none where nothing asks for one."""
     cell = worst(records)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import PAGE_FILE, write_whole
 from sweeper.records.sweep import Sweep
-from sweeper.reports.page.data import MOST_IN_FULL, worst_first
+from sweeper.reports.answer import worst_first
+from sweeper.reports.page.data import MOST_IN_FULL
 from sweeper.reports.page.page import page
 from sweeper.sinks.sink import Sink
 
@@ -23,9 +24,9 @@ class PageSink(Sink):
 
     def cell_finished(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> None:
         self._worst[record.cell_id, record.attempt] = record, modules
-        if len(self._worst) > 2 * MOST_IN_FULL:
-            kept = worst_first([record for record, _ in self._worst.values()])[:MOST_IN_FULL]
-            self._worst = {key: self._worst[key] for key in ((record.cell_id, record.attempt) for record in kept)}
+        if len(self._worst) > MOST_IN_FULL:
+            out = worst_first([record for record, _ in self._worst.values()])[-1]
+            del self._worst[out.cell_id, out.attempt]
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         known = {key: modules for key, (_, modules) in self._worst.items()}

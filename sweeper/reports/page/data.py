@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper.records.cell import CellRecord, ModuleRecord, Status, TokenFigures
+from sweeper.records.cell import CellRecord, ModuleRecord, TokenFigures
 from sweeper.records.sweep import Sweep, short_label
-from sweeper.reports.answer import WORST_FIRST, end_of
+from sweeper.reports.answer import end_of
 from sweeper.reports.cell import texts_of
 from sweeper.reports.cells_table import short_module, state_summary, status
 from sweeper.reports.origin import layer_outputs, module_differs
@@ -61,18 +61,6 @@ class Layers:
     def worst(self) -> float:
         """What is not finite is worse than any number."""
         return max(value if math.isfinite(value) else math.inf for value in self.max_abs)
-
-
-def worst_first(records: Sequence[CellRecord]) -> list[CellRecord]:
-    """The cells by how they ended, then by how far the output moved; what could not run has nothing to show: last."""
-
-    def rank(record: CellRecord) -> tuple[int, float]:
-        moved = record.output.rel_l2 if record.output else 0.0
-        end = end_of(record)
-        place = len(WORST_FIRST) if end == Status.UNSUPPORTED else WORST_FIRST.index(end)
-        return place, -(math.inf if math.isnan(moved) else moved)
-
-    return sorted(records, key=rank)
 
 
 def layers_of(modules: Sequence[ModuleRecord]) -> Layers | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper.records.cell import CellRecord, ModuleRecord, Status, TokenFigures
 from sweeper.records.sweep import Sweep, short_ids
-from sweeper.reports.answer import FOUND, answer, end_of
+from sweeper.reports.answer import FOUND, answer, end_of, worst_first
 from sweeper.reports.cell import Section, sections, texts_of
 from sweeper.reports.cells_table import (
     FIGURES,
@@ -93,7 +93,7 @@ def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyTy
         known: modules that need not be read, by cell_id and attempt.
         full: id of a cell that is shown in full whatever its rank.
     """
-    records = data.worst_first(sweep.records)
+    records = worst_first(sweep.records)
     asked = [record for record in records[MOST_IN_FULL:] if record.cell_id == full]
     views = [_view(sweep, record, known) for record in [*asked, *records[:MOST_IN_FULL]]]
     return _template().render(
