@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from sweeper.errors import printable
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.store import PAGE_FILE
 from sweeper.records.sweep import Sweep, short_ids
-from sweeper.reports.answer import answer, headline, worst
+from sweeper.reports.answer import answer, headline, worst, worst_first
 from sweeper.reports.cell import sections
 from sweeper.reports.cells_table import (
     FIGURES,
@@ -47,6 +48,7 @@ ENDS = {
 DROPPED_FIRST = ("top-1", "mean |Δ|", "KL", "state", "starts at", "equal")  # where the terminal is too narrow for all
 DROPPED_IN_SECTIONS = ("type", "SQNR dB", "rel. L2", "mean |Δ|", "cosine")
 COMMAND = "python -m sweeper "
+MOST_ROWS = 200  # of cells at the end of a sweep in a terminal, which keeps no more lines; and that are drawn at once
 PIPE_WIDTH = 200  # a table in a file or a pipe is read with a pager, not wrapped
 
 Fitting = TypeVar("Fitting", bound=Table)
@@ -76,16 +78,25 @@ def output_console() -> Console:
     return out
 
 
-def print_sweep(sweep: Sweep, out: Console) -> None:
-    """The table of cells, what its columns are, where differences start, and last the answer in sentences."""
+def print_sweep(sweep: Sweep, out: Console, *, most_rows: int | None = None) -> None:
+    """The table of cells, what its columns are, where differences start, and last the answer in sentences.
+
+    Args:
+        most_rows: of more cells than that only the worst have a row, worst first; None: a row a cell, in their order.
+    """
     table = cells_table(sweep.records)
+    if most_rows is not None:
+        table = _worst_rows(table, sweep.records, most_rows)
     if table.constant:
         sentence(out, f"all cells: {table.constant}")
     candidates = [table.without(DROPPED_FIRST[:count]) for count in range(4)]
     candidates += [table.merged().without(DROPPED_FIRST[:count]) for count in range(len(DROPPED_FIRST) + 1)]
     fitting, widths = _fitting(candidates, out.width)
-    styles = [STYLES.get(row[-1], "yellow") for row in fitting.rows]
-    out.print(drawn(fitting, widths=widths, styles=styles), crop=False)
+    for part in _parts(fitting, widths):
+        out.print(part, crop=False)
+    if len(table.rows) < len(sweep.records):
+        which = f"the {len(table.rows)} worst of {len(sweep.records)} cells, worst first"
+        sentence(out, f"{which}; all of them: python -m sweeper report {sweep.folder}")
     legend = "; ".join(f"{name}: {what}" for name, what in fitting.legend(output_name(sweep.records)))
     sentence(out, legend, "dim")
     left_out = [heading for heading in LEGEND if heading in table.headings and heading not in fitting.headings]
@@ -113,6 +124,22 @@ def print_sweep(sweep: Sweep, out: Console) -> None:
     for line in lines:
         rest = printable(line.text.removeprefix(line.end))
         sentence(out, Text.assemble((line.end, ENDS.get(line.end, "")), rest), indent=2)
+
+
+def _worst_rows(table: CellsTable, records: Sequence[CellRecord], most: int) -> CellsTable:
+    """The table; of more rows than `most` those of the worst cells, worst first."""
+    if len(records) <= most:
+        return table
+    rows = {record.cell_id: row for record, row in zip(records, table.rows, strict=True)}
+    return replace(table, rows=tuple(rows[record.cell_id] for record in worst_first(records)[:most]))
+
+
+def _parts(table: CellsTable, widths: Sequence[int]) -> Iterator[RichTable]:
+    """The table as several, one below the other: rich takes 20 KiB a row for what it draws at once."""
+    for start in range(0, len(table.rows) or 1, MOST_ROWS):
+        rows = table.rows[start : start + MOST_ROWS]
+        styles = [STYLES.get(row[-1], "yellow") for row in rows]
+        yield drawn(replace(table, rows=rows), widths=widths, styles=styles, header=start == 0)
 
 
 def print_cell(record: CellRecord, modules: Sequence[ModuleRecord], out: Console) -> None:
@@ -193,15 +220,18 @@ def _fitting(candidates: Sequence[Fitting], width: int, *, whole_headings: bool 
     return table, table.widths(width, whole_headings=False)
 
 
-def drawn(table: Table, *, widths: Sequence[int] | None = None, styles: Sequence[str] | None = None) -> RichTable:
+def drawn(
+    table: Table, *, widths: Sequence[int] | None = None, styles: Sequence[str] | None = None, header: bool = True
+) -> RichTable:
     """The table for a console.
 
     Args:
         table: what is drawn.
         widths: of the columns; None leaves them to the console.
         styles: of the rows; None is plain.
+        header: the headings stand above the rows.
     """
-    shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
+    shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_header=header, show_edge=False, pad_edge=False)
     shown.padding = (0, GAP - 1, 0, 0)
     for heading, width in zip_longest(table.headings, widths or ()):
         shown.add_column(heading, justify="right" if heading in FIGURES else "left", width=width, overflow="fold")

@@ -13,7 +13,7 @@ from rich.table import Column
 from sweeper.errors import printable
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sweep import Sweep, short_label, varying_axes
-from sweeper.reports.terminal import SteadyConsole, output_console, print_sweep
+from sweeper.reports.terminal import MOST_ROWS, SteadyConsole, output_console, print_sweep
 from sweeper.sinks.sink import Sink
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class TerminalSink(Sink):
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
-        print_sweep(Sweep.read(self.plan.folder), self._out)
+        print_sweep(Sweep.read(self.plan.folder), self._out, most_rows=MOST_ROWS if self._out.is_terminal else None)
 
     def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()

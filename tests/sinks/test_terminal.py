@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,35 @@ def test_a_command_that_does_not_fit_is_one_line_that_can_be_copied(tmp_path: Pa
     sweep = report_1(tmp_path)
     lines = [line.strip() for line in printed(sweep, 60).splitlines()]
     assert f"python -m sweeper report {sweep.folder} --cell aaaa3" in lines
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_table_that_is_drawn_in_parts_reads_as_one(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = many(tmp_path, 23)
+    whole = printed(sweep, width)
+    monkeypatch.setattr("sweeper.reports.terminal.MOST_ROWS", 5)
+    assert printed(sweep, width) == whole
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_of_many_cells_a_terminal_shows_the_worst_and_a_file_has_all(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeper.sinks.terminal.MOST_ROWS", 3)
+    sizes = [0.5, 0.125, 2.0, 0.25, 1.0]
+    made = [measured(f"{i}bcdef", output=measures(size), first_divergence="norm") for i, size in enumerate(sizes)]
+    sweep = stored(tmp_path, [(record, layered(0.5)) for record in made])
+    out = Console(file=io.StringIO(), width=120, force_terminal=terminal, no_color=True)
+    sink = TerminalSink(out, Console(file=io.StringIO()))
+    sink.sweep_started(SmallPlan(tmp_path, ()))  # type: ignore[arg-type]
+    sink.sweep_finished(sweep.records)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.file.getvalue())  # type: ignore[attr-defined]
+    rows = [line[0] for line in table_of(text) if line[:1].isdecimal()]
+    assert rows == (list("240") if terminal else list("01234"))
+    said = f"the 3 worst of 5 cells, worst first; all of them: python -m sweeper report {sweep.folder}"
+    assert (said in " ".join(text.split())) == terminal
 
 
 def test_what_would_steer_a_terminal_is_shown_instead(tmp_path: Path) -> None:
