@@ -1,11 +1,11 @@
 """What thousands of cells in one process cost: memory, handles, threads, the page, and planning, on a CPU.
 
-    python scripts/bench_many_cells.py run --cells 5000 [--verdict]   cells of tiny_llama, one text of a few tokens
-    python scripts/bench_many_cells.py plan --cells 10000             `dry_run=true`, in a process of its own
+    python scripts/bench_many_cells.py run --cells 5000 [--verdict] [--wandb]   tiny_llama, a text of a few tokens
+    python scripts/bench_many_cells.py plan --cells 10000                       `dry_run=true`, in its own process
 
-Prints one JSON line a thousand cells, then one for the whole: growth of resident memory a thousand cells after the
-first hundred, the size of the page, the seconds. The cells are all combinations of axes that a CPU has, over as many
-inputs as it takes.
+Prints one JSON line every 200 cells, then one for the whole: growth of resident memory a thousand cells after the
+first hundred (to the last line), the size of the page, the seconds. The cells are all combinations of axes that a CPU
+has, over as many inputs as it takes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ AXES = {
     "numerics": "default,deterministic",
 }
 OF_AN_INPUT = 216  # combinations of the axes above
-FIXED = ("checkpoint=tiny_llama", "device=cpu", "wandb.mode=disabled", "latency_repeats=0", "sweep=many")
-STEP = 1000  # cells between two lines
+FIXED = ("checkpoint=tiny_llama", "device=cpu", "latency_repeats=0", "sweep=many")
+WANDB_FOLDERS = ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+STEP = 200  # cells between two lines
 SETTLED = 100  # cells after which what is cached once is there
 
 
@@ -83,15 +84,17 @@ class Gauge(Sink):
         print(json.dumps(found), file=sys.__stdout__, flush=True)
 
 
-def measure_run(folder: Path, cells: int, verdict: bool) -> None:
-    """Runs the sweep in this process, with every sink that a sweep has but W&B."""
+def measure_run(folder: Path, cells: int, verdict: bool, wandb: bool) -> None:
+    """Runs the sweep in this process, with every sink that a sweep has; W&B, offline, where it is asked for."""
     from sweeper.cli import run as command
     from sweeper.sinks import registry
 
     gauge = Gauge()
+    os.environ |= {name: str(folder / name.lower()) for name in WANDB_FOLDERS}
+    settings = (f"verdict={str(verdict).lower()}", f"wandb.mode={'offline' if wandb else 'disabled'}")
     registry.SINKS = {**registry.SINKS, "gauge": lambda _: gauge}
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        code = command.main(arguments_of(folder, cells, f"verdict={str(verdict).lower()}"))
+        code = command.main(arguments_of(folder, cells, *settings))
     if code:
         raise SystemExit(f"the sweep ended with {code}")
     gauge.point()
@@ -102,6 +105,7 @@ def measure_run(folder: Path, cells: int, verdict: bool) -> None:
         "cells": gauge.cells,
         "not ok": gauge.not_ok,
         "verdict": verdict,
+        "wandb": wandb,
         "growth_mib_per_1000_cells": round(1000 * grown, 1),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "page_mib": round(page.stat().st_size / 2**20, 2),
@@ -110,7 +114,7 @@ def measure_run(folder: Path, cells: int, verdict: bool) -> None:
 
 
 def measure_plan(folder: Path, cells: int) -> None:
-    command = [sys.executable, "-m", "sweeper", *arguments_of(folder, cells, "dry_run=true")]
+    command = [sys.executable, "-m", "sweeper", *arguments_of(folder, cells, "dry_run=true", "wandb.mode=disabled")]
     start = time.perf_counter()
     shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -123,13 +127,14 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "plan"])
     parser.add_argument("--cells", type=int, default=5000)
     parser.add_argument("--verdict", action="store_true")
+    parser.add_argument("--wandb", action="store_true")
     asked = parser.parse_args()
     print(json.dumps({"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.processor()}))
     with tempfile.TemporaryDirectory(prefix="many_cells_") as folder:
         if asked.what == "plan":
             measure_plan(Path(folder), asked.cells)
         else:
-            measure_run(Path(folder), asked.cells, asked.verdict)
+            measure_run(Path(folder), asked.cells, asked.verdict, asked.wandb)
 
 
 if __name__ == "__main__":
