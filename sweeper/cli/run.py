@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import ArgumentParser
@@ -46,7 +47,8 @@ def carry_out(request: SweepRequest) -> int:
         from sweeper.reports.plan import print_plan
         from sweeper.sweep.finished import finished_cells, where
 
-        plan = launcher.plan(request)
+        with contextlib.closing(launcher):
+            plan = launcher.plan(request)
         found = finished_cells(
             plan,
             judged=request.settings.verdict,

@@ -47,8 +47,10 @@ class SlurmLauncher:
         try:
             outcome = job.result()
         except Exception as error:  # of submitit: the job could not run, or was ended
-            said = str(error).strip().splitlines() or [""]
-            raise ConfigError(f"launcher=slurm: the job that plans the sweep failed: {said[-1]}") from None
+            raise ConfigError(f"launcher=slurm: the job that plans the sweep failed: {_last_line(error)}") from None
+        except KeyboardInterrupt:  # it may wait in the queue for hours
+            _cancel(job)
+            raise
         if isinstance(outcome, ConfigError):
             raise outcome
         self._environment = outcome.environment
@@ -101,7 +103,6 @@ class SlurmLauncher:
     def _submitted(self, calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[submitit.Job[Any]]:
         import submitit
 
-        executor = submitit.AutoExecutor(folder=self._made_folder() / "%j", cluster=self._asked.cluster)
         asked: dict[str, Any] = {"timeout_min": self._asked.time_min, "cpus_per_task": self._asked.cpus_a_worker}
         if self._device == "cuda":
             asked["gpus_per_node"] = self._asked.gpus_a_worker or 1
@@ -111,9 +112,13 @@ class SlurmLauncher:
             asked |= {"slurm_array_parallelism": self._asked.jobs, "slurm_job_name": "sweeper"}
             asked |= {"slurm_partition": self._asked.partition} if self._asked.partition else {}
             asked["slurm_additional_parameters"] = dict(self._asked.more)
-        executor.update_parameters(**asked)
-        with executor.batch():
-            return [executor.submit(function, *arguments) for function, arguments in calls]
+        try:
+            executor = submitit.AutoExecutor(folder=self._made_folder() / "%j", cluster=self._asked.cluster)
+            executor.update_parameters(**asked)
+            with executor.batch():
+                return [executor.submit(function, *arguments) for function, arguments in calls]
+        except (RuntimeError, ValueError) as error:  # no Slurm here, or it refuses
+            raise ConfigError(f"launcher=slurm: nothing can be submitted: {_last_line(error)}") from None
 
     def _made_folder(self) -> Path:
         if self._folder is None:
@@ -170,8 +175,7 @@ class _Job:
                 yield lost
 
     def cancel(self) -> None:
-        with contextlib.suppress(Exception):  # it may be over, or Slurm out of reach
-            self._job.cancel(check=False)
+        _cancel(self._job)
 
     def _new(self) -> Iterator[Message]:
         """The messages that have been written since the last look; one that is being written waits for the next."""
@@ -188,8 +192,18 @@ class _Job:
         return self._job.exception() is None
 
     def _how_it_ended(self) -> str:
-        said = str(self._job.exception()).strip().splitlines()
-        return f"its job was {self._job.state}: {said[-1] if said else 'without a word'}"
+        return f"its job was {self._job.state}: {_last_line(self._job.exception())}"
+
+
+def _cancel(job: submitit.Job[Any]) -> None:
+    with contextlib.suppress(Exception):  # it may be over, or Slurm out of reach
+        job.cancel(check=False)
+
+
+def _last_line(error: BaseException | None) -> str:
+    """What matters of a job's traceback, or of what Slurm's own commands say."""
+    said = str(error).strip().splitlines()
+    return said[-1] if said else "without a word"
 
 
 def _planned(threads: int, request: SweepRequest) -> Plan | ConfigError:

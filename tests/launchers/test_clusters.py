@@ -107,6 +107,37 @@ def test_submitit_finishes_a_sweep_whose_job_is_killed_and_nothing_is_doubled(
     assert [path.name for path in folder.iterdir()] == ["single"], "the jobs' files stayed"
 
 
+def test_where_there_is_no_slurm_it_is_one_line_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r'launcher=slurm: nothing can be submitted: .*"srun"'):
+        carry_out(request_of(*TINY, "launcher=slurm", "dry_run=true", f"output_dir={tmp_path / 'out'}"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_stopping_while_the_plan_is_waited_for_takes_its_job_out_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    from sweeper.launchers import slurm
+
+    ended: list[str] = []
+
+    class Queued:
+        def result(self) -> None:
+            raise KeyboardInterrupt
+
+        def cancel(self, check: bool = True) -> None:
+            ended.append("job")
+
+    monkeypatch.setattr(slurm.SlurmLauncher, "_submitted", lambda *_: [Queued()])
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path, "launcher=slurm")
+    assert ended == ["job"]
+
+
 def test_a_worker_on_another_machine_than_the_plan_was_made_for_is_refused() -> None:
     plan = make_plan(request_of(*TINY), {"device": "cpu", "torch": "0.1"})
     with pytest.raises(
