@@ -38,14 +38,13 @@ def places(workers: int | None, share: int, gpus: list[str]) -> list[Mapping[str
     count = enough if workers is None else workers
     if not count or count > enough:
         needed = f"launcher.workers={count or 1} of {share} GPUs each"
-        raise ConfigError(
-            f"{needed}: there are {len(gpus)} ({VISIBLE_GPUS}, or all); ask for {enough} or fewer workers"
-        )
+        fewer = f"{enough} or fewer workers" if enough else f"launcher.gpus_a_worker={len(gpus)} or fewer"
+        raise ConfigError(f"{needed}: there are {len(gpus)} ({VISIBLE_GPUS}, or all); ask for {fewer}")
     return [{VISIBLE_GPUS: ",".join(gpus[start : start + share])} for start in range(0, count * share, share)]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs as CUDA_VISIBLE_GPUS_DEVICES names them. Counting them through NVML starts none of them."""
+    """The GPUs as CUDA_VISIBLE_DEVICES names them. Counting them through NVML starts none of them."""
     import torch
 
     named = os.environ.get(VISIBLE_GPUS)

@@ -164,7 +164,9 @@ def test_a_worker_sees_its_own_gpus() -> None:
     assert seen(3, 1, "") == ["", "", ""]
     with pytest.raises(ConfigError, match=r"launcher.workers=3 of 1 GPUs each: there are 2 .* ask for 2 or fewer"):
         seen(3, 1, "0 1")
-    with pytest.raises(ConfigError, match="workers=1 of 2 GPUs each: there are 1"):
+    with pytest.raises(
+        ConfigError, match=r"workers=1 of 2 GPUs each: there are 1 .* ask for launcher.gpus_a_worker=1 or fewer"
+    ):
         seen(None, 2, "0")
 
 
