@@ -174,7 +174,7 @@ def _check_rows(layout: Mapping[str, tuple[str, tuple[int, ...]]], lengths: Sequ
             allowed = ", ".join((*OUTPUTS, f"{MODULE}NAME"))
             raise ConfigError(f"{path}: {name}: no such tensor. Allowed: {allowed}; {_HOW}")
         rows, dimensions = S if plain == EMBEDDINGS else N, 1 if plain == LOG_PROBABILITIES else 2
-        free = plain == OUTPUT or (plain.startswith(MODULE) and shape[0] in ends)
+        free = plain == OUTPUT or (plain.startswith(MODULE) and shape[:1] and shape[0] in ends)
         fits = len(shape) == dimensions and (shape[0] == rows or free)
         if dtype not in _FLOATS or not fits:
             wanted = f"[{rows}{', features' if dimensions == 2 else ''}]"

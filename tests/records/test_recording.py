@@ -63,6 +63,7 @@ def test_what_is_written_is_read_back_and_no_half_file_is_left(tmp_path: Path) -
         ),
         ({"embeddings": np.zeros((5, 9), np.float32)}, "[2, features], a row a text"),
         ({"logprobs": np.zeros(5, np.float32)}, "logprobs: no such tensor"),
+        ({"module:a": np.zeros((), np.float32)}, "a row a token (given: F32 of shape [])"),
     ],
 )
 def test_a_wrong_layout_is_said_in_one_line(tmp_path: Path, tensors: dict[str, Any], says: str) -> None:
