@@ -106,7 +106,7 @@ def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) ->
         return path, revision, files_sha256
     base_path, base_revision, base_sha256 = _prepare(_base(checkpoint, path), device, say)
     both = hashes.digest_of({"adapter": files_sha256, "base": base_sha256})
-    return adapter.with_base(path, base_path), f"{revision}+{base_revision}", both
+    return adapter.with_base(path, base_path, say), f"{revision}+{base_revision}", both
 
 
 def _base(checkpoint: FolderCheckpoint | HubCheckpoint, path: Path) -> FolderCheckpoint | HubCheckpoint:
@@ -183,7 +183,7 @@ def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path
         described = _described(base, say)[0]
         assert described is not None, "a folder and a model of the hub describe themselves"
         named = base.path if isinstance(base, FolderCheckpoint) else base.repo_id
-        return adapter.with_base(path, described, weights=False), named
+        return adapter.with_base(path, described, say, weights=False), named
     if checkpoint.base is not None:
         raise ConfigError(f"checkpoint.base: {path} is no adapter (it has no {adapter.CONFIG}); leave it out")
     return (_readable(path, say) if isinstance(checkpoint, FolderCheckpoint) else path), None

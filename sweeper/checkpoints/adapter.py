@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from sweeper.checkpoints import cache, folder
@@ -56,13 +57,14 @@ def _named(path: Path) -> str | None:
     return named
 
 
-def with_base(adapter: Path, base: Path, *, weights: bool = True) -> Path:
+def with_base(adapter: Path, base: Path, say: Callable[[str], None], *, weights: bool = True) -> Path:
     """A folder in the cache with the base's files and the adapter's, all of them links.
 
     The adapter's tokenizer and chat template stand in for the base's where it has one.
 
     Args:
         adapter, base: folders.
+        say: told where another process makes it, or it is not as it was made.
         weights: also the files that hold weights; without them it only describes the model.
 
     Raises:
@@ -84,7 +86,7 @@ def with_base(adapter: Path, base: Path, *, weights: bool = True) -> Path:
             (target / name).symlink_to(path.resolve())
         (target / BASE).symlink_to(base.resolve(), target_is_directory=True)
 
-    return cache.build_once(f"adapter-{hashlib.sha256(named.encode()).hexdigest()[:16]}", build, print)
+    return cache.build_once(f"adapter-{hashlib.sha256(named.encode()).hexdigest()[:16]}", build, say)
 
 
 def _files(path: Path, weights: bool) -> list[str]:

@@ -152,3 +152,14 @@ def test_the_adapters_own_tokenizer_stands_in_for_the_bases(own: Path) -> None:
     folder = prepare(checkpoint(own / "adapter"), device="cpu", say=print).folder
     assert (folder / "tokenizer.json").read_text() == "[]"
     assert not (folder / "tokenizer_config.json").exists()
+
+
+def test_what_is_said_while_it_is_prepared_goes_where_it_was_asked_for(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    local = prepare(checkpoint(own / "adapter"), device="cpu", say=said.append)
+    (local.folder / "config.json").unlink()
+    assert prepare(checkpoint(own / "adapter"), device="cpu", say=said.append) == local
+    assert said == [f"{local.folder}/config.json is missing; it is prepared again"]
+    assert capsys.readouterr().out == "", "standard output is for the table"
