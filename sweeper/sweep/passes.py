@@ -27,6 +27,7 @@ from sweeper.planning.plan import PlannedCell
 from sweeper.records.cell import Sample
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
+from sweeper.sweep.fallbacks import fallbacks_heard
 
 
 @dataclass
@@ -36,6 +37,7 @@ class ReferenceRun:
     Attributes:
         kept: its outputs and their sample; None where they are too large for that, and it runs in step with candidates.
         grouped: the texts that are compared together.
+        fallbacks: what `fallbacks_heard` heard while it ran; of one that runs in step, nothing.
         alone: one candidate at a time is to run in step with it: memory ran out with several.
     """
 
@@ -45,6 +47,7 @@ class ReferenceRun:
     weights: WeightsKey
     token_ids: list[list[int]]
     grouped: list[tuple[int, ...]]
+    fallbacks: list[str]
     alone: bool = False
 
     def serves(self, planned: PlannedCell) -> bool:
@@ -61,12 +64,14 @@ class CandidateRun:
         comparer: has compared all of it.
         outputs: fingerprint of its first output, where cells are judged.
         reference_sample: the reference's.
+        fallbacks: what `fallbacks_heard` heard while it ran, and all that ran in step with it.
     """
 
     side: HookedSide
     comparer: Comparer
     outputs: list[str]
     reference_sample: Sample
+    fallbacks: list[str]
 
 
 class Passes:
@@ -121,7 +126,8 @@ class Passes:
             kept_bytes = max(kept_bytes, free_bytes(cell.device) // 3)
         grouped = _grouped(planned, token_ids)
         side = side_of(cell, loaded.model, token_ids, grouped)
-        kept = keep_reference(side, grouped, self._progress, kept_bytes=kept_bytes)
+        with fallbacks_heard() as said:
+            kept = keep_reference(side, grouped, self._progress, kept_bytes=kept_bytes)
         self.reference = ReferenceRun(
             planned.reference_id,
             (kept[0], kept[1].sample()) if kept else None,
@@ -129,6 +135,7 @@ class Passes:
             loaded.key,
             token_ids,
             grouped,
+            said if kept else [],
         )
         return self.reference
 
@@ -168,9 +175,9 @@ class Passes:
         side = side_of(cell, loaded.model, reference.token_ids, reference.grouped)
         comparer = self.comparer(cell, loaded.model, reference.token_ids)
         around = self._code_paths.learning_kernels(cell, loaded)
-        with judging.first_outputs(loaded.model, wanted=self._judged) as outputs:
+        with judging.first_outputs(loaded.model, wanted=self._judged) as outputs, fallbacks_heard() as said:
             ran = compare_kept(kept, side, reference.grouped, comparer, self._progress, around_first=around)
-        return CandidateRun(ran, comparer, outputs, sample)
+        return CandidateRun(ran, comparer, outputs, sample, said)
 
     def _compare_in_step(
         self, cells: Sequence[PlannedCell], reference: ReferenceRun
@@ -182,7 +189,7 @@ class Passes:
         pairs = list(zip(together, models, strict=True))
         beside, *sides = [side_of(*pair, reference.token_ids, reference.grouped) for pair in pairs]
         comparers = [self.comparer(*pair, reference.token_ids) for pair in pairs[1:]]
-        with ExitStack() as stack:
+        with ExitStack() as stack, fallbacks_heard() as said:
             outputs = [stack.enter_context(judging.first_outputs(one, wanted=self._judged)) for one in models[1:]]
             left, ended = compare_in_step(
                 beside,
@@ -193,7 +200,9 @@ class Passes:
                 steady=self._code_paths.steady(first, models[0], reference.token_ids),
             )
         return {
-            planned.cell_id: one if isinstance(one, Exception) else CandidateRun(one, comparer, taken, left.sample())
+            planned.cell_id: one
+            if isinstance(one, Exception)
+            else CandidateRun(one, comparer, taken, left.sample(), said)
             for planned, one, comparer, taken in zip(cells, ended, comparers, outputs, strict=True)
         }
 

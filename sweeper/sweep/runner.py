@@ -131,7 +131,7 @@ class Runner:
         try:
             with fallbacks_heard() as said:
                 measured, modules = self._run(planned, record, following)
-            return measured.model_copy(update={"fallbacks": tuple(said)}), modules
+            return measured.model_copy(update={"fallbacks": (*dict.fromkeys([*measured.fallbacks, *said]),)}), modules
         except UnsupportedError as error:
             return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
@@ -233,6 +233,7 @@ class Runner:
             update={
                 **bare,
                 **self._measured(cell, loaded, ran, figures),
+                "fallbacks": (*dict.fromkeys([*reference.fallbacks, *run.fallbacks]),),
                 "unaligned": ran.unaligned,
                 "hooks": ran.hooks,
                 "routers": self._routers(planned, reference),
