@@ -38,6 +38,8 @@ SWEEP_FILE = "sweep.json"
 EXPLAIN_FOLDER = "explain"
 RECORDINGS_FOLDER, RECORDING_SUFFIX = "recordings", ".safetensors"
 PAGE_FILE = "index.html"
+CELLS_FOLDER = "cells"
+_WRITTEN_INTO = (CELLS_FOLDER, EXPLAIN_FOLDER, RECORDINGS_FOLDER)
 
 _MODULES = TypeAdapter(list[ModuleRecord])
 _Document = TypeVar("_Document", bound=BaseModel)
@@ -66,13 +68,17 @@ class Store:
     def __init__(self, folder: Path, *, recorded: bool = False) -> None:
         self.folder = folder
         self._recorded = recorded
-        self.cells_folder = folder / "cells"
+        self.cells_folder = folder / CELLS_FOLDER
 
     def open(self, description: dict[str, Any]) -> None:
-        """Makes the folder and writes `sweep.json`; half-written cells of a killed run are removed."""
+        """Makes the folder and writes `sweep.json`; what a killed run was writing is removed."""
         self.cells_folder.mkdir(parents=True, exist_ok=True)
-        for folder in (self.folder, self.cells_folder, self.folder / EXPLAIN_FOLDER):
+        for folder in (self.folder, *(self.folder / name for name in _WRITTEN_INTO)):
             remove_abandoned(folder)
+        self.describe(description)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Writes `sweep.json`, in place of an earlier one."""
         write_whole(self.folder / SWEEP_FILE, json.dumps(description, indent=2, default=str) + "\n")
 
     def finished(self, cell_id: str, *, judged: bool | Literal["full"] = False) -> CellRecord | None:
@@ -113,8 +119,9 @@ class Store:
         except DamagedError:
             return _read_cell(folder)  # in between, another process may have put a better attempt in its place
 
-    def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> Path:
-        """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way."""
+    def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> CellRecord:
+        """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way.
+        Returns the record that lies there then: this one, or an earlier one that says as much."""
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.cells_folder))
         try:
             temporary.chmod(0o755)
@@ -127,31 +134,30 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def adopt(self, other: Store, record: CellRecord) -> Path:
+    def adopt(self, other: Store, record: CellRecord) -> None:
         """Copies a finished cell of another sweep."""
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.cells_folder))
         try:
             shutil.copytree(other.cells_folder / record.cell_id, temporary, dirs_exist_ok=True)
-            return self._put_in_place(temporary, record)
+            self._put_in_place(temporary, record)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _put_in_place(self, temporary: Path, record: CellRecord) -> Path:
+    def _put_in_place(self, temporary: Path, record: CellRecord) -> CellRecord:
         final = self.cells_folder / record.cell_id
         verdict = record.verdict
+        judged: bool | Literal["full"] = "full" if verdict and verdict.complete else verdict is not None
         while True:
             with contextlib.suppress(DamagedError):  # it makes way
-                if self.finished(
-                    record.cell_id, judged="full" if verdict and verdict.complete else verdict is not None
-                ):
-                    return final  # another process was first; its cell has the same choices and environment
+                if there := self.finished(record.cell_id, judged=judged):
+                    return there  # another process was first; its cell has the same choices and environment
             aside = temporary.with_name(f"{temporary.name}-replaced")
             with contextlib.suppress(FileNotFoundError):  # nothing is there, or another process put it aside
                 final.rename(aside)
                 _discard(aside)
             try:
                 temporary.rename(final)
-                return final
+                return record
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise

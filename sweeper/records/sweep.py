@@ -38,7 +38,8 @@ class PlannedIds(BaseModel):
 
 
 class SweepDescription(BaseModel):
-    """`sweep.json`: what was asked for, and which cells that is. Written when the sweep starts.
+    """`sweep.json`: what was asked for, and which cells that is. Written when the sweep starts, and once more at
+    its end where another command began in the folder meanwhile.
 
     Attributes:
         grid, sweep: names of the two folders.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Lost
 from sweeper.planning.plan import Plan
 from sweeper.recordings.wanted import Recordings, recordings_of
-from sweeper.records.cell import CellRecord, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, Status
 from sweeper.records.sharing import SharedRecords
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
@@ -78,6 +78,7 @@ def _run(request: SweepRequest, sinks: Mapping[str, Sink], launcher: Launcher) -
         told.interrupted(_stored(plan, store))
         told.said(f"The reason: {error}")
         return 1
+    _list_again(request, plan, store)
     told.sweep_finished(_in_order(plan, records))
     code, lines = exit_code(_in_order(plan, records), request.settings.fail_on, plan.folder)
     for line in lines:
@@ -134,12 +135,22 @@ def _run_cells(
             told = AllSinks({"claims": work, "sinks": sinks})
             with contextlib.closing(launcher.launch(work, make_worker, told)) as finished:
                 for record, modules in (_with_record(result, plan) for result in finished):
-                    store.write(record, modules)
+                    record, modules = _stored_one(store, record, modules)
                     records.add(record)
                     told.cell_finished(record, modules)
             work.wait(sinks.said)
     finally:
         work.close(finished=len(records) == len(plan.cells))
+
+
+def _stored_one(
+    store: Store, record: CellRecord, modules: Sequence[ModuleRecord]
+) -> tuple[CellRecord, Sequence[ModuleRecord]]:
+    """What lies in the folder once a result is stored: it, or one that was there and says as much."""
+    stands = store.write(record, modules)
+    if stands is record or record.status is Status.FAILED:  # what failed now is told, whatever was measured before
+        return record, modules
+    return stands, store.modules(record.cell_id)
 
 
 def _with_record(result: Finished | Lost, plan: Plan) -> Finished:
@@ -202,12 +213,22 @@ def _description(request: SweepRequest, plan: Plan, store: Store, say: Callable[
             say(f"{error}; written anew, without the commands that it held")
             pairs += _held(store, sorted(held))
         else:
-            pairs += [pair for pair in before.cells if pair.cell_id in held]
+            known = [pair for pair in before.cells if pair.cell_id in held]
+            pairs += [*known, *_held(store, sorted(held - {pair.cell_id for pair in known}))]
             earlier = [*before.earlier, before.config]
             commands = tuple(config for config in earlier if config.get("overrides") != request.config["overrides"])
     return SweepDescription(
         grid=plan.grid, sweep=plan.sweep, config=request.config, earlier=commands, cells=tuple(pairs)
     )
+
+
+def _list_again(request: SweepRequest, plan: Plan, store: Store) -> None:
+    """Where another command began in this folder meanwhile, it left out what had not run yet."""
+    with contextlib.suppress(DamagedError):
+        listed = {pair.cell_id for pair in read_description(plan.folder, missing=DamagedError).cells}
+        if listed.issuperset(planned.cell_id for planned in plan.cells):
+            return
+    store.describe(_description(request, plan, store, lambda _: None).model_dump(mode="json"))
 
 
 def _held(store: Store, cell_ids: Iterable[str]) -> Iterator[PlannedIds]:

@@ -77,7 +77,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_what_is_written_is_read_back(store: Store) -> None:
-    folder = store.write(record(), [MODULE])
+    folder = store.cells_folder / store.write(record(), [MODULE]).cell_id
     assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "cell.json", "modules.parquet"]
     read = store.finished("0123456789ab")
     assert read is not None
@@ -93,7 +93,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
 def test_figures_by_token_lie_in_a_file_of_their_own(store: Store) -> None:
     tokens = TokenFigures(text=(1, 1, 0), position=(0, 1, 0), max_abs=(0.1, math.inf, 0.0), rel_l2=(0.2, math.nan, 0.0))
     layers = [MODULE.model_copy(update={"name": f"model.layers.{i}", "tokens": tokens}) for i in (0, 1)]
-    folder = store.write(record(), [layers[0], MODULE, layers[1]])
+    folder = store.cells_folder / store.write(record(), [layers[0], MODULE, layers[1]]).cell_id
     assert sorted(path.name for path in folder.iterdir()) == [
         "SHA256SUMS",
         "cell.json",
@@ -110,14 +110,14 @@ def test_cell_json_is_strict_json(store: Store) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    folder = store.write(record(), [MODULE])
+    folder = store.cells_folder / store.write(record(), [MODULE]).cell_id
     parsed = json.loads((folder / "cell.json").read_text(), parse_constant=refuse)
     assert parsed["output"]["sqnr_db"] == "Infinity"
     assert parsed["schema_version"] == 1
 
 
 def test_a_cell_without_modules_has_the_same_columns(store: Store) -> None:
-    folder = store.write(record(Status.UNSUPPORTED), [])
+    folder = store.cells_folder / store.write(record(Status.UNSUPPORTED), []).cell_id
     schema = pyarrow.parquet.read_schema(folder / "modules.parquet")
     assert schema.names[:3] == ["order", "name", "module_type"]
     assert schema.metadata[b"schema_version"] == b"1"
@@ -133,7 +133,7 @@ def test_a_failed_cell_runs_again_and_its_place_is_taken(store: Store) -> None:
 
 def test_a_finished_cell_is_never_replaced(store: Store) -> None:
     store.write(record(attempt="first"), [MODULE])
-    store.write(record(attempt="second"), [])
+    assert store.write(record(attempt="second"), []).attempt == "first"
     assert [r.attempt for r in store.records()] == ["first"]
     assert len(store.modules("0123456789ab")) == 1
 
@@ -172,7 +172,7 @@ def test_a_killed_writer_leaves_only_whole_cells(store: Store) -> None:
 
 def test_a_record_with_the_older_name_of_a_field_is_read(store: Store) -> None:
     told = record().model_copy(update={"without_effect": {"matmul_tf32": "cuda only"}})
-    path = store.write(told, ()) / "cell.json"
+    path = store.cells_folder / store.write(told, ()).cell_id / "cell.json"
     path.write_text(path.read_text().replace('"without_effect"', '"numerics_without_effect"'))
     path.with_name("SHA256SUMS").unlink()  # as old as that
     found = store.read(told.cell_id)

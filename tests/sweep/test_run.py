@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
+from sweeper.sinks.page import PageSink
 from sweeper.sweep.runner import Runner
 from tests.composing import request_of
 
@@ -151,6 +153,45 @@ def test_a_name_keeps_what_several_commands_left_in_it(
     last_table = capsys.readouterr().out.rpartition("all cells:")[2]
     assert "float16" in last_table
     assert "bfloat16" in last_table
+
+
+def test_commands_that_run_at_once_in_one_name_leave_no_cell_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Runner.run
+    dtypes: list[str] = []
+
+    def run(self: Runner, planned: Any, *more: Any) -> Any:
+        dtypes.append(planned.cell.axes()["dtype"])
+        if len(dtypes) == 1:  # another process's command begins, and ends, before this one's first cell has
+            assert sweep(tmp_path, "dtype=float16", "verdict=false", "reference={dtype:float64}") == 0
+            capsys.readouterr()
+        return original(self, planned, *more)
+
+    monkeypatch.setattr(Runner, "run", run)
+    assert sweep(tmp_path, "dtype=bfloat16,float32", "verdict=false") == 0
+    assert dtypes == ["bfloat16", "float16", "float32"]
+    held = Sweep.read(store(tmp_path).folder)
+    assert sorted(str(record.axes["dtype"]) for record in held.records) == ["bfloat16", "float16", "float32"]
+    table = capsys.readouterr().out.rpartition("all cells:")[2]
+    assert all(dtype in table for dtype in ("bfloat16", "float32"))
+
+
+def test_a_cell_that_runs_again_for_its_recording_keeps_its_figures_and_all_are_told_of_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep(tmp_path, "dtype=bfloat16", "verdict=false") == 0
+    (first,) = store(tmp_path).records()
+    told = []
+    monkeypatch.setattr(PageSink, "cell_finished", lambda _self, record, modules: told.append((record, modules)))
+    half = store(tmp_path).recording(first.cell_id).with_name(".tmp-of-a-machine-that-is-gone-1")
+    half.parent.mkdir()
+    half.touch()
+    os.utime(half, (0, 0))
+    assert sweep(tmp_path, "dtype=bfloat16", "verdict=false", "record=true") == 0
+    assert store(tmp_path).records() == [first]
+    assert told == [(first, store(tmp_path).modules(first.cell_id))]
+    assert [path.stem for path in half.parent.iterdir()] == [first.cell_id]
 
 
 def test_a_sub_selection_finds_its_cells_in_another_sweep(
