@@ -363,7 +363,8 @@ def capturing(model: nn.Module, running: Capture, names: Mapping[str, str] | Non
 class CompiledCapture(Capture):
     """`Capture` of compiled code, which knows the hooks: what they are given becomes outputs of its graph.
 
-    Everything is handed over when the call is over, copied where the code's next run would overwrite it.
+    Everything is handed over when the call is over. All is copied before: the code's next run would overwrite it, and
+    whoever takes an output may let another side run.
     """
 
     def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
@@ -379,9 +380,16 @@ class CompiledCapture(Capture):
         return [module.register_forward_hook(hook)] if name else []
 
     def end(self) -> None:
-        for name, module_type, output in self._given:
-            self.hook(name, module_type, None, None, tree_map(_copied, output))
-        self._given.clear()
+        copies: list[tuple[str, str, Any]] = []
+        while self._given:  # from the last on, and each original can die
+            copies.append(_copied_output(*self._given.pop()))
+        while copies:
+            name, module_type, output = copies.pop()
+            self.hook(name, module_type, None, None, output)
+
+
+def _copied_output(name: str, module_type: str, output: Any) -> tuple[str, str, Any]:
+    return name, module_type, tree_map(_copied, output)
 
 
 def _copied(leaf: Any) -> Any:

@@ -10,8 +10,10 @@ from torch import nn
 
 from sweeper.cli.explain import explain_cell
 from sweeper.cli.run import carry_out
+from sweeper.comparator.hooks import CompiledCapture, ModuleOutput
 from sweeper.config import Attention, Compile
 from sweeper.environment import environment
+from sweeper.inputs.layout import Tokens
 from sweeper.models import backends, compiled
 from sweeper.models import conditions as settings
 from sweeper.models.compiled import called, compiles, switches
@@ -135,6 +137,28 @@ def test_code_is_made_anew_for_another_pinned_kernel() -> None:
             assert torch.equal(given[-1], model(x))
     assert torch.equal(given[0], given[2])
     assert not torch.equal(given[0], given[1])
+
+
+def test_whoever_takes_an_output_may_let_the_code_run_again() -> None:
+    """As a side in step does, whose next run overwrites what a CUDA graph gave."""
+    given = {name: torch.full((2, 3), float(place)) for place, name in enumerate("abc")}
+    taken: dict[str, list[float]] = {}
+
+    def take(output: ModuleOutput) -> None:
+        taken[output.name] = output.tensor_NF[0].tolist()
+        for tensor in given.values():
+            tensor.fill_(-1)
+
+    capture = CompiledCapture(take)
+    capture.begin(Tokens(shape=(1, 2), flat_N=torch.arange(2), lengths=(2,)))
+    for name, tensor in given.items():
+        module = nn.Identity()
+        capture.register(name, module)
+        module(tensor)
+    capture.end()
+    assert taken == {"a": [0.0] * 3, "b": [1.0] * 3, "c": [2.0] * 3}
+    assert list(taken) == ["a", "b", "c"]
+    assert not capture._given
 
 
 def test_what_is_inside_of_one_model_is_not_another_s_nor_a_failed_call_s() -> None:
