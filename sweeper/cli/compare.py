@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweeper.cli.arguments import Arguments
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, printable
 from sweeper.records.store import SWEEP_FILE, write_whole
 from sweeper.records.sweep import Sweep
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     from sweeper.upgrades.report import as_json, lines
 
     upgrade = compare_sweeps(old, new)
-    print("\n".join(lines(upgrade)))
+    print(printable("\n".join(lines(upgrade))))
     if asked.json is not None:
         try:
             write_whole(asked.json, as_json(upgrade))
