@@ -14,6 +14,7 @@ from sweeper.errors import ConfigError, UnsupportedError
 from sweeper.records.store import RECORDING_SUFFIX as SUFFIX
 
 if TYPE_CHECKING:
+    from sweeper.config import Settings, Weights
     from sweeper.planning.grid import SweepRequest
     from sweeper.planning.plan import PlannedCell
     from sweeper.records.recording import Recording
@@ -59,7 +60,10 @@ def _carry_out(request: SweepRequest, *, asked: _Asked) -> int:
 
     if request.recording is not None:
         raise ConfigError("reference: a cell is recorded by itself; leave it out")
-    plan = make_plan(replace(request, reference={}), environment(request.device))
+    _refuse_what_cannot_be(request.settings, asked.file)
+    # a plan asks whether its folder can be written to: here that is the file's
+    settings = request.settings.model_copy(update={"output_dir": str(asked.file.parent), "sweep": "recorded"})
+    plan = make_plan(replace(request, reference={}, settings=settings), environment(request.device))
     if len(plan.cells) > 1:
         raise ConfigError(
             f"{len(plan.cells)} cells are chosen, and a file holds one; choose one value of each axis, or record all "
@@ -68,7 +72,7 @@ def _carry_out(request: SweepRequest, *, asked: _Asked) -> int:
     planned = plan.cells[0]
     if planned.unsupported is not None:
         raise UnsupportedError(planned.unsupported)
-    recording = _record(planned, plan.environment, asked)
+    recording = _record(planned, plan.environment, asked, settings.weights)
     recording.write(asked.file)
     tensors = ", ".join(name for name in recording.tensors if ":" not in name)
     tokens = sum(map(len, recording.token_ids))
@@ -80,12 +84,27 @@ def _carry_out(request: SweepRequest, *, asked: _Asked) -> int:
     return 0
 
 
-def _record(planned: PlannedCell, environment: dict[str, object], asked: _Asked) -> Recording:
+def _refuse_what_cannot_be(settings: Settings, file: Path) -> None:
+    """What is known before a weight is read; a setting that would be ignored is refused."""
+    from sweeper.planning.preflight import unwritable
+
+    if file.is_dir():
+        raise ConfigError(f"{file}: is a folder; type the name of a file")
+    if reason := unwritable(file.parent):
+        raise ConfigError(f"{file}: its folder {reason}")
+    if settings.dry_run:
+        raise ConfigError("dry_run: one cell is recorded, there is no plan to show; leave it out")
+    if settings.launcher.name != "inline" or settings.isolation != "none":
+        raise ConfigError("launcher, isolation: one cell is recorded, by this process; leave them out")
+
+
+def _record(planned: PlannedCell, environment: dict[str, object], asked: _Asked, weights: Weights) -> Recording:
     from sweeper.recordings.wanted import Wanted  # torch and transformers: not for what is refused
     from sweeper.sweep.runner import Runner
 
     wanted = Wanted(patterns=asked.modules, evidence=asked.evidence, most_mib=asked.most_mib)
-    return Runner(environment, say=lambda line: print(line, file=sys.stderr)).recording(planned, wanted)
+    runner = Runner(environment, weights=weights, say=lambda line: print(line, file=sys.stderr))
+    return runner.recording(planned, wanted)
 
 
 def _parser() -> Arguments:
