@@ -18,7 +18,7 @@ from sweeper.config import WandbSettings
 from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
 from sweeper.records.store import Store
-from sweeper.sinks.wandb import make_wandb_sink
+from sweeper.sinks.wandb import folder, make_wandb_sink
 from sweeper.sinks.wandb.folder import RunsFolder, is_finished
 from sweeper.sinks.wandb.rows import without_paths
 from tests.sinks.records import Planned, SmallPlan, cell, modules, record
@@ -208,3 +208,17 @@ def test_a_bad_server_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=r"W&B refuses .* base_url: .*valid URL.*; unset it") as raised:
             make_wandb_sink(WandbSettings.model_validate({"mode": mode}))
         assert "\n" not in str(raised.value)
+
+
+def test_a_writer_that_ends_while_it_is_looked_at_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, looking = RunsFolder(tmp_path), RunsFolder(tmp_path)
+    with ending.claimed("run"):
+        pass
+
+    def ends(_lock: Path) -> bool:
+        ending.close(wait_s=0)
+        return True
+
+    monkeypatch.setattr(folder, "_is_held", ends)
+    with looking.claimed("run") as mine:
+        assert mine

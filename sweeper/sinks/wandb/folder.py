@@ -6,6 +6,7 @@ its runs beside it: the kernel frees the lock, so that what a dead one left half
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import struct
@@ -106,7 +107,8 @@ class RunsFolder:
             at = ids.with_suffix(".lock")
             own = self._writer is not None and Path(self._writer.lock_file) == at
             if own or _is_held(at):
-                found |= set(ids.read_text().split())
+                with contextlib.suppress(FileNotFoundError):  # it ended in between: its runs are finished
+                    found |= set(ids.read_text().split())
             else:
                 _forget(at)
         return found
