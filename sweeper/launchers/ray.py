@@ -44,6 +44,7 @@ class RayLauncher:
     def plan(self, request: SweepRequest) -> Plan:
         self._connect()
         self._device = request.device
+        self._require_room()
         import ray
 
         plan = _raised_here(lambda: ray.get(self._task(plan_here).remote(request)))
@@ -106,6 +107,21 @@ class RayLauncher:
         if on_terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray takes it, for an end without a word
         self._started_it = True
+
+    def _require_room(self) -> None:
+        """In a cluster of this process alone, which no node joins, a task that asks for more would wait for ever."""
+        import ray
+
+        if not self._started_it or self._asked.address != "local":
+            return
+        room = ray.cluster_resources()
+        asked = {"CPU": self._asked.cpus_a_worker or self._threads, "GPU": self._gpus if self._device == "cuda" else 0}
+        for name, needed in asked.items():
+            if needed > (there := room.get(name, 0)):
+                setting = f"launcher.{name.lower()}s_a_worker"
+                raise ConfigError(
+                    f"{setting}: a worker asks for {needed:g}, and this machine has {there:g}; type fewer"
+                )
 
     def _task(self, function: Any) -> Any:
         """A function as a Ray task with what one worker needs. A node that is lost is one try."""

@@ -107,6 +107,12 @@ def test_submitit_finishes_a_sweep_whose_job_is_killed_and_nothing_is_doubled(
     assert [path.name for path in folder.iterdir()] == ["single"], "the jobs' files stayed"
 
 
+def test_a_worker_that_this_machine_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=r"launcher.cpus_a_worker: a worker asks for 1000, and this machine has \d+;"):
+        swept(tmp_path, "launcher=ray", "launcher.address=local", "launcher.cpus_a_worker=1000")
+
+
 def test_where_there_is_no_slurm_it_is_one_line_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
