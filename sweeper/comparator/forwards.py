@@ -229,7 +229,7 @@ class HookedSide:
         """Runs one batch."""
         if self.first_batch:
             return self._run(batch)
-        with kept_outputs(self._side.model) as padded:
+        with kept_outputs(self._side.model, copied=self._unhooked is not None) as padded:
             outputs = self._run(batch)
         self.first_batch, self.first_output_NF = batch, outputs.output_NF
         self._sampler = Sampler(batch, of_calls(padded, batch), outputs.output_NF)

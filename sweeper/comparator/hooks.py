@@ -405,12 +405,17 @@ def capture(model: nn.Module, take: Callable[[ModuleOutput], object], *, compile
 
 
 @contextmanager
-def kept_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list."""
+def kept_outputs(module: nn.Module, *, copied: bool = False) -> Iterator[list[Tensor]]:
+    """The first tensor that each call of `module` gives, as it gives it; the caller empties the list.
+
+    Args:
+        copied: of compiled code, whose next run would overwrite it.
+    """
     outputs: list[Tensor] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(tensors_of(output)[0])
+        first = tensors_of(output)[0]
+        outputs.append(first.clone() if copied else first)
 
     handle = module.register_forward_hook(hook)
     try:

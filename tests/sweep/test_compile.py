@@ -10,7 +10,7 @@ from torch import nn
 
 from sweeper.cli.explain import explain_cell
 from sweeper.cli.run import carry_out
-from sweeper.comparator.hooks import CompiledCapture, ModuleOutput
+from sweeper.comparator.hooks import CompiledCapture, ModuleOutput, kept_outputs
 from sweeper.config import Attention, Compile
 from sweeper.environment import environment
 from sweeper.inputs.layout import Tokens
@@ -159,6 +159,14 @@ def test_whoever_takes_an_output_may_let_the_code_run_again() -> None:
     assert taken == {"a": [0.0] * 3, "b": [1.0] * 3, "c": [2.0] * 3}
     assert list(taken) == ["a", "b", "c"]
     assert not capture._given
+
+
+def test_what_each_call_gave_outlives_the_next_one() -> None:
+    module, buffer = nn.Identity(), torch.zeros(2)
+    with kept_outputs(module, copied=True) as outputs:
+        for value in (1, 2):
+            module(buffer.fill_(value))
+    assert [output.tolist() for output in outputs] == [[1, 1], [2, 2]]
 
 
 def test_what_is_inside_of_one_model_is_not_another_s_nor_a_failed_call_s() -> None:
