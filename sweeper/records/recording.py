@@ -149,6 +149,9 @@ def _about(header: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: `about` in its header is not JSON: {error.msg}; {_HOW}") from None
     if not isinstance(about, dict):
         raise ConfigError(f"{path}: `about` in its header must be an object (given: {type(about).__name__}); {_HOW}")
+    modules = about.get("modules", [])
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ConfigError(f"{path}: `modules` in `about` must be a list of names (given: {modules!r:.60}); {_HOW}")
     return about
 
 

@@ -81,6 +81,8 @@ def test_a_wrong_layout_is_said_in_one_line(tmp_path: Path, tensors: dict[str, A
         ({}, "`format` in its header must be"),
         ({"format": FORMAT, "about": "{"}, "`about` in its header is not JSON"),
         ({"format": FORMAT, "about": "[]"}, "`about` in its header must be an object"),
+        ({"format": FORMAT, "about": '{"modules": null}'}, "`modules` in `about` must be a list of names"),
+        ({"format": FORMAT, "about": '{"modules": [["a"]]}'}, "`modules` in `about` must be a list of names"),
     ],
 )
 def test_a_wrong_header_is_said(tmp_path: Path, header: dict[str, str], says: str) -> None:
