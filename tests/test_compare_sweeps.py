@@ -150,14 +150,14 @@ def test_evidence_of_one_side_passes_when_it_is_said_that_it_may(old: Path, new:
 
 def test_fields_and_axes_of_one_version_are_said_and_pass(old: Path, new: Path, run: Run) -> None:
     def newer(data: dict[str, Any]) -> None:
-        data["axes"]["compile"] = data["reference_axes"]["compile"] = False
+        data["axes"]["weather"] = data["reference_axes"]["weather"] = False
         data["output"]["spearman"] = 1.0
 
     for cell_id in ("n1", "n2"):
         edit(new, cell_id, newer)
     code, out = run(old, new)
     assert code == 0
-    assert "only NEW has the axis compile" in out
+    assert "only NEW has the axis weather" in out
     assert "only NEW writes output.spearman (×2)" in out
 
 

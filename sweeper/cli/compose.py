@@ -169,7 +169,8 @@ def describe(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         places = "; or a folder, ./NAME, or a model of the hub, ORG/NAME" if group == "checkpoint" else ""
-        return f"{group}: no config named {name!r}. Allowed: {', '.join(sorted(error.options))}{places}"
+        allowed = ", ".join(sorted(error.options))
+        return f"{group}: no config named {name!r}. Allowed: {allowed}{places} (files end in .yaml, not in .yml)"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; write KEY=VALUE, what is no plain word in quotes: KEY=\"'a b'\""
     if isinstance(error, MissingMandatoryValue):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sweeper.errors import AlignmentError
@@ -50,7 +51,12 @@ class StateEntry:
         if self.quantised is not None:
             return self.quantised.values()
         source = self._source
-        return self.held if source is None else source.read(torch.device("cpu"))
+        if source is not None:
+            return source.read(torch.device("cpu"))
+        if not self.held.is_meta:
+            return self.held
+        with align_module_device(self.owner, execution_device=torch.device("cpu")):  # accelerate has it elsewhere
+            return self.owner.get_parameter(self.leaf).detach()
 
     @property
     def _source(self) -> Source | None:

@@ -59,8 +59,10 @@ class Groups:
         return _model(self._compose(axis, choice), axis)
 
     def names(self, axis: Axis) -> list[str]:
-        """The names of a group's config files."""
-        return list(self._loader.get_group_options(axis.name))
+        """The names of a group's config files, those of `hydra.searchpath` too."""
+        hydra = self._master.hydra
+        path = [line for line in hydra.overrides.hydra if line.partition("=")[0] == "hydra.searchpath"]
+        return list(self._loader.get_group_options(axis.name, config_name=hydra.job.config_name, overrides=path))
 
     def _compose(self, axis: Axis, choice: Any) -> DictConfig:
         """The whole config with one option of a group; None is what the config files and the command line chose."""

@@ -161,7 +161,6 @@ def test_a_repository_without_safetensors_is_refused_before_it_is_fetched(
     [
         ("lab/nothing", "main", "checkpoint.repo_id: the hub has no lab/nothing"),
         ("lab/model", "v9", "checkpoint.revision: lab/model has no branch, tag or commit 'v9'"),
-        ("no id at all!", "main", "checkpoint.repo_id: "),
     ],
 )
 def test_what_the_hub_does_not_have_is_a_config_error(

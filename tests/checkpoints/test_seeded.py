@@ -94,7 +94,7 @@ def test_a_vocabulary_without_room_for_bytes_has_no_tokenizer(cache_root: Path) 
             {"num_hiden_layers": 2},
             "num_hiden_layers: LlamaConfig has no such argument; did you mean num_hidden_layers?",
         ),
-        ({"hidden_size": "wide"}, "checkpoint.geometry: LlamaConfig refuses it: .*hidden_size"),
+        ({"hidden_size": "wide"}, "checkpoint.geometry: hidden_size is a whole number of at least 1 .given: 'wide'."),
     ],
 )
 def test_a_wrong_geometry_is_one_clear_line(cache_root: Path, change: dict[str, object], message: str) -> None:

@@ -57,7 +57,7 @@ def test_junit_holds_the_sentence_and_nothing_in_it_is_markup(tmp_path: Path) ->
     assert error is not None
     assert failure is not None
     assert '"quoted" <b>' in (error.text or "")
-    assert failure.attrib["message"].startswith('semantic, 1 cell: a "quoted" <b>')
+    assert failure.attrib["message"].startswith('semantic, 1 cell: another function is computed; a "quoted" <b>')
     assert "python -m sweeper explain" in failure.attrib["message"]
 
 

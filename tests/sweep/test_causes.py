@@ -12,6 +12,7 @@ import pytest
 from sweeper.environment import environment
 from sweeper.planning.plan import make_plan
 from sweeper.records.cell import CauseRecord
+from sweeper.sweep import judging
 from sweeper.sweep.judging import Causes
 from sweeper.sweep.runner import Runner
 from sweeper.verdict import likely_cause
@@ -96,11 +97,16 @@ def test_other_kinds_have_no_cause_and_cost_no_forward(kind: Kind) -> None:
     assert Causes().of(judged, "c1") is None
 
 
-def test_a_cause_that_cannot_be_looked_for_leaves_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(RuntimeError("no way"), "RuntimeError: no way"), (MemoryError("no room"), "memory ran out")]
+)
+def test_a_cause_that_cannot_be_looked_for_leaves_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     def fail(*_: object) -> None:
-        raise MemoryError("no room")
+        raise error
 
-    monkeypatch.setattr(likely_cause, "run", fail)
+    monkeypatch.setattr(judging, "pointed_at", fail)
     (cause,) = causes(tmp_path, "load_strategy=cast_after_load", "reference={load_strategy:dtype_at_load}")
     assert cause is not None
-    assert (cause.what, cause.error) == (None, "MemoryError: no room")
+    assert (cause.what, cause.error) == (None, said)

@@ -86,7 +86,7 @@ def test_chunks_that_hold_all_are_told(tmp_path: Path) -> None:
 
 
 def test_explain_puts_it_back_alone(tmp_path: Path) -> None:
-    arguments = ("decode=tokens", "dtype=bfloat16", "numerics.deterministic=true", "latency_repeats=0")
+    arguments = ("decode=tokens", "layout=single", "dtype=bfloat16", "numerics.deterministic=true", "latency_repeats=0")
     reference = "reference={decode:whole,numerics:default}"
     assert carry_out(request_of(*TINY, *arguments, reference, f"output_dir={tmp_path}", "sweep=s")) == 0
     folder = tmp_path / "single" / "s"

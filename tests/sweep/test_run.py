@@ -197,6 +197,7 @@ def test_a_cell_that_runs_again_for_its_recording_keeps_its_figures_and_all_are_
 def test_a_sub_selection_finds_its_cells_in_another_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     ran = count_runs(monkeypatch)
     assert sweep(tmp_path, "dtype=bfloat16,float16", "verdict=false", "sweep=whole") == 0
     assert sweep(tmp_path, "dtype=float16", "verdict=false", "sweep=part", "dry_run=true") == 0
