@@ -135,7 +135,7 @@ def _worst_rows(table: CellsTable, records: Sequence[CellRecord], most: int) -> 
 
 
 def _parts(table: CellsTable, widths: Sequence[int]) -> Iterator[RichTable]:
-    """The table as several, one below the other: rich takes 20 KiB a row for what it draws at once."""
+    """The table as several, one below the other: rich keeps some KiB a row of what it draws at once."""
     for start in range(0, len(table.rows) or 1, MOST_ROWS):
         rows = table.rows[start : start + MOST_ROWS]
         styles = [STYLES.get(row[-1], "yellow") for row in rows]
