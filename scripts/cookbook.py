@@ -33,8 +33,9 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page = asked.file.read_text(encoding="utf-8")
-        page = BLOCK.sub(lambda block: rerun(block, Path(folder)) if asked.only in block[0] else block[0], page)
-    asked.file.write_text(page, encoding="utf-8")
+        for block in [found for found in BLOCK.finditer(page) if asked.only in found[0]]:
+            page = page.replace(block[0], rerun(block, Path(folder)), 1)
+            asked.file.write_text(page, encoding="utf-8")  # each as it comes: Ctrl-C loses one
 
 
 def commands(console: str) -> list[str]:
