@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,12 @@ def log_sweep(folder: Path, settings: WandbSettings) -> None:
     wandb.teardown()
 
 
+def log_sweep_afresh(folder: Path, settings: WandbSettings) -> None:
+    """In a process of its own: what other tests told wandb's client, which server among it, outlasts its teardown."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        fresh.submit(log_sweep, folder, settings).result()
+
+
 def check_uploaded(server: WandbServer) -> None:
     uploaded = server.runs[RUN]
     assert (uploaded["groupName"], uploaded["jobType"], uploaded["project"]) == ("sweep1", "cell", "sweeper")
@@ -63,7 +71,7 @@ def check_uploaded(server: WandbServer) -> None:
 def test_an_online_run_uploads_everything_and_shows_no_key(
     server: WandbServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    log_sweep(tmp_path, WandbSettings(mode="online"))
+    log_sweep_afresh(tmp_path, WandbSettings(mode="online"))
     check_uploaded(server)
     assert server.runs[RUN]["program"] == "sweeper"
     assert KEY not in "".join(capfd.readouterr())
