@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from scripts.bench_sweep import quietly, request, rounded
-from sweeper.records.cell import VerdictRecord
 from sweeper.records.store import Store
+from sweeper.records.verdict import VerdictRecord
 from sweeper.sweep.runner import Runner
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from scripts import compare_sweeps
-from sweeper.records.cell import CellRecord, EvidenceRecord, ExplanationRecord, ModuleRecord, VerdictRecord
+from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import Store
+from sweeper.records.verdict import EvidenceRecord, ExplanationRecord, VerdictRecord
 from tests.damage import ANY_FILE
 from tests.sinks.records import cell, measures
 from tests.sinks.sweeps import layered, measured, stored

@@ -14,9 +14,10 @@ from case_studies.report_2_page import write_report_2
 from sweeper.environment import environment
 from sweeper.planning.plan import make_plan
 from sweeper.published.page import write_page
-from sweeper.records.cell import CellRecord, ExplanationRecord
+from sweeper.records.cell import CellRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
+from sweeper.records.verdict import ExplanationRecord
 from sweeper.reports.cells_table import number
 from sweeper.sweep import run as app
 from tests.composing import request_of

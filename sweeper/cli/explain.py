@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sweeper.cli.arguments import Arguments
 from sweeper.errors import ConfigError, UnsupportedError
-from sweeper.records.cell import RECORDED, CellRecord, ExplanationRecord, TriedRecord
+from sweeper.records.cell import RECORDED, CellRecord
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
+from sweeper.records.verdict import ExplanationRecord, TriedRecord
 
 if TYPE_CHECKING:
     from sweeper.config import Weights

@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from sweeper.published.lookup import Reproduction
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, PairMeasures, TokenFigures
+from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, TokenFigures
+from sweeper.records.schema import SCHEMA_VERSION
 from sweeper.records.store import modules_schema
 from sweeper.records.sweep import SweepDescription
 from sweeper.records.tokens import tokens_schema

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sweeper.comparator.side import Call
 from sweeper.devices import to_device
-from sweeper.records.cell import CallRecord, Corner, Sample, corner_places
+from sweeper.records.sample import CallRecord, Corner, Sample, corner_places
 
 MOST_TOKENS = 4096  # of a batch whose calls are recorded, pads included: about 50 KiB of text in cell.json
 

@@ -40,7 +40,8 @@ from sweeper.models.family import (
     vocabulary,
     window,
 )
-from sweeper.records.cell import PairMeasures, Sample
+from sweeper.records.cell import PairMeasures
+from sweeper.records.sample import Sample
 
 DECODING: dict[Decode, Decoding | None] = {
     Decode.WHOLE: None,

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sweeper.published.agreement import Agreement, agreement
 from sweeper.published.publication import INPUTS, RAW_VALUES, Axes, Figure, Index, Number, Publication, Quantity
-from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Sample, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status
+from sweeper.records.sample import Sample
 from sweeper.records.sweep import Sweep
 
 REPORTED_FILE = "reported.json"

@@ -12,7 +12,7 @@ import torch
 from sweeper.recordings.counterfactuals import Base, Tried, counterfactuals
 from sweeper.recordings.log_probabilities import RATIO_BOUNDS, Ratios
 from sweeper.recordings.own_error import OverOwn
-from sweeper.records.cell import CauseRecord, EvidenceRecord, VerdictRecord
+from sweeper.records.verdict import CauseRecord, EvidenceRecord, VerdictRecord
 from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind
 
 OVER_OWN = "recording's error over our own"

@@ -1,18 +1,19 @@
 """What a finished cell says: the schema of `cell.json` (see `docs/schema.md`).
 
-Every number here was measured in the run that wrote it. Not-a-number and infinity are written as the strings
-"NaN", "Infinity" and "-Infinity", because JSON has no word for them; reading turns them back into floats.
+Every number here was measured in the run that wrote it.
 """
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
-SCHEMA_VERSION = 1
+from sweeper.records.sample import Sample
+from sweeper.records.schema import SCHEMA_VERSION, Record
+from sweeper.records.verdict import VerdictRecord
+
 RECORDED = "recording"
 """What `reference_axes` has, beside axes, of a cell that was compared with a recording: the name of its file."""
 
@@ -26,11 +27,7 @@ class Status(StrEnum):
 _OLDER_NAME = "numerics_without_effect"  # of the field, before axes other than numerics could say it
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class PairMeasures(_Record):
+class PairMeasures(Record):
     """How one tensor of the candidate differs from the reference's, over real tokens only.
 
     Both are upcast to float64, then subtracted. An element counts as *finite* when it is finite on both sides;
@@ -82,7 +79,7 @@ class PairMeasures(_Record):
     worst_candidate: float | None
 
 
-class TokenFigures(_Record):
+class TokenFigures(Record):
     """A layer's output token by token: rows of `tokens.parquet`, of the up to three texts whose output moved most.
 
     Of a batch 512 tokens are watched, of its first texts, and of a text its first 128. The worst text comes first.
@@ -100,7 +97,7 @@ class TokenFigures(_Record):
     rel_l2: tuple[float, ...]
 
 
-class ModuleRecord(_Record):
+class ModuleRecord(Record):
     """One row of `modules.parquet`: the output of one module.
 
     Attributes:
@@ -129,7 +126,7 @@ class ModuleRecord(_Record):
     tokens: TokenFigures | None = None
 
 
-class LanguageFigures(_Record):
+class LanguageFigures(Record):
     """How a causal LM's predictions moved, in float64, over tokens that are finite on both sides; NaN without any.
 
     Attributes:
@@ -149,7 +146,7 @@ class LanguageFigures(_Record):
     nonfinite_tokens: int
 
 
-class TextFigures(_Record):
+class TextFigures(Record):
     """One text: its output, and its pooled, L2-normalised embedding. A leak: one text is far worse than the first.
 
     Attributes:
@@ -169,7 +166,7 @@ class TextFigures(_Record):
     embedding_mean_abs: float
 
 
-class StateDifference(_Record):
+class StateDifference(Record):
     """One parameter or buffer that is not the same on both sides. `max_abs` is in float64."""
 
     name: str
@@ -180,7 +177,7 @@ class StateDifference(_Record):
     max_abs: float
 
 
-class RouterFigures(_Record):
+class RouterFigures(Record):
     """One router of a mixture of experts.
 
     Attributes:
@@ -193,7 +190,7 @@ class RouterFigures(_Record):
     flipped: float
 
 
-class StateFigures(_Record):
+class StateFigures(Record):
     """Parameters and buffers, non-persistent buffers included.
 
     Attributes:
@@ -211,131 +208,7 @@ class StateFigures(_Record):
     differing: tuple[StateDifference, ...]
 
 
-CORNER = 3
-"""How many of the first and of the last rows and columns a `Corner` keeps."""
-
-
-class Corner(_Record):
-    """The first and last three rows and columns of a matrix, as torch prints a large one.
-
-    Attributes:
-        shape: rows and columns of the matrix.
-        rows: what was kept of each kept row: its numbers, exact, separated by blanks (a row is a line in cell.json).
-    """
-
-    shape: tuple[int, int]
-    rows: tuple[str, ...]
-
-    def at(self, row: int, column: int) -> float | None:
-        """One element; -1 is the last row or column. None outside the corner."""
-        rows, columns = self.shape
-        row, column = row + rows * (row < 0), column + columns * (column < 0)
-        kept_rows, kept_columns = corner_places(rows), corner_places(columns)
-        if row not in kept_rows or column not in kept_columns:
-            return None
-        return float(self.rows[kept_rows.index(row)].split()[kept_columns.index(column)])
-
-
-def corner_places(size: int) -> list[int]:
-    """The rows (or columns) of a matrix with so many of them that a `Corner` keeps."""
-    return [*range(min(CORNER, size)), *range(max(CORNER, size - CORNER), size)]
-
-
-class CallRecord(_Record):
-    """What the model was called with, once. Each [B, T]: a text a row, its numbers separated by blanks.
-
-    Attributes:
-        input_ids, attention_mask, position_ids, decoder_input_ids: the arguments; None where it was not passed.
-    """
-
-    input_ids: tuple[str, ...] = ()
-    attention_mask: tuple[str, ...] | None = None
-    position_ids: tuple[str, ...] | None = None
-    decoder_input_ids: tuple[str, ...] | None = None
-
-
-class Sample(_Record):
-    """A cell's inputs as they were, and a corner of its output: enough to compare it with a printed tensor.
-
-    Attributes:
-        calls: of the first batch; empty where it has more than 4096 tokens, pads included.
-        texts: of each text of the first batch, its output [tokens, features].
-        padded_rows: of each row of the first batch, its output [columns, features], pads included; empty unless padded.
-    """
-
-    calls: tuple[CallRecord, ...]
-    texts: tuple[Corner, ...]
-    padded_rows: tuple[Corner, ...]
-
-
-LEFT_OUT = "left out"
-"""The name of the evidence that says which was not gathered."""
-
-
-class EvidenceRecord(_Record):
-    """One figure that a verdict rests on: its name, its value, and what it means."""
-
-    name: str
-    value: float | str
-    meaning: str
-
-
-class CauseRecord(_Record):
-    """What a difference that is policy or semantic comes from, as far as a few forwards in the sweep tell.
-
-    Attributes:
-        what: what differs; None: nothing that was tried closes the difference, and `explain` looks further.
-        put_back: what to type to put it back.
-        closed_bitwise: with it put back, the outputs have the same bits.
-        replay_before, replay_after: rel_l2 in the float64 replay without and with it put back; None: not run.
-        tried: names of what was put back.
-        forwards: runs of a side that it took.
-        cell_id: the cell in which it was run: the first of those with the same finding.
-        error: why it could not be looked for.
-    """
-
-    what: str | None = None
-    put_back: str | None = None
-    closed_bitwise: bool = False
-    replay_before: float | None = None
-    replay_after: float | None = None
-    tried: tuple[str, ...] = ()
-    forwards: int = 0
-    cell_id: str
-    error: str | None = None
-
-
-class VerdictRecord(_Record):
-    """What the difference means; `docs/verdict.md` defines the kinds.
-
-    Attributes:
-        kind: identical, rounding, policy, semantic or inconclusive.
-        reason: one clause.
-        decides: which run would settle an inconclusive one.
-        evidence: the figures that it rests on.
-        first_divergence: where it starts, and whether the module introduced or inherited it.
-        texts: indices of the texts that it was judged on.
-        cause: what closes the difference when it is put back; None for other kinds than policy and semantic.
-        same_as: the cell that was judged in place of this one: reference, texts, state, code, settings and outputs are
-            the same, bit for bit. None: it was judged itself.
-    """
-
-    kind: str
-    reason: str
-    decides: str | None = None
-    evidence: tuple[EvidenceRecord, ...] = ()
-    first_divergence: str | None = None
-    texts: tuple[int, ...]
-    cause: CauseRecord | None = None
-    same_as: str | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all evidence was gathered, also what the kind does not depend on."""
-        return not any(evidence.name == LEFT_OUT for evidence in self.evidence)
-
-
-class Cost(_Record):
+class Cost(Record):
     """What the cell cost. `load_time_s` is None when the weights were in memory already (shared with another cell).
 
     Without bare forwards (`latency_repeats=0`) there is nothing else.
@@ -353,7 +226,7 @@ class Cost(_Record):
     repeatable: bool | None = None
 
 
-class CellRecord(_Record):
+class CellRecord(Record):
     """`cell.json`.
 
     Attributes:
@@ -398,15 +271,15 @@ class CellRecord(_Record):
     choices: dict[str, Any]
     reference_id: str
     reference_axes: dict[str, str | bool]
-    reference_choices: dict[str, Any] = {}
+    reference_choices: dict[str, Any] = Field(default={})
     environment: dict[str, Any]
     checkpoint_revision: str | None = None
     checkpoint_files_sha256: str | None = None
-    reading: dict[str, str] = {}
+    reading: dict[str, str] = Field(default={})
     attention_kernels: tuple[str, ...] = ()
     without_effect: dict[str, str] = Field(default={}, validation_alias=AliasChoices("without_effect", _OLDER_NAME))
     fallbacks: tuple[str, ...] = ()
-    unaligned: dict[str, str] = {}
+    unaligned: dict[str, str] = Field(default={})
     hooks: PairMeasures | None = None
     routers: tuple[RouterFigures, ...] = ()
     first_divergence: str | None = None
@@ -423,56 +296,3 @@ class CellRecord(_Record):
     unjudged: str | None = None
     sample: Sample | None = None
     reference_sample: Sample | None = None
-
-
-class TriedRecord(_Record):
-    """One thing that was put back, and what a new run gave.
-
-    Attributes:
-        name, fix, group: what differs, what to type to put it back, what kind of thing it is.
-        native: rel_l2 of the outputs with it put back; NaN where the model does not run so.
-        native_closed: share of the difference that it takes away.
-        bitwise: the outputs have the same bits.
-        replay, collapsed: rel_l2 in the float64 replay, and whether it lies within the replay's noise.
-        error: why it could not be run.
-    """
-
-    name: str
-    fix: str
-    group: str
-    native: float
-    native_closed: float
-    bitwise: bool
-    replay: float
-    collapsed: bool
-    error: str | None
-
-    def __str__(self) -> str:
-        if self.error is not None:
-            return f"{self.name}: {self.error}"
-        closed = "closed bitwise" if self.bitwise else f"{self.native_closed:.0%} closed"
-        return f"{self.name}: {closed}" + ("" if math.isnan(self.replay) else f", {self.replay:.2g} left in float64")
-
-
-class ExplanationRecord(_Record):
-    """`explain/<cell_id>.json`: why a cell differs from its reference.
-
-    Attributes:
-        cell_id, environment: which cell, and where it was run again.
-        kind, reason: the verdict of that run.
-        cause: a sentence: what differs, since when, by how much, put back by what, and the proof.
-        closed_bitwise, put_back: whether what was put back closes it bitwise, and what to type; None if nothing does.
-        since: the module and token where it starts.
-        tried: everything that was run, best first.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    cell_id: str
-    kind: str
-    reason: str
-    cause: str
-    closed_bitwise: bool
-    put_back: str | None
-    since: str | None
-    tried: tuple[TriedRecord, ...]
-    environment: dict[str, Any]

@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from sweeper.errors import DamagedError
-from sweeper.records.cell import (
-    SCHEMA_VERSION,
-    CellRecord,
-    ExplanationRecord,
-    ModuleRecord,
-    PairMeasures,
-    Status,
-    TokenFigures,
-)
+from sweeper.records.cell import CellRecord, ModuleRecord, PairMeasures, Status, TokenFigures
+from sweeper.records.schema import SCHEMA_VERSION
 from sweeper.records.sums import SUMS_FILE, names_in, read_bytes, read_checked, sums_of
 from sweeper.records.temporary import remove_abandoned, temporary_prefix
 from sweeper.records.tokens import TOKENS_FILE, tokens_by_layer, tokens_table
+from sweeper.records.verdict import ExplanationRecord
 
 if TYPE_CHECKING:
     import pyarrow

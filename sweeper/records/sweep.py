@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from sweeper.errors import ConfigError, DamagedError
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, TokenFigures
+from sweeper.records.cell import CellRecord, ModuleRecord, TokenFigures
+from sweeper.records.schema import SCHEMA_VERSION
 from sweeper.records.sharing import Shared
 from sweeper.records.store import SWEEP_FILE, Store, read_document
 from sweeper.records.sums import read_bytes

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeper.records.cell import SCHEMA_VERSION, ModuleRecord, TokenFigures
+from sweeper.records.cell import ModuleRecord, TokenFigures
+from sweeper.records.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pyarrow

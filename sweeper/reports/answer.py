@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.records.cell import RECORDED, CauseRecord, CellRecord, Status, VerdictRecord
+from sweeper.records.cell import RECORDED, CellRecord, Status
 from sweeper.records.sweep import short_label, varying_axes
+from sweeper.records.verdict import CauseRecord, VerdictRecord
 
 UNJUDGED = "not judged"
 WORST_FIRST = ("failed", "semantic", "policy", "inconclusive", UNJUDGED, "unsupported", "rounding", "identical")

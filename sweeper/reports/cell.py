@@ -7,16 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeper.records.cell import (
-    RECORDED,
-    CellRecord,
-    ModuleRecord,
-    PairMeasures,
-    StateFigures,
-    Status,
-    TextFigures,
-    VerdictRecord,
-)
+from sweeper.records.cell import RECORDED, CellRecord, ModuleRecord, PairMeasures, StateFigures, Status, TextFigures
+from sweeper.records.verdict import VerdictRecord
 from sweeper.reports.cells_table import Table, cosine, fraction, is_reference, number
 from sweeper.reports.origin import EqualLayers, layer_outputs, module_differs, origin, steps
 

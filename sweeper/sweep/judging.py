@@ -18,7 +18,8 @@ from sweeper.inputs.calls import Call, tensors_in
 from sweeper.models import axes
 from sweeper.models.fingerprint import fingerprint
 from sweeper.planning.plan import PlannedCell
-from sweeper.records.cell import CauseRecord, EvidenceRecord, TextFigures, VerdictRecord
+from sweeper.records.cell import TextFigures
+from sweeper.records.verdict import CauseRecord, EvidenceRecord, VerdictRecord
 from sweeper.verdict.likely_cause import likely_cause, pointed_at
 from sweeper.verdict.rules import Kind
 

@@ -24,7 +24,7 @@ from sweeper.models.loading import LoadedModel
 from sweeper.models.state import StateEntry, state_of
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
-from sweeper.records.cell import Sample
+from sweeper.records.sample import Sample
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.fallbacks import fallbacks_heard

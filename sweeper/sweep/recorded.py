@@ -18,8 +18,8 @@ from sweeper.recordings.comparing import Ran, compare_recorded
 from sweeper.recordings.counterfactuals import Base, exact_outputs, outputs_of
 from sweeper.recordings.judging import Judged, judge_recorded, verdict_on
 from sweeper.recordings.quantities import RecordedRows, quantity_of
-from sweeper.records.cell import VerdictRecord
 from sweeper.records.recording import LOGITS, Recording
+from sweeper.records.verdict import VerdictRecord
 
 _JUDGED_TOKENS = 4096
 

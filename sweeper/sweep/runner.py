@@ -35,8 +35,9 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.recordings.taking import about_cell, record_cell
 from sweeper.recordings.wanted import Recordings, Wanted
-from sweeper.records.cell import CellRecord, ModuleRecord, RouterFigures, StateFigures, Status, VerdictRecord
+from sweeper.records.cell import CellRecord, ModuleRecord, RouterFigures, StateFigures, Status
 from sweeper.records.recording import Recording
+from sweeper.records.verdict import VerdictRecord
 from sweeper.sweep import judging
 from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.cost import measure_cost, warm_up

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 from sweeper.comparator.side import Outputs, Side, run
 from sweeper.devices import out_of_memory
-from sweeper.records.cell import CauseRecord
+from sweeper.records.verdict import CauseRecord
 from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (

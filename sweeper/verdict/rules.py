@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from sweeper.records.cell import LEFT_OUT
+from sweeper.records.verdict import LEFT_OUT
 
 # How far above the replay's own noise a replayed difference may lie and still count as collapsed.
 COLLAPSE_MULTIPLE = 64.0

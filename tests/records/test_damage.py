@@ -11,10 +11,10 @@ import pytest
 from sweeper.cli.main import dispatch
 from sweeper.errors import DamagedError
 from sweeper.published.page import _causes
-from sweeper.records.cell import ExplanationRecord
 from sweeper.records.frames import open_sweep
 from sweeper.records.store import Store
 from sweeper.records.sweep import Sweep
+from sweeper.records.verdict import ExplanationRecord
 from tests.damage import ANY_FILE, JSON_FILE, WHOLE_FOLDER
 from tests.sinks.sweeps import report_1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sweeper.records.cell import CauseRecord, CellRecord, EvidenceRecord, Status, VerdictRecord
+from sweeper.records.cell import CellRecord, Status
+from sweeper.records.verdict import CauseRecord, EvidenceRecord, VerdictRecord
 from sweeper.reports.answer import answer, headline
 from tests.sinks.records import cell, measures, record
 

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 from sweeper.cli import report
-from sweeper.records.cell import Status, VerdictRecord
+from sweeper.records.cell import Status
 from sweeper.records.sweep import Sweep
+from sweeper.records.verdict import VerdictRecord
 from sweeper.reports.files import as_csv, as_json, junit
 from tests.sinks.records import cell, measures
 from tests.sinks.sweeps import Cells, layered, measured, stored

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeper.records.cell import Cost, Status, VerdictRecord
+from sweeper.records.cell import Cost, Status
 from sweeper.records.sweep import Sweep
+from sweeper.records.verdict import VerdictRecord
 from sweeper.reports.cells_table import LEGEND, cells_table
 from sweeper.reports.terminal import output_console, print_cell, print_sweep, sentence
 from sweeper.sinks.terminal import TerminalSink

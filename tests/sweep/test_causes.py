@@ -11,7 +11,7 @@ import pytest
 
 from sweeper.environment import environment
 from sweeper.planning.plan import make_plan
-from sweeper.records.cell import CauseRecord
+from sweeper.records.verdict import CauseRecord
 from sweeper.sweep import judging
 from sweeper.sweep.judging import Causes
 from sweeper.sweep.runner import Runner

@@ -9,7 +9,8 @@ import pytest
 
 from sweeper.config import FAIL_ON, Settings, parse
 from sweeper.errors import ConfigError
-from sweeper.records.cell import CellRecord, Status, VerdictRecord
+from sweeper.records.cell import CellRecord, Status
+from sweeper.records.verdict import VerdictRecord
 from sweeper.sweep.exit_code import exit_code
 from tests.composing import request_of
 from tests.sinks.records import record

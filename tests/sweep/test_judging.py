@@ -14,8 +14,9 @@ from sweeper.errors import UnsupportedError
 from sweeper.inputs.texts import batches
 from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
-from sweeper.records.cell import CellRecord, TextFigures, VerdictRecord
+from sweeper.records.cell import CellRecord, TextFigures
 from sweeper.records.store import Store
+from sweeper.records.verdict import VerdictRecord
 from sweeper.reports.answer import answer
 from sweeper.sweep import run as app
 from sweeper.sweep.exit_code import exit_code

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeper.config import WandbSettings
-from sweeper.records.cell import SCHEMA_VERSION, CellRecord, ModuleRecord, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, Status
+from sweeper.records.schema import SCHEMA_VERSION
 from sweeper.records.sweep import short_label
 from sweeper.reports.answer import answer
 from sweeper.sinks.wandb.folder import RunsFolder
