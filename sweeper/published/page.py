@@ -82,35 +82,38 @@ def write_page(
     compared = compare_with_published(parse(Publication, given, "reported"), sweeps[0])
     own = sections(sweeps)
     data = {"numbers": _every_number(compared), "cells": _every_cell(sweeps), **own.data}
-    written = {file.with_name(f"{file.stem}_{name}.csv"): _csv(table) for name, table in data.items()}
+    beside = {file.with_name(f"{file.stem}_{name}.csv"): _csv(table) for name, table in data.items()}
+    picture = file.with_name(f"{file.stem}_layers.svg")
+    if (svg := _layers_svg(compared)) is not None:
+        beside[picture] = svg
     command = shlex.join([*made_by, str(file), *map(str, folders)])
     lines = [f"# {escaped(compared.report.title)}", ""]
     lines += ["Made by this command, from the sweeps at the end of the page:", "", "```", command, "```", ""]
     lines += [*_sources(compared), "", *_published_and_measured(compared)]
-    svg = _layers_svg(compared)
-    if svg is not None:
-        picture = file.with_name(f"{file.stem}_layers.svg")
-        written[picture] = svg
-        alternative = "Mean and max difference of every layer's output, published and measured"
-        lines += ["## Layer by layer", "", f"![{alternative}]({picture.name})", ""]
-    beside = ", ".join(f"[{path.name}]({path.name})" for path in written)
-    lines += [*own.lines, *_causes(sweeps), "## The sweeps", "", f"Every number and every cell, as data: {beside}.", ""]
-    for sweep in sweeps:
-        lines += [f"- {escaped(sweep.folder.as_posix())}: {escaped(summary(sweep))}.", "", "  ```"]
-        lines += [
-            textwrap.indent(sweep.command, "  "),
-            "  ```",
-            "",
-            f"  {escaped('; '.join(made_on(sweep.records)))}",
-            "",
-        ]
-    written = {file: "\n".join(lines).rstrip() + "\n"} | written
+    lines += _layer_by_layer(picture) if picture in beside else []
+    lines += [*own.lines, *_causes(sweeps), *_sweeps(sweeps, list(beside))]
+    written = {file: "\n".join(lines).rstrip() + "\n"} | beside
     try:
         for path, text in written.items():
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from None
     return list(written)
+
+
+def _layer_by_layer(picture: Path) -> list[str]:
+    alternative = "Mean and max difference of every layer's output, published and measured"
+    return ["## Layer by layer", "", f"![{alternative}]({picture.name})", ""]
+
+
+def _sweeps(sweeps: Sequence[Sweep], beside: Sequence[Path]) -> Iterator[str]:
+    """How each sweep was made and ended, and where all of its cells are."""
+    links = ", ".join(f"[{path.name}]({path.name})" for path in beside)
+    yield from ("## The sweeps", "", f"Every number and every cell, as data: {links}.", "")
+    for sweep in sweeps:
+        yield from (f"- {escaped(sweep.folder.as_posix())}: {escaped(summary(sweep))}.", "")
+        yield from ("  ```", textwrap.indent(sweep.command, "  "), "  ```", "")
+        yield from (f"  {escaped('; '.join(made_on(sweep.records)))}", "")
 
 
 def _sources(compared: Reproductions) -> Iterator[str]:
