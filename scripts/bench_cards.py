@@ -3,6 +3,9 @@
 Each is a command of its own, start included; `python scripts/compare_sweeps.py` then compares the folders that are
 named. The checkpoint is prepared and the kernels are compiled before. Prints one JSON line. To try it on a CPU:
 `--checkpoint tiny_llama --device cpu --texts 8 --batch 4 --tokens 32`.
+
+- --cards: those that the second and third sweep take; the first takes card 0.
+- --at-once: the first sweep runs while the others do, on a machine with a card more.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -59,9 +63,9 @@ def cells(folder: Path) -> list[Path]:
     return list((folder / "single" / "s" / "cells").glob("[!.]*"))
 
 
-def with_a_kill(words: list[str], folder: Path) -> None:
+def with_a_kill(words: list[str], folder: Path, **variables: str) -> None:
     """Kills a worker once some cells are finished."""
-    process = started(words, folder)
+    process = started(words, folder, **variables)
     while len(cells(folder)) < KILL_AFTER and process.poll() is None:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children()
@@ -78,6 +82,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=80)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--cards", help="comma-separated, as in CUDA_VISIBLE_DEVICES; default: all")
+    parser.add_argument("--at-once", action="store_true", help="the sweep on card 0 runs beside the others")
     parser.add_argument("--output", type=Path, default=None, help="where the three sweeps go; else a temporary folder")
     asked = parser.parse_args()
     folder = asked.output or Path(tempfile.mkdtemp(prefix="bench-cards-"))
@@ -87,9 +93,14 @@ def main() -> None:
     many = ["launcher=gpus", *(["launcher.workers=2"] if asked.device == "cpu" else [])]
     seconds([*words, f"inputs.max_tokens={asked.tokens // 2}"], folder / "warm", CUDA_VISIBLE_DEVICES="0")
     every = [*words, f"inputs.max_tokens={','.join(lengths)}"]
-    one = seconds(every, folder / "one", CUDA_VISIBLE_DEVICES="0")
-    all_cards = seconds([*every, *many], folder / "all")
-    with_a_kill([*words, f"inputs.max_tokens={lengths[0]}", *many], folder / "killed")
+    visible = {} if asked.cards is None else {"CUDA_VISIBLE_DEVICES": asked.cards}
+    with ThreadPoolExecutor(1) as beside:
+        alone = beside.submit(seconds, every, folder / "one", CUDA_VISIBLE_DEVICES="0")
+        if not asked.at_once:
+            alone.result()
+        all_cards = seconds([*every, *many], folder / "all", **visible)
+        with_a_kill([*words, f"inputs.max_tokens={lengths[0]}", *many], folder / "killed", **visible)
+        one = alone.result()
     found = {"one_s": one, "all_s": all_cards, "times_as_fast": one / all_cards}
     counts = {name: len(cells(folder / name)) for name in ("one", "all", "killed")}
     rounded = {key: float(f"{value:.4g}") for key, value in found.items()}
