@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sweeper.comparator.hooks import ModuleRows, Observer, capturing
+from sweeper.comparator.hooks import capturing
+from sweeper.comparator.observer import ModuleRows, Observer
 from sweeper.comparator.outputs import ModelOutputs
 from sweeper.comparator.side import POOLING, Side, run, uncompiled_side
 from sweeper.devices import free_bytes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator import observation
-from sweeper.comparator.hooks import Observer
+from sweeper.comparator.observer import Observer
 from sweeper.comparator.side import sides
 from sweeper.verdict.comparison import Comparison, compare_models
 from sweeper.verdict.module_runs import Kept, capture
