@@ -122,7 +122,7 @@ class Comparer:
         if self._is_logits:
             self._language = self._language or LanguageAccumulator(device)
             self._language.update(reference_NF, candidate.output_NF, to_device(self._next_tokens(texts), device))
-        elif len(texts) > 1:
+        elif len(texts) > 2:  # of two, each is the other's nearest whatever they are
             self._neighbours.append(neighbours_changed(*embeddings))
             self._among_others += len(texts)
         self._order += texts

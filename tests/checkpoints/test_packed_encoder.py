@@ -65,7 +65,7 @@ def test_packed_texts_are_kept_apart_by_flash_attention(folder: Path, tmp_path: 
     for cell in packed:
         assert cell["verdict"]["kind"] in ("identical", "rounding"), cell["verdict"]
         assert cell["output"]["rel_l2"] < 0.01
-        assert 0 <= cell["neighbours_changed"] <= 1
+        assert cell["neighbours_changed"] in (0, None)
 
 
 LONG = f"inputs.token_ids=[[{','.join(map(str, range(3, 43)))}],[5,6,7],[60,61,62,63,64]]"
