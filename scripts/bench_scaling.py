@@ -36,7 +36,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def planning(cells: int) -> dict[str, float]:
-    """Of a grid of at least so many cells."""
+    """Microseconds a cell that planning takes, of a grid of at least so many cells."""
     asked: list[Any] = []
     lengths = f"inputs.max_tokens=range(1,{1 + -(-cells // 8)})"
     composed = seconds(lambda: asked.append(request(*GRID, lengths)))
@@ -77,7 +77,7 @@ def storing(folder: Path, texts: int, repeats: int) -> dict[str, float]:
 
 
 def claiming(folder: Path, units: int) -> dict[str, float]:
-    """To claim a unit, note ten cells, and let go of it."""
+    """The cost of claiming a unit, noting ten cells, and letting go of it."""
 
     def work() -> None:
         claims = Claims(folder)

@@ -108,7 +108,7 @@ def files_digest(prepared: Path) -> str:
 
 
 def _keep_first_hashes(finished: Path, say: Callable[[str], None]) -> None:
-    """Of a checkpoint that an older version prepared."""
+    """Hashes a checkpoint that an older version prepared, and keeps the hashes."""
     if not hashes_path(finished.name).exists():
         say(f"{finished} has no hashes yet: its files are taken as they are, and watched from now on")
         with contextlib.suppress(OSError):

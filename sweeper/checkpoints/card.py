@@ -98,7 +98,7 @@ def read_card(folder: Path) -> Card:
 
 
 def _head(config: dict[str, Any], architecture: str | None) -> Head:
-    """By the tables of transformers' auto classes; by the name where they know it not."""
+    """The head that transformers' auto classes give the architecture; where they do not know it, what its name says."""
     from transformers.models.auto import modeling_auto as auto  # torch: seconds
 
     if architecture is None:

@@ -116,7 +116,7 @@ def _fetch(repo_id: str, revision: str, say: Callable[[str], None] | None) -> Pa
 
 
 def _require_safetensors(repo_id: str, names: list[str]) -> None:
-    """Before a byte of it is fetched."""
+    """Refuses a repository without safetensors, before a byte of it is fetched."""
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         held = ", ".join(names) or "nothing"
         raise CheckpointError(

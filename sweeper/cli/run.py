@@ -71,8 +71,8 @@ def config_folder() -> Path:
 
 
 def _let_threads_rest() -> None:
-    """Between two operations torch's OpenMP threads spin, on cores that the threads that measure want: with a
-    shorter spin comparing costs a third to a half less there (docs/performance.md). Read when torch is loaded."""
+    """Shortens the spin of torch's OpenMP threads between two operations, on cores that the threads that measure want:
+    comparing costs a third to a half less there (docs/performance.md). Read when torch is loaded."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 

@@ -253,7 +253,7 @@ class HookedSide:
 
     @property
     def hooks(self) -> PairMeasures | None:
-        """Of compiled code, its outputs with hooks against those without, which are what is compared; else None."""
+        """How outputs with hooks compare with those without, which count, where code is compiled; else None."""
         return None if self._agreement is None else finish([self._agreement])[0]
 
     @property

@@ -41,7 +41,7 @@ def media_files(inputs: config.Inputs) -> list[Path]:
 
 
 def is_sound(path: Path) -> bool:
-    """By its suffix."""
+    """Whether a file holds a sound, by its suffix."""
     return path.suffix.lower() in SOUNDS
 
 

@@ -13,7 +13,7 @@ from sweeper.launchers.messages import Message, Speaker
 
 
 def threads_here() -> int:
-    """As many as torch uses in this process."""
+    """How many threads torch uses in this process."""
     import torch
 
     return torch.get_num_threads()

@@ -12,7 +12,7 @@ from sweeper.launchers.worker_process import VISIBLE_GPUS
 
 
 def make_gpus_launcher(settings: Settings) -> ProcessLauncher:
-    """As many workers as there are GPUs for, or as were asked for.
+    """A launcher of as many workers as there are GPUs for, or as were asked for.
 
     Raises:
         ConfigError: there are not enough GPUs.

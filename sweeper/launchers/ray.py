@@ -109,7 +109,7 @@ class RayLauncher:
         self._started_it = True
 
     def _require_room(self) -> None:
-        """In a cluster of this process alone, which no node joins, a task that asks for more would wait for ever."""
+        """Refuses what a cluster of this process alone, which no node joins, would wait for without end."""
         import ray
 
         if not self._started_it or self._asked.address != "local":

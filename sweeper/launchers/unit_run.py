@@ -38,7 +38,7 @@ class UnitRun:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the running cell has taken too long; None where nothing runs, or it may take for ever."""
+        """The time until the running cell has taken too long; None where nothing runs, or it may take for ever."""
         if self._timeout_s is None or self._running is None:
             return None
         return max(0.0, self._since_s + self._timeout_s - time.monotonic())

@@ -134,7 +134,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def hooks_inside(switches: Mapping[str, Switch]) -> Iterator[None]:
-    """Around hooks on modules inside of a model that runs compiled: code is made anew with them, and then without."""
+    """Surrounds hooks on modules inside a model that runs compiled: code is made anew with them, and then without."""
     if not compiles(switches):
         yield
         return

@@ -22,7 +22,7 @@ def same_conditions(reference: Cell, candidate: Cell) -> bool:
 
 @contextmanager
 def conditions(cell: Cell) -> Iterator[dict[str, str]]:
-    """Around a cell's forwards. What it yields is filled in at the end: setting -> why it did nothing."""
+    """Surrounds a cell's forwards. What it yields is filled in at the end: setting -> why it did nothing."""
     without_effect: dict[str, str] = {}
     with begun(switches(cell)):
         yield without_effect

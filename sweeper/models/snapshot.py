@@ -31,7 +31,7 @@ _GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module, *, seed: int = 0) -> Iterator[Snapshot]:
-    """Around a run: afterwards the very objects are in the very slots, with the values they had, however it ends.
+    """Surrounds a run: afterwards the very objects are in the very slots, with the values they had, however it ends.
 
     Slots are parameters, buffers, submodules, hooks, modes and plain attributes, containers and plain objects in them
     included. The run draws from a random state of its own, and Python's, numpy's and torch's go on as if it had not

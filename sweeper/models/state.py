@@ -78,7 +78,7 @@ class StateEntry:
 
     @property
     def dtype(self) -> str:
-        """By name; of a quantised one, what it is stored as."""
+        """The dtype by name, or what a quantised tensor is stored as."""
         return str(self.held.dtype).removeprefix("torch.") if self.quantised is None else self.quantised.scheme
 
 

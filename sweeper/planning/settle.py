@@ -1,4 +1,4 @@
-"""Before ids: what checkpoints leave to their files is filled in; axes that mean nothing for a model are dropped."""
+"""What is settled before ids: what checkpoints leave to their files, and axes that mean nothing for a model."""
 
 from __future__ import annotations
 

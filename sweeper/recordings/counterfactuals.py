@@ -288,7 +288,7 @@ def _after_filter(sorted_NV: Tensor, place_N: Tensor, name: str, value: float) -
 
 
 def _beginning_token(base: Base) -> Iterator[Tried]:
-    """With a beginning token in front, or without the one that is there."""
+    """Puts a beginning token in front, or leaves out the one that is there."""
     of_config = getattr(base.model.config, "bos_token_id", None)
     bos = of_config if base.tokenizer is None else base.tokenizer.bos_token_id
     if not isinstance(bos, int):
@@ -304,7 +304,7 @@ def _beginning_token(base: Base) -> Iterator[Tried]:
 
 
 def _template(base: Base) -> Iterator[Tried]:
-    """Inside the chat template's user turn."""
+    """Puts the texts inside the chat template's user turn."""
     if base.tokenizer is None or not getattr(base.tokenizer, "chat_template", None):
         return
     turn = [{"role": "user", "content": _MARK}]

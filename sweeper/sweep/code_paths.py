@@ -29,14 +29,14 @@ class CodePaths:
         self._dtypes: dict[WeightsKey, tuple[torch.dtype, ...]] = {}
 
     def steady(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
-        """See `steady_outputs`."""
+        """The modules that `steady_outputs` finds, learned once for all cells that run the same code."""
         key = axes.parts("code", cell)
         if key not in self._steady:
             self._steady[key] = steady_outputs(cell, model, token_ids)
         return self._steady[key]
 
     def without_effect(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> dict[str, str]:
-        """See `checks.without_effect_on`; to be called in the cell's conditions."""
+        """What `checks.without_effect_on` finds, learned once; to be called in the cell's conditions."""
         key = axes.parts("code", cell), axes.parts("conditions", cell)
         if key not in self._without_effect:
             self._without_effect[key] = without_effect_on(model, small_call(cell, model, token_ids), cell)
@@ -44,7 +44,7 @@ class CodePaths:
 
     @contextmanager
     def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
-        """Around a forward of the first batch, and of no other model: profiles it where nothing is known of its like.
+        """Profiles a forward of the first batch, and of no other model, where nothing is known of its like.
 
         Not where something may be compiled in it.
         """

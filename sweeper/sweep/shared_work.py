@@ -110,7 +110,7 @@ class SharedWork(Sink):
         self._claims.close(finished=finished)
 
     def _best_first(self, like: Unit | None, beside: Sequence[Unit]) -> list[Unit]:
-        """In the order of the plan where nothing else is asked for."""
+        """The waiting units, best first: in the order of the plan where nothing else is asked for."""
         if like is None and not beside:
             return list(self._waiting.values())
         here, taken = like and self._weights(like), {self._weights(unit) for unit in beside}
@@ -121,7 +121,7 @@ class SharedWork(Sink):
         )
 
     def _weights(self, unit: Unit) -> Hashable:
-        """See `weights_of`, of the unit as it was before others ran some of it."""
+        """The weights (`weights_of`) of the unit as it was before others ran some of it."""
         if unit.reference_id not in self._read_by:
             self._read_by[unit.reference_id] = weights_of(unit)
         return self._read_by[unit.reference_id]

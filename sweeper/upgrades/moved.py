@@ -50,7 +50,7 @@ class Moved:
 
     @property
     def bound(self) -> float:
-        """Up to where float64 agrees: its noise, or where tables were rounded otherwise, what that may cost."""
+        """The distance up to which float64 agrees: its noise, or what tables that were rounded otherwise may cost."""
         return _bound(self.noise, self.tables)
 
     @property

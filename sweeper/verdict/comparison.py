@@ -196,7 +196,7 @@ def _by_the_same_names(reference: Side, candidate: Side) -> tuple[Side, Side]:
 
 
 def _first(verdict: Verdict, native: Trace, rest: Gathered, lengths: list[int]) -> FirstDivergence | None:
-    """By more than rounding where there is more: then the replay, which has none, shows where it starts.
+    """Where the sides first differ, by more than rounding if they do: the replay, which has none, shows where.
 
     Where a module does natively what the replay does not show, it is that module.
     """

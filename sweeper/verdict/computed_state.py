@@ -78,7 +78,7 @@ def _computed(
     paths: Mapping[str, str],
     states: tuple[Mapping[str, StateEntry], Mapping[str, StateEntry]],
 ) -> dict[str, Computed]:
-    """By the candidate's paths; given with the reference's."""
+    """Judges the modules at these paths, candidate's -> reference's; by the candidate's paths."""
     with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
         kept = capture(replace(side, names={}), set(paths.values())).kept  # by the reference's own paths
     done = {}
@@ -197,7 +197,7 @@ class _Module:
         self._kept = kept
 
     def distance(self, left: Sequence[StateEntry], right: Sequence[StateEntry]) -> float:
-        """See `Computed`; given the tensors of either side that were stored anew."""
+        """The `distance` of `Computed`, given the tensors of either side that were stored anew."""
         want = [call.output for call in self._kept.values()]
         off = _differences(want, self._outputs(reference=False))
         costs = [cost for cost in (self._cost(left, reference=True), self._cost(right, reference=False)) if cost]

@@ -1,4 +1,4 @@
-"""With the real client of the hub, against a small hub on loopback."""
+"""The real client of the hub, against a small hub on loopback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class SmallHub(BaseHTTPRequestHandler):
 
 
 def _blob_id(content: bytes) -> str:
-    """As the hub has it: the SHA-256 of a large file."""
+    """The hub's id of a file: of a large one its SHA-256."""
     return (hashlib.sha256 if content == b"weights" else hashlib.sha1)(content).hexdigest()
 
 

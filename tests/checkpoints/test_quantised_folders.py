@@ -103,7 +103,7 @@ def _is_there(module: str) -> bool:
 
 
 def test_a_cast_that_transformers_forbids_is_unsupported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As of bitsandbytes, GPTQ and Quark, whose models refuse `.to(dtype)`."""
+    """Models of bitsandbytes, GPTQ and Quark refuse `.to(dtype)`."""
     model = AutoModelForCausalLM.from_pretrained(llama_folder())
     model.quantization_method = "bitsandbytes"
     monkeypatch.setattr(loading, "whole_model", lambda *_: model)

@@ -1,4 +1,4 @@
-"""With the user's real pip, which is told to look only into a folder of wheels made here."""
+"""The user's real pip, which is told to look only into a folder of wheels made here."""
 
 from __future__ import annotations
 

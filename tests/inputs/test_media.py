@@ -79,7 +79,7 @@ def test_images_go_through_the_checkpoints_processor(vit: Path) -> None:
 
 
 def test_the_model_that_names_the_processor_is_part_of_what_is_kept(vit: Path) -> None:
-    """Of a processor whose settings do not say what it is, transformers reads that in the model's own config."""
+    """Where a processor's settings do not say what it is, transformers reads that in the model's own config."""
     settings = vit / "preprocessor_config.json"
     given = {key: value for key, value in json.loads(settings.read_text()).items() if key != "image_processor_type"}
     settings.write_text(json.dumps(given))

@@ -115,7 +115,7 @@ def test_every_number_of_16_bits_is_read_as_torch_reads_it(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", language_cpu.DTYPES, ids=str)
 def test_the_first_of_equal_largest_logits_counts(dtype: torch.dtype) -> None:
-    """In one piece or in two, of negative logits, and of zeros with either sign."""
+    """Holds in one piece or in two, of negative logits, and of zeros with either sign."""
     rows = torch.full((4, 3000), -5.0)
     rows[0, 70] = rows[0, 71] = rows[0, 2000] = 2.0
     rows[1, 1500] = rows[1, 2500] = -1.0

@@ -91,7 +91,7 @@ def assert_same(measured: PairMeasures, expected: dict[str, Any], relative: floa
 
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where numba cannot be imported."""
+    """Behaves as where numba cannot be imported."""
     monkeypatch.setattr(pair, "fast_module", lambda *_: None)
 
 
@@ -216,7 +216,7 @@ def test_nothing_finite_leaves_no_figure() -> None:
 
 
 def test_an_overflow_of_float64_squares_shows() -> None:
-    """As the docstring of `PairAccumulator` says: inf, and NaN for a ratio of two such sums; never a wrong number."""
+    """The docstring of `PairAccumulator` says so: inf, and NaN for a ratio of two such sums; never a wrong number."""
     measures = measure(
         torch.tensor([[1e200, 1.0]], dtype=torch.float64), torch.tensor([[-1e200, 1.0]], dtype=torch.float64)
     )

@@ -90,7 +90,7 @@ def test_signs_and_zeros_have_the_twins_ulp_distance(dtype: torch.dtype) -> None
 
 
 def test_every_float16_is_read_as_torch_reads_it() -> None:
-    """Against the same numbers in float32: nothing differs, whatever is finite."""
+    """The same numbers in float32 stand against it: nothing differs, whatever is finite."""
     every_NF = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).view(-1, 64)
     state = by_the_loops([(every_NF, every_NF.float())])
     assert state.counts[[Count.UNEQUAL, Count.NONFINITE_MISMATCH, Count.MAX_ULP]].tolist() == [0, 0, INT64_MIN]

@@ -66,7 +66,7 @@ def test_the_coarser_dtype_counts() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tolerances_are_those_of_torch_testing(dtype: torch.dtype) -> None:
-    """On both sides of the limit that `assert_close` draws itself."""
+    """Looks at both sides of the limit that `assert_close` draws itself."""
     rtol, atol = default_tolerance(dtype)
     reference = torch.tensor([[2.0]], dtype=torch.float64)
     limit = atol + rtol * 2

@@ -207,7 +207,7 @@ def test_gpu_kernel_names_are_cut_to_what_can_be_read(name: str, short: str | No
 
 
 def test_what_other_cells_compiled_does_not_count_for_flex_attention() -> None:
-    """After eight variants torch would silently stop compiling; each cell starts with none."""
+    """torch would silently stop compiling after eight variants; each cell starts with none."""
     compiled = torch.compile(flex_attention, backend="eager")
     for length in range(2, 14):
         query_BHTD = torch.randn(1, 2, length, 16)

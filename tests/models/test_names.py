@@ -54,7 +54,7 @@ class Holder(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """Around one layer, as activation checkpointing has it."""
+    """A wrapper around one layer, as activation checkpointing has it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Checkpointed(nn.Module):
 
 
 class LowRank(nn.Module):
-    """Around one linear layer, as an adapter has it."""
+    """A wrapper around one linear layer, as an adapter has it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

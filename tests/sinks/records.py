@@ -53,7 +53,7 @@ def cell(**choices: Any) -> Cell:
 
 
 def measures(max_abs: float) -> PairMeasures:
-    """Of a difference of `max_abs` in one of eight elements of ones; identical when it is 0."""
+    """The measures where one of eight elements of ones differs by `max_abs`; identical when it is 0."""
     return PairMeasures(
         numel=8,
         finite=8,

@@ -135,7 +135,7 @@ class Enlarged(Sweep):
 
 
 def enlarged(sweep: Sweep, count: int) -> Enlarged:
-    """As many cells as that, over two axes of forty values and more."""
+    """A sweep of so many cells, over two axes of forty values and more."""
     records, original = [], {}
     for i in range(count):
         record = sweep.records[i % len(sweep.records)]

@@ -13,7 +13,7 @@ CALLS = [name for name, _ in inspect.getmembers(Sink, inspect.isfunction) if not
 
 
 def arguments(name: str) -> list[str]:
-    """As many as the call takes."""
+    """Arguments, as many as the call takes."""
     return ["x"] * (len(inspect.signature(getattr(Sink, name)).parameters) - 1)
 
 

@@ -45,7 +45,7 @@ def log_sweep(folder: Path, settings: WandbSettings) -> None:
 
 
 def log_sweep_afresh(folder: Path, settings: WandbSettings) -> None:
-    """In a process of its own: what other tests told wandb's client, which server among it, outlasts its teardown."""
+    """Logs in a fresh process: what other tests told wandb's client, which server among it, outlasts its teardown."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
         fresh.submit(log_sweep, folder, settings).result()
 

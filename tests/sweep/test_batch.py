@@ -31,7 +31,7 @@ def run(tmp_path: Path, *arguments: str, kept_bytes: int = 2**30) -> dict[str, C
 @pytest.mark.parametrize("kept_bytes", [2**30, 1])
 @pytest.mark.parametrize("layout", ["padded_left", "padded_right", "packed"])
 def test_every_row_meets_its_own_whatever_the_batches(tmp_path: Path, layout: str, kept_bytes: int) -> None:
-    """In float64 a batch moves nothing but the last bits; a row that met another's would be far off."""
+    """A batch moves nothing but the last bits in float64; a row that met another's would be far off."""
     every = f"batch={','.join(Batch)}"
     options = ("dtype=float64", f"layout={layout}", "inputs.batch_size=3", "reference={batch:of_2}")
     records = run(tmp_path, every, *options, kept_bytes=kept_bytes)

@@ -140,7 +140,7 @@ def test_code_is_made_anew_for_another_pinned_kernel() -> None:
 
 
 def test_whoever_takes_an_output_may_let_the_code_run_again() -> None:
-    """As a side in step does, whose next run overwrites what a CUDA graph gave."""
+    """A side in step does so, whose next run overwrites what a CUDA graph gave."""
     given = {name: torch.full((2, 3), float(place)) for place, name in enumerate("abc")}
     taken: dict[str, list[float]] = {}
 

@@ -59,7 +59,7 @@ def run(
     ],
 )
 def test_every_row_of_every_module_meets_its_own(tmp_path: Path, options: tuple[str, ...], kept_bytes: int) -> None:
-    """In float64 steps move nothing but the last bits; a row that met another's would be far off."""
+    """Steps move nothing but the last bits in float64; a row that met another's would be far off."""
     options = ("dtype=float64", "reference={decode:whole}", *options)
     records = run(tmp_path, f"decode={STEPS}", *options, kept_bytes=kept_bytes)
     assert list(records) == STEPS.split(",")

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 def _merged(dtype: torch.dtype) -> Pair:
-    """In every block of a net."""
+    """A pair with adapters in every block of a net, merged on one side."""
     reference = nn.Sequential(*(Block() for _ in range(3)))
     for block in reference:
         block.fc = LowRank(block.fc)

@@ -253,7 +253,7 @@ def test_one_tensor_in_another_dtype_is_named() -> None:
 
 
 class Wrapped(nn.Module):
-    """As DataParallel and torch.compile hold a model."""
+    """A model as DataParallel and torch.compile hold it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -157,7 +157,7 @@ def t5() -> nn.Module:
 
 
 def two_texts(decoder: str = "decoder_input_ids", **masks: Tensor) -> dict[str, Any]:
-    """As many tokens for the decoder as for the encoder."""
+    """Arguments with as many tokens for the decoder as for the encoder."""
     return {"input_ids": ids(), "attention_mask": mask(6, 6), decoder: ids(4, 60), **masks}
 
 

@@ -79,7 +79,7 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize("tokens", [16, 64, 256])
 def test_what_is_kept_does_not_grow_with_the_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one run: so many bytes, one module's output and input at least."""
+    """What is kept of one run is so many bytes, one module's output and input at least."""
     most, kept = 2 * 64 * 64 * 8, []
 
     def count(observer: Observer) -> int:

@@ -153,7 +153,7 @@ def test_a_module_that_draws_in_eval_mode_is_named(draw: Callable[[Tensor], Tens
 
 
 def test_noise_as_large_as_what_it_hides_excuses_nothing() -> None:
-    """As both sides drew, the difference lay within the floor, which was the randomness itself."""
+    """The difference lay within the floor, which was the randomness itself, because both sides drew."""
     model = nn.Sequential(attention(), MaskedAtRandom(_torch_mask)).eval()
     comparison = compare_models(model, copy.deepcopy(model), {"input": hidden()["hidden"]})
     assert comparison.verdict.kind == "semantic"

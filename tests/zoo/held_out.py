@@ -155,7 +155,7 @@ def packing_qwen3() -> PairModels:
 
 @harmless("implicit_positions/qwen3_float16")
 def implicit_positions_qwen3() -> PairModels:
-    """As report 2: packed with explicit positions against left-padded without any."""
+    """The pair of report 2: packed with explicit positions against left-padded without any."""
     model = load("qwen3", torch.float16, "sdpa")
     return PairModels(
         reference=model,
@@ -309,7 +309,7 @@ def causality_llama() -> PairModels:
 
 @harmful("positions/llama_bfloat16", allowed=SEMANTIC, cause=("position",))
 def positions_llama() -> PairModels:
-    """Off by one inside each text: 0 1 2 3 4 4 5 6, so that the distance over the doubled position is wrong."""
+    """Positions off by one inside each text: 0 1 2 3 4 4 5 6: the distance over the doubled position is wrong."""
     model, inputs = load("llama", torch.bfloat16), padded()
     positions = inputs["position_ids"]
     doubled = inputs | {"position_ids": positions - (positions > 4).long()}

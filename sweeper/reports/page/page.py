@@ -187,7 +187,7 @@ def headline(records: Sequence[CellRecord]) -> str:
 
 
 def _starts(cells: Sequence[CellRecord]) -> str:
-    """Since which module the cells of a finding differ, and where in the texts the worst does most."""
+    """Names the modules since which the cells of a finding differ, and where in the texts the worst does most."""
     if not cells or end_of(cells[0]) not in FOUND:
         return ""
     names = Counter(short_module(record.first_divergence) for record in cells if record.first_divergence)

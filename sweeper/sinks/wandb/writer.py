@@ -59,7 +59,7 @@ class About:
 
     @property
     def tag(self) -> str:
-        """Of the sweep's name: a cell that several sweeps hold has a run in each."""
+        """A hash of the sweep's name: a cell that several sweeps hold has a run in each."""
         return _hash(f"{self.grid}/{self.sweep}")[:6]
 
 

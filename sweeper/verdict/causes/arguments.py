@@ -96,7 +96,7 @@ def _is_cast(reference: Tensor, candidate: Tensor, coarser: torch.dtype | None) 
 
 
 def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfactual]:
-    """From the narrowest to the widest: the call as the reference's comes last."""
+    """What may be put back in the call, the narrowest first; the call as the reference's comes last."""
     covered = cast_arguments(*pair, provenance)
     found = []
     if takes(pair.candidate.model, "use_cache") and any(map(_packed_with_cache, pair.candidate.calls)):

@@ -38,7 +38,7 @@ def put_back(model: nn.Module, changes: Iterable[Change]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asked_undone(model: nn.Module, found: Provenance, *, reference: bool) -> Iterator[None]:
-    """Without the rounding that the dtype asked for: around a replay, so that what is left was not asked for.
+    """Takes back the rounding that the dtype asked for, around a replay: what is left was not asked for.
 
     The candidate gets the reference's values; of what it has quantised, the reference gets the candidate's. State that
     has no counterpart by name (fused projections) is rounded to the coarser of the two dtypes on both sides instead.

@@ -13,7 +13,7 @@ from tests.zoo.pairs import Inputs
 
 
 def interleave_heads(weight: Tensor) -> None:
-    """As `interleave_rotary_rows`, for heads of 16 rows."""
+    """Does what `interleave_rotary_rows` does, for heads of 16 rows."""
     heads = weight.view(-1, 2, 8, weight.shape[1])
     weight.copy_(heads.transpose(1, 2).reshape(weight.shape).clone())
 

@@ -141,7 +141,7 @@ def wrapped_both_scored() -> PairModels:
 
 @harmless("wrapped/vit_bfloat16")
 def wrapped_vit() -> PairModels:
-    """As DistributedDataParallel wraps it, float32 against bfloat16."""
+    """A ViT against one in bfloat16 that is wrapped as DistributedDataParallel wraps it."""
     return PairModels(
         reference=tiny("vit"),
         candidate=DistributedLike(tiny("vit", torch.bfloat16)),
