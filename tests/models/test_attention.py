@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,18 +22,12 @@ from sweeper.models.attention import (
 )
 from sweeper.models.backends import has_cpp_compiler, implementation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLASH_ON_CPU = "aten::_scaled_dot_product_flash_attention_for_cpu"
 MATH = "aten::_scaled_dot_product_attention_math"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from transformers.models.mllama.modeling_mllama import MllamaForCausalLM
 from sweeper import Comparison, compare_models
 from sweeper.testing import assert_same_function
 from sweeper.verdict.rules import Kind
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -39,15 +40,6 @@ _ALONE_LEFT = {
     "input_ids": torch.tensor([[50256, 50256, 23073, 837, 339, 561]]),
     "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]]),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _llama(model_class: type[PreTrainedModel], dtype: torch.dtype = torch.float32) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ from sweeper import Comparison, compare_models
 from sweeper.testing import assert_same_function
 from sweeper.verdict.rules import Kind
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 _SMALL: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -54,15 +55,6 @@ _SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _DECODER: dict[str, Any] = {**_SMALL, "num_key_value_heads": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small only wait for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _model(

@@ -9,12 +9,13 @@ import torch
 
 from sweeper.comparator.side import sides
 from sweeper.verdict.comparison import compare_sides
+from tests.zoo.each_pair import each_pair
 from tests.zoo.examine import missing_packages
 from tests.zoo.pairs import Pair
 from tests.zoo.tuning import PAIRS
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@each_pair(PAIRS)
 def test_only_what_decides_gives_a_right_kind(pair: Pair) -> None:
     if missing := missing_packages(pair):
         pytest.skip(f"needs {', '.join(missing)}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from tests.zoo import language, others
+from tests.zoo.each_pair import each_pair
 from tests.zoo.examine import examine, missing_packages
 from tests.zoo.halves import HALVES
-from tests.zoo.pairs import Pair
+from tests.zoo.pairs import HARMLESS, STATE, Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Every fifth pair of each half: the pairs of a kind stand together, so that nearly every kind is there.
 TELLING = [
@@ -21,23 +21,21 @@ TELLING = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose time to threads, and one thread sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_zoo_is_large_and_a_third_of_it_is_harmless() -> None:
     pairs = [pair for half in HALVES.values() for pair in half]
     assert len({pair.name for pair in pairs}) >= 240
     assert sum(pair.answer == "harmless" for pair in pairs) * 3 >= len(pairs)
 
 
+@each_pair([pair for half in HALVES.values() for pair in half])
+def test_a_pair_states_its_answer(pair: Pair) -> None:
+    assert pair.allowed <= (HARMLESS if pair.answer == "harmless" else STATE)
+    assert bool(pair.cause) == (pair.answer == "harmful")
+    assert all(word == word.lower() for word in pair.cause)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", TELLING, ids=lambda pair: pair.name)
+@each_pair(TELLING)
 def test_every_pair_is_judged_and_no_harm_is_waved_through(pair: Pair) -> None:
     mark = examine(pair)
     assert not mark.failed, mark.cause

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.zoo import held_out, tuning
 from tests.zoo.check import differences
+from tests.zoo.each_pair import each_pair
 from tests.zoo.examine import examine
-from tests.zoo.pairs import HARMLESS, IDENTICAL, STATE, Pair, split
+from tests.zoo.pairs import IDENTICAL, Pair, split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAIRS = tuning.PAIRS + held_out.PAIRS
-each_pair = functools.partial(pytest.mark.parametrize, "pair", ids=lambda pair: pair.name)
 HALVES = pytest.mark.parametrize("pairs", [tuning.PAIRS, held_out.PAIRS], ids=["tuning", "held_out"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose time to threads, and one thread sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -47,13 +37,6 @@ def test_both_halves_hold_every_kind_equally_often() -> None:
 def test_a_half_holds_every_dtype_and_model(pairs: list[Pair]) -> None:
     models_and_dtypes = {word for pair in pairs for word in pair.name.partition("/")[2].split("_")}
     assert models_and_dtypes >= {"llama", "qwen3", "bert", "float32", "bfloat16", "float16"}
-
-
-@each_pair(PAIRS)
-def test_a_pair_states_its_answer(pair: Pair) -> None:
-    assert pair.allowed <= (HARMLESS if pair.answer == "harmless" else STATE)
-    assert bool(pair.cause) == (pair.answer == "harmful")
-    assert all(word == word.lower() for word in pair.cause)
 
 
 @each_pair(PAIRS)

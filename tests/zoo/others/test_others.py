@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.zoo.check import leaf_differences, replayed_leaves
+from tests.zoo.each_pair import each_pair
 from tests.zoo.others import HELD_OUT, PAIRS, TUNING
-from tests.zoo.pairs import HARMLESS, IDENTICAL, STATE, Pair
+from tests.zoo.pairs import IDENTICAL, Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # State that was computed from state and stored: one function up to the rounding of what is stored.
 STORED = {"batch_norm_folded", "weight_norm_folded", "lora"}
@@ -21,16 +22,6 @@ STORED = {"batch_norm_folded", "weight_norm_folded", "lora"}
 NOT_REPLAYED = {"quantised", "compiled", "traced", "wrapped", "offloaded"}
 # Only the dtype that they compute in makes them differ, so that a replay in float64 agrees.
 NARROW = {"narrow", "overflow"}
-
-each_pair = functools.partial(pytest.mark.parametrize, "pair", ids=lambda pair: pair.name)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_halves_hold_every_kind_equally_often() -> None:
@@ -42,13 +33,6 @@ def test_the_halves_hold_every_kind_equally_often() -> None:
 def test_a_third_of_a_half_is_harmless(pairs: list[Pair]) -> None:
     assert 0.25 < sum(pair.answer == "harmless" for pair in pairs) / len(pairs) < 0.4
     assert {pair.dtype for pair in pairs} == {"float32", "bfloat16", "float16"}
-
-
-@each_pair(PAIRS)
-def test_a_pair_states_its_answer(pair: Pair) -> None:
-    assert pair.allowed <= (HARMLESS if pair.answer == "harmless" else STATE)
-    assert bool(pair.cause) == (pair.answer == "harmful")
-    assert all(word == word.lower() for word in pair.cause)
 
 
 @each_pair(PAIRS)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.zoo.check import outputs, relative_difference
+from tests.zoo.each_pair import each_pair
 from tests.zoo.examine import examine
 from tests.zoo.pairs import Pair
 from tests.zoo.serving import HELD_OUT, PAIRS, TUNING
 
-each_pair = functools.partial(pytest.mark.parametrize, "pair", ids=lambda pair: pair.name)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_halves_hold_every_kind_equally_often() -> None:
