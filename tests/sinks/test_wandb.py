@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -36,20 +35,10 @@ from sweeper.sinks.wandb.rows import (
 from tests.sinks.records import Planned, SmallPlan, cell, measures, modules, record, text
 from tests.sinks.wandb_files import OfflineRun, read_runs
 
+pytestmark = pytest.mark.usefixtures("wandb_alone")
+
 TAG = hashlib.sha256(b"bf16_vs_fp32/sweep1").hexdigest()[:6]
 """Of the sweep's name, in the ids of its cells' runs."""
-
-
-@pytest.fixture(autouse=True)
-def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No login of this machine, W&B's own files under `tmp_path`, and no service left behind."""
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    yield
-    wandb.teardown()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

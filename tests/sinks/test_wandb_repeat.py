@@ -26,15 +26,7 @@ from tests.sinks.sweeps import measured, report_1, stored
 from tests.sinks.wandb_files import OfflineRun, read_runs
 from tests.sinks.wandb_server import WandbServer, wandb_server
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    yield
-    wandb.teardown()
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("wandb_alone")]
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ from tests.sinks.test_wandb import TAG
 from tests.sinks.wandb_files import read_runs
 from tests.sinks.wandb_server import WandbServer, wandb_server
 
+pytestmark = pytest.mark.usefixtures("wandb_alone")
+
 RUN = f"c1-a1-{TAG}"
 KEY = "0123456789" * 4  # of the right length; no server knows it
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
     with wandb_server() as running:
         monkeypatch.setenv("WANDB_BASE_URL", running.url)
         yield running
