@@ -17,7 +17,7 @@ from sweeper.errors import CheckpointError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base"
-"""In the folder of both: a link to the base's own folder."""
+"""The name, in the folder of both, of a link to the base's own folder."""
 
 
 def is_adapter(path: Path) -> bool:

@@ -38,7 +38,7 @@ from tests.sinks.wandb_files import OfflineRun, read_runs
 pytestmark = pytest.mark.usefixtures("wandb_alone")
 
 TAG = hashlib.sha256(b"bf16_vs_fp32/sweep1").hexdigest()[:6]
-"""Of the sweep's name, in the ids of its cells' runs."""
+"""A hash of the sweep's name, in the ids of its cells' runs."""
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
