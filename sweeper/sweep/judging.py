@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from sweeper.verdict.comparison import Comparison
 
 
-_MOST_TEXTS = 64  # judged at once, if that tells: batches that are sorted may have all texts in one group
+_MOST_TEXTS = 64
+"""Judged at once, if that tells: where a batch is sorted, all texts may be in one group. Every size of the axis `batch`
+divides it, so that sorted forwards stay whole."""
 
 
 def telling_texts(texts: Sequence[TextFigures], batches: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -41,9 +43,19 @@ def telling_texts(texts: Sequence[TextFigures], batches: Sequence[Sequence[int]]
     others = [text for text in texts[1:] if text.tokens != texts[0].tokens] or texts[1:]
     longest = sorted(others, key=lambda text: -text.tokens)[:1]
     most = max(texts, key=_moved).text
-    of_most = next(batch for batch in batches if most in batch)
-    sets = [(0, *(text.text for text in longest)), tuple(batches[0][:_MOST_TEXTS]), (0, most), tuple(of_most)]
+    of_most = _around(most, next(batch for batch in batches if most in batch), texts)
+    sets = [(0, *(text.text for text in longest)), tuple(batches[0][:_MOST_TEXTS]), (0, most), of_most]
     return [few for place, few in enumerate(sets) if not any(set(few) <= set(earlier) for earlier in sets[:place])]
+
+
+def _around(most: int, batch: Sequence[int], texts: Sequence[TextFigures]) -> tuple[int, ...]:
+    """The batch of a text; of one of too many, those near it in length, which share its forward where it is sorted."""
+    if len(batch) <= _MOST_TEXTS:
+        return tuple(batch)
+    tokens = {text.text: text.tokens for text in texts}
+    order = sorted(batch, key=tokens.__getitem__, reverse=True)  # the order of `forwards_of`
+    start = order.index(most) // _MOST_TEXTS * _MOST_TEXTS
+    return tuple(sorted(order[start : start + _MOST_TEXTS]))
 
 
 def shortest(texts: Sequence[TextFigures], among: Sequence[int]) -> tuple[int, ...]:

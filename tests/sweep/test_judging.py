@@ -9,8 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweeper.cli.explain import explain_cell
+from sweeper.config import Batch, Cell
 from sweeper.environment import environment
 from sweeper.errors import UnsupportedError
+from sweeper.inputs.batching import forwards_of
 from sweeper.inputs.texts import batches
 from sweeper.models.conditions import switches
 from sweeper.planning.plan import Plan, make_plan
@@ -81,6 +83,19 @@ def test_two_texts_by_length_alone_then_the_batch_then_what_moved_most_then_its_
 ) -> None:
     grouped = batches([[1] * length for length in tokens], batch_size)
     assert telling_texts(figures(*moved, tokens=tokens), grouped) == expected
+
+
+@pytest.mark.parametrize("batch", ["of_2_sorted", "of_8_sorted", "of_32_sorted"])
+def test_a_group_of_many_texts_is_judged_on_the_forward_of_the_text_that_moved_most(batch: str) -> None:
+    tokens = tuple(1 + 7 * text % 97 for text in range(1000))
+    most = 321
+    moved = [float(text == most) for text in range(1000)]
+    telling = telling_texts(figures(*moved, tokens=tokens), [tuple(range(1000))])
+    assert max(map(len, telling)) == 64
+    cell = Cell.model_construct(batch=Batch(batch))
+    token_ids = [[1] * length for length in tokens]
+    (forward,) = (texts for texts in forwards_of(cell, token_ids) if most in texts)
+    assert forward in forwards_of(cell, token_ids, telling[-1])
 
 
 @pytest.mark.parametrize(
