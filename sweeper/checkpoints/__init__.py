@@ -88,7 +88,9 @@ class Prepared:
         raise kind(reason)
 
 
-def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) -> tuple[Path, str, str]:
+def _prepare(
+    checkpoint: Checkpoint, device: str, say: Callable[[str], None], *, is_base_of: Path | None = None
+) -> tuple[Path, str, str]:
     from sweeper.checkpoints import adapter, folder, gguf, hashes, hub, seeded, wheel  # transformers: seconds
 
     match checkpoint:
@@ -104,7 +106,8 @@ def _prepare(checkpoint: Checkpoint, device: str, say: Callable[[str], None]) ->
             return seeded.prepare(checkpoint, device, say)
     if not adapter.is_adapter(path):
         return path, revision, files_sha256
-    base_path, base_revision, base_sha256 = _prepare(_base(checkpoint, path), device, say)
+    adapter.require_whole(path, is_base_of)
+    base_path, base_revision, base_sha256 = _prepare(_base(checkpoint, path), device, say, is_base_of=path)
     both = hashes.digest_of({"adapter": files_sha256, "base": base_sha256})
     return adapter.with_base(path, base_path, say), f"{revision}+{base_revision}", both
 
@@ -161,7 +164,9 @@ def _prompt(checkpoint: Checkpoint, card: Card) -> str:
     return prompt
 
 
-def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path | None, str | None]:
+def _described(
+    checkpoint: Checkpoint, say: Callable[[str], None], *, is_base_of: Path | None = None
+) -> tuple[Path | None, str | None]:
     """Where the checkpoint describes itself; of an adapter also its base: an absolute path, or an id of the hub."""
     from sweeper.checkpoints import adapter, folder
 
@@ -179,8 +184,9 @@ def _described(checkpoint: Checkpoint, say: Callable[[str], None]) -> tuple[Path
         case _:
             return None, None
     if adapter.is_adapter(path):
+        adapter.require_whole(path, is_base_of)
         base = _base(checkpoint, path)
-        described = _described(base, say)[0]
+        described = _described(base, say, is_base_of=path)[0]
         assert described is not None, "a folder and a model of the hub describe themselves"
         named = base.path if isinstance(base, FolderCheckpoint) else base.repo_id
         return adapter.with_base(path, described, say, weights=False), named

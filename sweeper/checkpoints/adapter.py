@@ -27,6 +27,23 @@ def is_adapter(path: Path) -> bool:
     return not any(not file.name.startswith("adapter_") for file in path.glob("*.safetensors"))
 
 
+def require_whole(path: Path, is_base_of: Path | None) -> None:
+    """Refuses an adapter in the place of a base: itself, or another one, of which transformers would load no weight.
+
+    Args:
+        path: an adapter's folder.
+        is_base_of: the adapter that names it; None where it was asked for itself.
+
+    Raises:
+        CheckpointError: it is named as a base.
+    """
+    if is_base_of is not None:
+        what = "itself" if path == is_base_of else f"{path}, which is an adapter too"
+        raise CheckpointError(
+            f"{is_base_of}: the base model of this adapter is {what}; type checkpoint.base=FOLDER (or ORG/NAME)"
+        )
+
+
 def base_of(path: Path, typed: str | None) -> Path | str:
     """What the adapter was trained on: an absolute folder, or a model of the hub, ORG/NAME.
 

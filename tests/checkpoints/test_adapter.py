@@ -97,6 +97,23 @@ def test_a_typed_base_wins(own: Path) -> None:
         settled(checkpoint(own / "adapter"), print)
 
 
+@pytest.mark.parametrize("named", ["itself", "another adapter"])
+def test_an_adapter_is_no_base(own: Path, named: str) -> None:
+    base = own / "adapter"
+    if named == "another adapter":
+        base = own / "other"
+        shutil.copytree(own / "adapter", base)
+    rename_base(own, str(base))
+    said = "itself" if named == "itself" else f"{base}, which is an adapter too"
+    for use in (lambda: settled(checkpoint(own / "adapter"), print), lambda: prepared(own / "adapter")):
+        with pytest.raises(CheckpointError, match=f"the base model of this adapter is {said}; type checkpoint.base="):
+            use()
+
+
+def prepared(path: Path) -> Any:
+    return prepare(checkpoint(path), device="cpu", say=print)
+
+
 def test_a_base_for_what_is_no_adapter_is_refused(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.base: .* is no adapter"):
         settled(checkpoint(saved / "base", base=str(saved)), print)
