@@ -5,11 +5,12 @@ Shapes: N tokens of all texts one after another, S texts, V vocabulary, D hidden
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +111,20 @@ def read_texts(path: Path) -> tuple[list[list[int]], dict[str, Any]]:
     Raises:
         ConfigError: in one line, why `path` is no recording.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file (looked in {path.absolute().parent})")
-    return _read_texts(path.absolute(), path, path.stat().st_mtime_ns)
+    with _one_line(path):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file (looked in {path.absolute().parent})")
+        path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
+        return _read_texts(path.absolute(), path, path.stat().st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Says why a file cannot be read, as for lack of permission."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 @functools.lru_cache(maxsize=16)
@@ -188,8 +200,13 @@ def _check_rows(layout: Mapping[str, tuple[str, tuple[int, ...]]], lengths: Sequ
 
 
 def digest(path: Path) -> str:
-    """12 hex digits of a hash of the file: what a recording goes by where a cell has its id."""
-    return _digest(path.absolute(), path.stat().st_mtime_ns)
+    """12 hex digits of a hash of the file: what a recording goes by where a cell has its id.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    with _one_line(path):
+        return _digest(path.absolute(), path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)

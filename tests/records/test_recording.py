@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +104,30 @@ def test_what_is_no_file_or_no_safetensors_or_nan_is_said(tmp_path: Path) -> Non
     nan = by_hand(tmp_path / "nan.safetensors", log_probabilities=np.full(5, np.nan, np.float32))
     with pytest.raises(ConfigError, match="every number of log_probabilities is NaN"):
         Recording.read(nan)
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Gives up root's, which reads every file."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("hidden", ["the file", "its folder"])
+def test_a_file_that_may_not_be_read_is_one_line(hidden: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = by_hand(Path(folder) / "a.safetensors")
+        Path(folder).chmod(0o755 if hidden == "the file" else 0)
+        path.chmod(0)
+        try:
+            for read in (read_texts, Recording.read, digest):
+                with without_privileges(), pytest.raises(ConfigError) as error:
+                    read(path)
+                assert str(error.value) == f"{path}: cannot be read: Permission denied"
+        finally:
+            Path(folder).chmod(0o755)
