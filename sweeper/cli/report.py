@@ -55,13 +55,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _show(sweep: Sweep, cell: str | None) -> None:
-    from sweeper.reports.terminal import output_console, print_cell, print_sweep
+    from sweeper.reports.terminal import output_console, print_cell, print_sweep, say
 
+    out = output_console()
     if cell is None:
-        print_sweep(sweep, output_console())
-    else:
-        record = sweep.find(cell)
-        print_cell(record, sweep.modules(record.cell_id), output_console())
+        print_sweep(sweep, out)
+        return
+    record = sweep.find(cell)
+    if (failed := sweep.failure(record.cell_id)) is not None:
+        print_cell(failed, (), out)
+        say(out, "\nAn earlier attempt was measured, and stays:\n")
+    print_cell(record, sweep.modules(record.cell_id), out)
 
 
 def _write(path: Path, text: str) -> None:

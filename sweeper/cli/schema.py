@@ -32,6 +32,7 @@ outputs/<grid>/<sweep>/
   cells/<cell_id>/SHA256SUMS          of these, for `sha256sum -c`; a cell whose files are others is run again
   recordings/<cell_id>.safetensors    what the cell gave, with record=true (docs/recordings.md)
   explain/<cell_id>.json              what `explain` found
+  failed/<cell_id>.json               an attempt that failed after the cell was measured, which stays
   .hydra/                             the composed config and what was typed, where Hydra's tools look for it
   reported.json                       published figures beside the measured ones, with reported=NAME
   index.html                          the page, made from the above

@@ -30,10 +30,11 @@ CELL_FILE = "cell.json"
 MODULES_FILE = "modules.parquet"
 SWEEP_FILE = "sweep.json"
 EXPLAIN_FOLDER = "explain"
+FAILED_FOLDER = "failed"
 RECORDINGS_FOLDER, RECORDING_SUFFIX = "recordings", ".safetensors"
 PAGE_FILE = "index.html"
 CELLS_FOLDER = "cells"
-_WRITTEN_INTO = (CELLS_FOLDER, EXPLAIN_FOLDER, RECORDINGS_FOLDER)
+_WRITTEN_INTO = (CELLS_FOLDER, EXPLAIN_FOLDER, FAILED_FOLDER, RECORDINGS_FOLDER)
 
 _MODULES = TypeAdapter(list[ModuleRecord])
 _Document = TypeVar("_Document", bound=BaseModel)
@@ -115,7 +116,8 @@ class Store:
 
     def write(self, record: CellRecord, modules: Sequence[ModuleRecord]) -> CellRecord:
         """Writes a cell in a folder beside its place, then renames it. A failed or less complete attempt makes way.
-        Returns the record that lies there then: this one, or an earlier one that says as much."""
+        Returns the record that lies there then: this one, or an earlier one that says as much. A failed attempt beside
+        an earlier one that was measured is kept as `failed/<cell_id>.json`, until a later one is measured."""
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.cells_folder))
         try:
             temporary.chmod(0o755)
@@ -124,9 +126,27 @@ class Store:
                 files[TOKENS_FILE] = _parquet_bytes(tokens)
             for name, data in {**files, SUMS_FILE: sums_of(files)}.items():
                 _write_durably(temporary / name, data)
-            return self._put_in_place(temporary, record)
+            stands = self._put_in_place(temporary, record)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        failed = self._failed(record.cell_id)
+        if stands is not record and record.status is Status.FAILED:
+            _write_document(failed, record)
+        else:
+            failed.unlink(missing_ok=True)
+        return stands
+
+    def _failed(self, cell_id: str) -> Path:
+        return self.folder / FAILED_FOLDER / f"{cell_id}.json"
+
+    def failure(self, cell_id: str) -> CellRecord | None:
+        """The attempt that failed after what lies in the cell's folder was measured; None where none did.
+
+        Raises:
+            DamagedError: the file cannot be read.
+        """
+        path = self._failed(cell_id)
+        return read_document(path, read_bytes(path), CellRecord) if os.path.lexists(path) else None
 
     def adopt(self, other: Store, record: CellRecord) -> None:
         """Copies a finished cell of another sweep."""
@@ -160,8 +180,7 @@ class Store:
     def write_explanation(self, explanation: ExplanationRecord) -> Path:
         """Writes `explain/<cell_id>.json`, whole or not at all; a newer one takes the place of an older."""
         path = self.folder / EXPLAIN_FOLDER / f"{explanation.cell_id}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, explanation.model_dump_json(indent=2) + "\n")
+        _write_document(path, explanation)
         return path
 
     def explanation(self, cell_id: str) -> ExplanationRecord | None:
@@ -260,6 +279,11 @@ def _table(path: Path, data: bytes) -> pyarrow.Table:
         return pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedError(f"{path}: {str(error).partition(chr(10))[0]}") from None
+
+
+def _write_document(path: Path, document: BaseModel) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, document.model_dump_json(indent=2) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -119,6 +119,10 @@ class Sweep:
         """Every module of a cell in order of execution; none if the cell did not get that far."""
         return Store(self.folder).modules(cell_id)
 
+    def failure(self, cell_id: str) -> CellRecord | None:
+        """The attempt that failed after the cell was measured: `Store.failure`."""
+        return Store(self.folder).failure(cell_id)
+
     def tokens(self, cell_id: str) -> dict[str, TokenFigures]:
         """The figures by token of a cell's layers, by name; empty where it has none."""
         return Store(self.folder).tokens(cell_id)

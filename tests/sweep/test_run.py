@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sweeper.cli.main import dispatch
 from sweeper.cli.run import carry_out
 from sweeper.errors import ConfigError
 from sweeper.records.cell import Status
@@ -92,6 +93,32 @@ def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monk
     (record,) = store(tmp_path).records()
     assert record.status is Status.OK
     assert record.attempt != failed.attempt
+
+
+def test_the_reason_of_a_cell_that_fails_over_a_measured_one_is_where_the_line_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("boom")
+
+    def said() -> str:
+        assert dispatch(typed) == 0
+        return capsys.readouterr().out
+
+    assert sweep(tmp_path, "verdict=false") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeper.sweep.passes.compare_kept", fail)
+        assert sweep(tmp_path) == 1
+    (measured,) = store(tmp_path).records()
+    assert measured.status is Status.OK
+    typed = ["report", str(store(tmp_path).folder), "--cell", measured.cell_id]
+    assert f"see why: python -m sweeper {' '.join(typed)}" in capsys.readouterr().err
+    both = said()
+    assert both.index("RuntimeError: boom") < both.index("Traceback") < both.index("was measured, and stays")
+    assert both.index(measured.attempt) > both.index("was measured, and stays")
+    assert sweep(tmp_path) == 0
+    capsys.readouterr()
+    assert "boom" not in said()
 
 
 def test_unsupported_cells_are_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
