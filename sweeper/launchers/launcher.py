@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from sweeper.environment import environment
@@ -52,10 +53,15 @@ class Finished(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A cell that has no record because its worker did not live to make one."""
+    """A cell that has no record because its worker did not live to make one.
+
+    Attributes:
+        began: when it began; None where it did not get that far.
+    """
 
     planned: PlannedCell
     reason: str
+    began: datetime | None = None
 
 
 ENDED = "the process that ran it ended"

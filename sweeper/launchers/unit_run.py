@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from datetime import UTC, datetime
 
 from sweeper.launchers.launcher import ENDED, Finished, Lost, Unit
 from sweeper.launchers.messages import Message, Said, Started, TextsDone
@@ -34,6 +35,7 @@ class UnitRun:
         self._timeout_s = cell_timeout_s
         self._running: PlannedCell | None = None
         self._since_s = 0.0
+        self._began: datetime | None = None
         self._tries: Counter[str] = Counter()
 
     @property
@@ -52,6 +54,7 @@ class UnitRun:
         match said:
             case Started(cell_id):
                 self._running, self._since_s = self._cell(cell_id), time.monotonic()
+                self._began = datetime.now(UTC)
                 if self._running is not None:
                     sink.cell_started(self._running)
             case Said(line):
@@ -82,7 +85,7 @@ class UnitRun:
         if ended is not None and (tries_again or not began) and self._tries[cell.cell_id] < MOST_TRIES:
             return None
         self.left.remove(cell)
-        return Lost(cell, self._reason(cell, ended))
+        return Lost(cell, self._reason(cell, ended), self._began if began else None)
 
     def _cell(self, cell_id: str) -> PlannedCell | None:
         """None for one that has come to its end: a worker that was started again runs it again."""

@@ -12,13 +12,17 @@ from sweeper.records.cell import RECORDED, CellRecord, PairMeasures, Status
 from sweeper.records.recording import read_texts
 
 
-def begun(planned: PlannedCell, environment: dict[str, Any]) -> CellRecord:
-    """The record of a cell that is about to run: what was asked for, and nothing measured."""
+def begun(planned: PlannedCell, environment: dict[str, Any], at: datetime | None = None) -> CellRecord:
+    """The record of a cell that begins: what was asked for, and nothing measured.
+
+    Args:
+        at: when it began; None: now.
+    """
     return CellRecord(
         cell_id=planned.cell_id,
         status=Status.OK,
         attempt=uuid.uuid4().hex[:8],
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=(at or datetime.now(UTC)).isoformat(timespec="seconds"),
         axes=planned.cell.axes(),
         choices=planned.cell.model_dump(mode="json"),
         reference_id=planned.reference_id,

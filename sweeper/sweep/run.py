@@ -157,7 +157,7 @@ def _with_record(result: Finished | Lost, plan: Plan) -> Finished:
     """What a launcher gave; of a cell that was lost with its worker, a record that says so."""
     if isinstance(result, Finished):
         return result
-    return Finished(ended(begun(result.planned, plan.environment), Status.FAILED, result.reason), ())
+    return Finished(ended(begun(result.planned, plan.environment, result.began), Status.FAILED, result.reason), ())
 
 
 def _make_runner(
