@@ -29,6 +29,7 @@ KINDS = (
 )
 """What can become of a cell, worst first."""
 REGRESSIONS = KINDS[: KINDS.index("worse verdict") + 1]
+_MOST_NAMES = 3  # of what one side alone has, in a sentence
 
 
 class CellPair(NamedTuple):
@@ -162,10 +163,22 @@ def _kind(pair: CellPair, found: Moved | None) -> tuple[str, str, str | None]:
     if found is None:
         return "unrecorded", _figures(pair), None
     if found.same_bits:
-        return "same bits", "every recorded number is the same", None
+        return "same bits", same_bits(found), None
     over = f", {found.native / found.floor:.2g} times the noise floor" if found.floor > 0 else ""
     exact = "" if found.exact is None else f"; float64 agrees to {found.exact:.1g}"
     return "other rounding", f"outputs moved by rel. L2 {found.native:.2g}{over}{exact}", found.since
+
+
+def same_bits(found: Moved) -> str:
+    """What is the same bit for bit, and what of the recordings is not."""
+    rest = [f"float64 agrees to {found.exact:.1g}"] if found.exact else []
+    rest += [f"{', '.join(found.tables)} is not the same"] if found.tables else []
+    for side, names in (("OLD", found.only_old), ("NEW", found.only_new)):
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        rest += [f"{side} alone has {', '.join(names[:_MOST_NAMES])}{more}"] if names else []
+    if not rest:
+        return "every recorded number is the same"
+    return "; ".join(["every number that ran natively, and that both have, is the same", *rest])
 
 
 def _verdict(pair: CellPair) -> tuple[str, str] | None:

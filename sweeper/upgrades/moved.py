@@ -32,7 +32,7 @@ class Moved:
             relative difference.
         since, exact_since: the first module that moved: beyond its floor where the outputs did, else at all; and the
             first that moved in float64. None where none did, or modules were not recorded.
-        only_old, only_new: modules that one side alone has.
+        only_old, only_new: outputs and modules that one side alone has.
     """
 
     texts: int
@@ -85,6 +85,8 @@ def moved(old: Recording, new: Recording) -> Moved:
     native = max((_rel_l2(*_sides(name, old, new, texts)) for name in shared[:1]), default=math.nan)
     exact = max((_rel_l2(*_sides(f"{FLOAT64}{name}", old, new, texts)) for name in exact_names[:1]), default=None)
     modules = [name for name in new.modules if name in set(old.modules)]
+    both = {*shared, *modules}
+    only_old, only_new = (tuple(name for name in _recorded(side) if name not in both) for side in (old, new))
     found = Moved(
         texts=texts,
         same_bits=all(_same(*_sides(name, old, new, texts)) for name in (*shared, *_named(modules))),
@@ -93,8 +95,8 @@ def moved(old: Recording, new: Recording) -> Moved:
         exact=exact,
         noise=noise,
         tables=tables,
-        only_old=tuple(name for name in old.modules if name not in set(modules)),
-        only_new=tuple(name for name in new.modules if name not in set(modules)),
+        only_old=only_old,
+        only_new=only_new,
     )
     return Moved(
         **{
@@ -103,6 +105,10 @@ def moved(old: Recording, new: Recording) -> Moved:
             "exact_since": _exact_since(found, modules, old, new, texts),
         }
     )
+
+
+def _recorded(side: Recording) -> list[str]:
+    return [*(name for name in OUTPUTS if name in side.tensors), *side.modules]
 
 
 def _named(modules: Sequence[str]) -> Iterator[str]:

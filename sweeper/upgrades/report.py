@@ -37,10 +37,10 @@ def _environment(upgrade: Upgrade) -> list[str]:
 
 
 def _grouped(cells: Sequence[CellChange]) -> list[list[CellChange]]:
-    """The changes that share a sentence: of one kind, since one module, and of verdicts by what they say."""
+    """The changes that share a sentence: of one kind, since one module, some by what they say as well."""
     groups: dict[tuple[object, ...], list[CellChange]] = {}
     for change in cells:
-        by_reason = change.kind in ("does not run", "runs again", "worse verdict", "other verdict")
+        by_reason = change.kind in ("does not run", "runs again", "worse verdict", "other verdict", "same bits")
         key = change.kind, change.since if change.kind in REGRESSIONS else None, change.reason if by_reason else None
         groups.setdefault(key, []).append(change)
     return list(groups.values())
@@ -88,8 +88,9 @@ def _end(upgrade: Upgrade) -> list[str]:
             "make both sweeps with record=true: a change that moves a cell and its reference alike is seen then"
         )
     if upgrade.regressions:
-        worst = upgrade.regressions[0].pair.new.cell_id
-        lines.append(f"the worst cell: python -m sweeper report {upgrade.new.folder} --cell {worst}")
+        kind = upgrade.regressions[0].kind
+        worst = max((change for change in upgrade.regressions if change.kind == kind), key=_far)
+        lines.append(f"the worst cell: python -m sweeper report {upgrade.new.folder} --cell {worst.pair.new.cell_id}")
     count = len(upgrade.regressions)
     if count:
         why = f"{count} regression{'s' * (count > 1)}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from sweeper.records.recording import Recording
+from sweeper.upgrades.findings import same_bits
 from sweeper.upgrades.moved import moved
+from sweeper.upgrades.report import _end
 
 IDS = [[1, 2, 3], [4, 5]]
 RANDOM = torch.Generator().manual_seed(0)
@@ -38,6 +41,27 @@ def test_the_same_recording_has_the_same_bits() -> None:
     assert (found.native, found.exact, found.since) == (0, 0, None)
     assert not found.another_function
     assert not found.beyond_noise
+
+
+def test_what_one_side_alone_recorded_is_named() -> None:
+    fewer = recording()
+    fewer = dataclasses.replace(fewer, tensors={k: v for k, v in fewer.tensors.items() if not k.endswith("module:a")})
+    found = moved(recording(), fewer)
+    assert found.same_bits
+    assert (found.only_old, found.only_new) == (("a",), ())
+    assert same_bits(found) == "every number that ran natively, and that both have, is the same; OLD alone has a"
+    assert same_bits(moved(recording(), recording())) == "every recorded number is the same"
+
+
+def test_the_worst_cell_is_the_furthest_off_of_the_worst_kind() -> None:
+    def change(cell_id: str, kind: str, native: float) -> Any:
+        pair = SimpleNamespace(new=SimpleNamespace(cell_id=cell_id, output=None))
+        return SimpleNamespace(kind=kind, pair=pair, moved=moved(recording(), recording(native=native)))
+
+    cells = [change("near", "beyond its noise", 1e-2), change("far", "beyond its noise", 1e-1)]
+    cells.append(change("milder", "worse verdict", 1.0))
+    upgrade: Any = SimpleNamespace(cells=cells, regressions=cells, exit_code=1, new=SimpleNamespace(folder="NEW"))
+    assert _end(upgrade)[0] == "the worst cell: python -m sweeper report NEW --cell far"
 
 
 def test_what_float64_shows_is_another_function_since_a_module_even_below_the_native_floor() -> None:
