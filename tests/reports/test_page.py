@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweeper.records.cell import Status, TokenFigures
+from sweeper.reports.answer import worst_first
 from sweeper.reports.page import data
 from sweeper.reports.page.page import headline, page, telling_axes
 from tests.sinks.records import cell, measures, module
@@ -171,6 +172,16 @@ def test_tokens_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
     assert "texts" in maps["maps"][0]
     assert "texts" not in maps["maps"][-1]
     assert maps["maps"][-1]["texts_left_out"] is True
+
+
+def test_a_row_links_to_its_cell_where_that_is_there_also_where_one_was_asked_for(tmp_path: Path) -> None:
+    sweep = many(tmp_path, data.MOST_IN_FULL + 5)
+    asked = worst_first(sweep.records)[-1].cell_id
+    for full, count in (("", data.MOST_IN_FULL), (asked, data.MOST_IN_FULL + 1)):
+        still, _ = parts(page(sweep, full=full))
+        links, cells = re.findall(r'href="#cell-([^"]*)"', still), re.findall(r'id="cell-([^"]*)"', still)
+        assert len(links) == count
+        assert sorted(links) == sorted(cells)
 
 
 def test_five_thousand_cells_are_less_than_three_megabytes_and_it_says_what_is_left_out(tmp_path: Path) -> None:

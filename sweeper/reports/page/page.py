@@ -100,6 +100,7 @@ def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyTy
         sweep=sweep,
         records=records,
         views=views,
+        in_full={view.record.cell_id for view in views},
         ends={record.cell_id: end_of(record) for record in records},
         meanings=[(end, MEANINGS[end]) for end in dict.fromkeys(map(end_of, records))],
         headline=headline(records),
