@@ -40,7 +40,7 @@ from sweeper.config import Cell, LoadStrategy, parse
 from sweeper.environment import environment
 from sweeper.planning.grid import expand
 from sweeper.planning.plan import make_plan
-from sweeper.sweep import runner
+from sweeper.sweep import bare
 from sweeper.sweep.run import run
 
 DATA = Path(__file__).with_name("architectures.yaml")
@@ -236,13 +236,13 @@ SEEN: dict[Cell, torch.Tensor] = {}
 
 def spy_on_outputs() -> None:
     """Keeps the outputs that the runner hands on to be timed; a record has only a corner of each."""
-    measure = runner.measure_cost
+    measure = bare.measure_cost
 
     def keep(cell: Cell, model: Any, batch: Any, output_NF: torch.Tensor, **options: Any) -> Any:
         SEEN[cell] = output_NF.clone()
         return measure(cell, model, batch, output_NF, **options)
 
-    runner.measure_cost = keep
+    bare.measure_cost = keep
 
 
 def plain_output(cell: Cell, folder: Path, architecture: Architecture) -> torch.Tensor:

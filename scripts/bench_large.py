@@ -69,7 +69,7 @@ class Judged:
             finally:
                 figures = {"judge_s": time.perf_counter() - start}
                 if on_gpu:
-                    models = [loaded.model for loaded in runner._pool._models.values()]
+                    models = [loaded.model for loaded in runner._held._pool._models.values()]
                     beyond = torch.cuda.max_memory_allocated() - held
                     largest = max((float64_bytes(module) for model in models for module in model.modules()), default=0)
                     figures |= {"beyond_gib": beyond / GIB, "beyond_module_gib": (beyond - largest) / GIB}

@@ -55,17 +55,17 @@ from sweeper.models.loading import load
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest, expand
 from sweeper.planning.unsupported import unsupported_reason
-from sweeper.sweep import code_paths, cost, passes, runner
+from sweeper.sweep import code_paths, cost, held, passes, runner
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
     "compare": [(passes, "keep_reference"), (passes, "compare_kept"), (passes, "compare_in_step")],
-    "cost": [(runner.Runner, "_run_bare")],
+    "cost": [(runner, "run_bare")],
     "timed": [(cost, "_timed_ms")],
     "steady": [(code_paths, "steady_outputs")],
-    "state": [(runner, "compare_state")],
+    "state": [(held, "compare_state")],
     "figures": [(Comparer, "finish")],
-    "tokens": [(runner, "read_texts")],
+    "tokens": [(held, "read_texts")],
 }
 WORDS = ("the", "kettle", "is", "boiling", "and", "a", "ferry", "waits", "in", "rain", "for", "grey", "moon", "dust")
 

@@ -14,34 +14,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from sweeper.checkpoints import LocalCheckpoint, Prepared
 from sweeper.comparator.comparer import Comparer, Figures
-from sweeper.comparator.forwards import HookedSide, read_texts, reading_notes, side_of
+from sweeper.comparator.forwards import HookedSide, reading_notes, side_of
 from sweeper.comparator.passes import KEPT_BYTES
-from sweeper.config import Attention, Cell, Checkpoint, Compile, Decode, Inputs, Weights
+from sweeper.config import Cell, Weights
 from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
-from sweeper.inputs.batching import idle
-from sweeper.inputs.texts import Reading
-from sweeper.models.checks import operator_mismatch
-from sweeper.models.conditions import conditions
-from sweeper.models.fingerprint import model_fingerprint
-from sweeper.models.loading import LoadedModel, ModelPool, SpreadPool, sharing_copy
-from sweeper.models.state import compare_state, state_of
-from sweeper.models.streaming import StreamedPool
+from sweeper.models.loading import LoadedModel, sharing_copy
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.recordings.taking import about_cell, record_cell
 from sweeper.recordings.wanted import Recordings, Wanted
-from sweeper.records.cell import CellRecord, ModuleRecord, RouterFigures, StateFigures, Status
+from sweeper.records.cell import CellRecord, ModuleRecord, RouterFigures, Status
 from sweeper.records.recording import Recording
 from sweeper.records.verdict import VerdictRecord
 from sweeper.sweep import judging
+from sweeper.sweep.bare import run_bare
 from sweeper.sweep.code_paths import CodePaths
-from sweeper.sweep.cost import measure_cost, warm_up
 from sweeper.sweep.fallbacks import fallbacks_heard
+from sweeper.sweep.held import Held
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
 from sweeper.sweep.passes import Passes, ReferenceRun, output_kind
 from sweeper.sweep.recorded import RecordedReference
@@ -52,9 +44,6 @@ from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.rules import Kind
 
 TOO_LARGE = "memory ran out, with weights=streamed too; type fewer or shorter texts: inputs=..., inputs.batch_size=1"
-
-
-POOLS: dict[Weights, type[ModelPool]] = {"resident": ModelPool, "streamed": StreamedPool, "spread": SpreadPool}
 
 
 class Runner:
@@ -97,16 +86,12 @@ class Runner:
         self._recordings = recordings
         self._say = say
         self._progress = progress or (lambda _done, _texts: None)
-        self._read_ahead: set[WeightsKey] = set()  # models that were read before their cell's turn
-        self._pool: ModelPool = POOLS[weights]()
-        self._checkpoints = Prepared(say)
+        self._held = Held(weights, say)
         self._recorded: RecordedReference | None = None
-        self._read: tuple[tuple[Inputs, Checkpoint], Reading] | None = None
-        self._states: dict[tuple[WeightsKey, WeightsKey], StateFigures] = {}
         self._code_paths = CodePaths()
         self._passes = Passes(
-            self._loaded,
-            self._loaded_ahead,
+            self._held.loaded,
+            self._held.loaded_ahead,
             self._code_paths,
             judged=bool(verdict),
             kept_bytes=kept_bytes,
@@ -116,7 +101,6 @@ class Runner:
         self._causes = judging.Causes()
         self._evidence: dict[tuple[str, tuple[int, ...]], ReferenceEvidence] = {}
         self._alike = judging.Alike()
-        self._fingerprints: dict[WeightsKey, str] = {}
 
     def run(
         self, planned: PlannedCell, following: Sequence[PlannedCell] = ()
@@ -143,7 +127,7 @@ class Runner:
         self._forget(planned)
         if not short_of_memory:
             return failed, ()
-        if isinstance(self._pool, StreamedPool):
+        if self._held.streamed:
             return failed.model_copy(update={"reason": TOO_LARGE}), ()
         return self._run_streamed(planned, failed)
 
@@ -161,19 +145,17 @@ class Runner:
     @contextlib.contextmanager
     def _streaming(self, planned: PlannedCell) -> Iterator[None]:
         """No model is in memory for as long as the context lasts; its parameters are read as they are used."""
-        resident, self._pool = self._pool, StreamedPool()
-        try:
-            yield
-        finally:
-            self._forget(planned)
-            self._pool = resident
+        with self._held.streaming():
+            try:
+                yield
+            finally:
+                self._forget(planned)
 
     def _forget(self, planned: PlannedCell) -> None:
         """Lets go of all that the failed cell may have filled the memory with."""
-        self._pool.clear()
+        self._held.forget()
         self._passes.forget()
         self._evidence.clear()
-        self._states.clear()
         gc.collect()
         self.usable = usable(planned.cell.device)
         if planned.cell.device == "cuda" and self.usable:  # else it would raise the same error again
@@ -186,12 +168,16 @@ class Runner:
             return self._run_recorded(planned, planned.recording, record)
         measured, figures, bits = self._measure(planned, record, following)
         # here nothing holds the reference or a model: where judging needs their memory, letting go of them frees it
-        verdict: VerdictRecord | str | None = self._alike.verdict(bits) or self._judge(planned, figures)
-        if isinstance(verdict, str):
-            judged = measured.model_copy(update={"unjudged": verdict})
-        else:
+        verdict = self._alike.verdict(bits) or self._judge(planned, figures)
+        if not isinstance(verdict, str):
             self._alike.keep(bits, planned.cell_id, verdict)
-            judged = measured.model_copy(update={"verdict": verdict})
+        return self._finished(planned, measured, figures, verdict)
+
+    def _finished(
+        self, planned: PlannedCell, measured: CellRecord, figures: Figures, verdict: VerdictRecord | str | None
+    ) -> tuple[CellRecord, tuple[ModuleRecord, ...]]:
+        """The record with its verdict, or with why there is none; the cell is recorded where that was asked for."""
+        judged = measured.model_copy(update={"unjudged" if isinstance(verdict, str) else "verdict": verdict})
         self._keep_recording(planned)
         return checked(judged, figures.output), figures.modules
 
@@ -209,10 +195,9 @@ class Runner:
     def recording(self, planned: PlannedCell, wanted: Wanted) -> Recording:
         """Runs the cell once more, and keeps what it gives."""
         cell = planned.cell
-        local = self._local(cell)
-        model = self._pool.get(cell, local.folder)[0].model
-        about = about_cell(cell, local.revision, self._environment)
-        return record_cell(cell, model, self._token_ids(cell, model), wanted, about)
+        model = self._held.loaded(cell).model
+        about = about_cell(cell, self._held.local(cell).revision, self._environment)
+        return record_cell(cell, model, self._held.token_ids(cell, model), wanted, about)
 
     def _measure(
         self, planned: PlannedCell, record: CellRecord, following: Sequence[PlannedCell]
@@ -220,15 +205,14 @@ class Runner:
         """The record without its verdict; and what cells have the same of that are the same, where one is judged."""
         cell = planned.cell
         reference = self._reference_run(planned)
-        loaded, was_read = self._pool.get(cell, self._local(cell).folder)
-        token_ids = self._token_ids(cell, loaded.model)
+        loaded, was_read = self._held.load(cell)
+        token_ids = self._held.token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
         run = self._passes.compare(planned, reference, following)
-        ran, loaded = run.side, self._loaded(cell)  # again: others may have switched its attention
-        was_read |= loaded.key in self._read_ahead
-        self._read_ahead.discard(loaded.key)
-        bare = self._run_bare(cell, loaded, ran, token_ids, loaded.load_time_s if was_read else None)
+        ran, loaded = run.side, self._held.loaded(cell)  # again: others may have switched its attention
+        was_read |= self._held.was_read_ahead(loaded)
+        bare = self._run_bare(cell, loaded, ran, token_ids, was_read=was_read)
         figures = run.comparer.finish()
         measured = record.model_copy(
             update={
@@ -239,22 +223,22 @@ class Runner:
                 "hooks": ran.hooks,
                 "routers": self._routers(planned, reference),
                 "output_kind": output_kind(cell),
-                "state": self._state(reference, loaded),
+                "state": self._held.compare_state(reference.weights, reference.state, loaded),
                 "reference_sample": run.reference_sample,
             }
         )
         bits = None
         if self._verdict and not judging.nothing_differs(figures):
-            state = self._fingerprint(loaded)
+            state = self._held.fingerprint(loaded)
             bits = judging.alike_key(planned, state, ran.first_batch, run.outputs, figures)
         return measured, figures, bits
 
     def _routers(self, planned: PlannedCell, reference: ReferenceRun) -> tuple[RouterFigures, ...]:
         """What the routers of a mixture do to the first batch; nothing for other models."""
-        if not is_mixture(self._loaded(planned.cell).model):
+        if not is_mixture(self._held.loaded(planned.cell).model):
             return ()
         sides = (
-            side_of(cell, self._loaded(cell).model, reference.token_ids, reference.grouped[:1])
+            side_of(cell, self._held.loaded(cell).model, reference.token_ids, reference.grouped[:1])
             for cell in (planned.reference, planned.cell)
         )
         return router_figures(*map(run_with_selections, sides))  # one after the other: they may share a model
@@ -266,15 +250,14 @@ class Runner:
         if self._recorded is None or self._recorded.path != recording:
             self._recorded = RecordedReference(recording)
         cell, recorded = planned.cell, self._recorded
-        local = self._local(cell)
-        loaded, was_loaded = self._pool.get(cell, local.folder)
-        token_ids, kind = self._token_ids(cell, loaded.model), output_kind(cell)
+        loaded, was_read = self._held.load(cell)
+        token_ids, kind = self._held.token_ids(cell, loaded.model), output_kind(cell)
 
         def comparer(is_logits: bool) -> Comparer:
             return self._passes.comparer(cell, loaded.model, token_ids, is_logits=is_logits)
 
         side, figures, ran, rows = recorded.compare(cell, loaded.model, kind, token_ids, comparer, self._progress)
-        bare = self._run_bare(cell, loaded, side, token_ids, loaded.load_time_s if was_loaded else None)
+        bare = self._run_bare(cell, loaded, side, token_ids, was_read=was_read)
         measured = record.model_copy(
             update={
                 **bare,
@@ -284,20 +267,20 @@ class Runner:
                 "output_kind": rows.quantity,
             }
         )
+        verdict: VerdictRecord | str | None = None
         if self._verdict:
+            local = self._held.local(cell)
             folder = local.folder if local.has_tokenizer else None
             verdict = recorded.judge(cell, loaded.model, folder, rows, ran, figures, planned.cell_id)
-            measured = measured.model_copy(update={"unjudged" if isinstance(verdict, str) else "verdict": verdict})
-        self._keep_recording(planned)
-        return checked(measured, figures.output), figures.modules
+        return self._finished(planned, measured, figures, verdict)
 
     def _measured(self, cell: Cell, loaded: LoadedModel, ran: HookedSide, figures: Figures) -> dict[str, object]:
         """What was measured, whatever it was compared with. Field names as in `CellRecord`."""
-        local = self._local(cell)
+        local = self._held.local(cell)
         return {
             "checkpoint_revision": local.revision,
             "checkpoint_files_sha256": local.files_sha256,
-            "reading": reading_notes(cell, loaded.model, self._reading(cell, loaded.model)),
+            "reading": reading_notes(cell, loaded.model, self._held.reading(cell, loaded.model)),
             "first_divergence": figures.first_divergence,
             "output": figures.output,
             "language": figures.language,
@@ -306,38 +289,12 @@ class Runner:
             "sample": ran.sample(),
         }
 
-    def _fingerprint(self, loaded: LoadedModel) -> str:
-        """The fingerprint of a model that the pool keeps, taken once."""
-        if loaded.key not in self._fingerprints:
-            self._fingerprints[loaded.key] = model_fingerprint(loaded.model)
-        return self._fingerprints[loaded.key]
-
     def _run_bare(
-        self,
-        cell: Cell,
-        loaded: LoadedModel,
-        ran: HookedSide,
-        token_ids: list[list[int]],
-        load_time_s: float | None,
+        self, cell: Cell, loaded: LoadedModel, ran: HookedSide, token_ids: list[list[int]], *, was_read: bool
     ) -> dict[str, object]:
-        """What bare forwards of the first batch tell. Field names as in `CellRecord`."""
-        model, batch, repeats = loaded.model, ran.first_batch, self._latency_repeats
-        with conditions(cell) as without_effect, torch.inference_mode():
-            if repeats != 0 or not self._code_paths.knows_kernels(cell, loaded):
-                warm_up(cell, model, batch)
-            kernels = self._code_paths.kernels(cell, loaded, batch)
-            if cell.compile is Compile.OFF and (reason := operator_mismatch(cell.attention, kernels)):
-                raise UnsupportedError(reason)
-            tried = self._code_paths.without_effect(cell, model, token_ids)
-            cost = measure_cost(cell, model, batch, ran.first_output_NF, load_time_s=load_time_s, repeats=repeats)
-        without_effect |= tried
-        if reason := idle(cell, token_ids):
-            without_effect["batch"] = reason
-        if cell.decode is Decode.CHUNKS_OF_16 and ran.steps == 1:
-            without_effect["decode"] = "no forward has more than 16 columns: all of it is one chunk"
-        if not kernels and cell.attention is not Attention.EAGER:
-            without_effect["attention"] = "no attention was seen at work"
-        return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
+        load_time_s = loaded.load_time_s if was_read else None
+        repeats = self._latency_repeats
+        return run_bare(cell, loaded, ran, token_ids, self._code_paths, load_time_s=load_time_s, repeats=repeats)
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | str | None:
         """The verdict; or, where memory ran out however little was asked of it, what to say. None: not asked for."""
@@ -350,7 +307,7 @@ class Runner:
         short = [judging.shortest(figures.texts, telling[0])]
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
         ways = [(telling, False), (telling, False), (short, False)]
-        if not isinstance(self._pool, StreamedPool):
+        if not self._held.streamed:
             ways += [(telling, True), (short, True)]
         for place, (sets, streamed) in enumerate(ways, start=1):
             try:
@@ -375,12 +332,11 @@ class Runner:
 
     def comparison(self, planned: PlannedCell, texts: Sequence[int]) -> Comparison:
         """Reference and candidate side by side on some of the texts: verdict, first divergence and, if asked, cause."""
-        reference_folder, folder = self._local(planned.reference).folder, self._local(planned.cell).folder
-        reference_model = self._pool.get(planned.reference, reference_folder)[0].model
-        token_ids = self._token_ids(planned.cell, reference_model)
+        reference_model = self._held.loaded(planned.reference).model
+        token_ids = self._held.token_ids(planned.cell, reference_model)
         if WeightsKey.of(planned.reference) == WeightsKey.of(planned.cell):
             reference_model = sharing_copy(reference_model)
-        model = self._pool.get(planned.cell, folder)[0].model
+        model = self._held.loaded(planned.cell).model
         return compare_sides(
             side_of(planned.reference, reference_model, token_ids, [texts]),
             side_of(planned.cell, model, token_ids, [texts]),
@@ -402,42 +358,10 @@ class Runner:
         reference = self._passes.reference
         if reference is not None and reference.serves(planned):
             # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
-            self._pool.keep(planned.reference)
+            self._held.keep(planned.reference)
             return reference
         if reference is None or reference.cell_id != planned.reference_id:
             self._evidence.clear()
         self._passes.forget()  # frees its outputs before the next ones are made
-        model = self._loaded(planned.reference).model
-        return self._passes.run_reference(planned, self._token_ids(planned.reference, model))
-
-    def _loaded(self, cell: Cell) -> LoadedModel:
-        return self._pool.get(cell, self._local(cell).folder)[0]
-
-    def _loaded_ahead(self, cell: Cell) -> LoadedModel | None:
-        """The model of a cell whose turn has not come; None where another one would have to go."""
-        folder = self._local(cell).folder
-        if not self._pool.room_beside(cell, folder):
-            return None
-        loaded, was_read = self._pool.get(cell, folder)
-        if was_read:
-            self._read_ahead.add(loaded.key)
-        return loaded
-
-    def _token_ids(self, cell: Cell, model: nn.Module) -> list[list[int]]:
-        return self._reading(cell, model).token_ids
-
-    def _reading(self, cell: Cell, model: nn.Module) -> Reading:
-        """What the cell reads; a sweep's cells mostly read the same."""
-        key = cell.inputs, cell.checkpoint
-        if self._read is None or self._read[0] != key:
-            self._read = key, read_texts(cell, self._local(cell), model)
-        return self._read[1]
-
-    def _local(self, cell: Cell) -> LocalCheckpoint:
-        return self._checkpoints.of(cell.checkpoint, cell.device)
-
-    def _state(self, reference: ReferenceRun, candidate: LoadedModel) -> StateFigures:
-        key = (reference.weights, candidate.key)
-        if key not in self._states:
-            self._states[key] = compare_state(reference.state, state_of(candidate.model))
-        return self._states[key]
+        model = self._held.loaded(planned.reference).model
+        return self._passes.run_reference(planned, self._held.token_ids(planned.reference, model))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import architectures
-from sweeper.sweep import runner
+from sweeper.sweep import bare
 
 TEXTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
@@ -17,12 +17,12 @@ TEXTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 @contextmanager
 def spied() -> Iterator[None]:
     """The outputs of the cells that run are kept, to be compared."""
-    measure = runner.measure_cost
+    measure = bare.measure_cost
     architectures.spy_on_outputs()
     try:
         yield
     finally:
-        runner.measure_cost = measure
+        bare.measure_cost = measure
 
 
 def records_of(place: Path, scratch: Path, grid: str, *more: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from scripts import architectures
 from scripts.architectures import Architecture, Result, run_all
-from sweeper.sweep import runner
+from sweeper.sweep import bare
 
 TELLING = [architecture for architecture in architectures.architectures() if architecture.ci]
 FEWER = ["dtype=float32,bfloat16"]  # float16 tells nothing new of a family
@@ -18,10 +18,10 @@ UNLIKE_SDPA = {"mamba"}
 
 @pytest.fixture(autouse=True)
 def _outputs() -> Iterator[None]:
-    measure = runner.measure_cost
+    measure = bare.measure_cost
     architectures.spy_on_outputs()
     yield
-    runner.measure_cost = measure
+    bare.measure_cost = measure
 
 
 @pytest.fixture(scope="module", params=TELLING, ids=lambda architecture: architecture.name)

@@ -147,8 +147,7 @@ def test_another_value_in_the_state_or_the_output_is_judged_itself(tmp_path: Pat
     plan = plan_of(tmp_path, "load_strategy=dtype_at_load,device_map", "reference={dtype:float32}")
     running = Runner(plan.environment, say=print)
     running.run(plan.cells[0])
-    folder = running._local(plan.cells[1].cell).folder
-    model: Any = running._pool.get(plan.cells[1].cell, folder)[0].model
+    model: Any = running._held.loaded(plan.cells[1].cell).model
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] += 1
     verdict = running.run(plan.cells[1])[0].verdict
@@ -220,7 +219,10 @@ def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
         if not kept:
             assert self._passes.reference is not None
             kept.extend(
-                map(weakref.ref, [self._passes.reference, *(held.model for held in self._pool._models.values())])
+                map(
+                    weakref.ref,
+                    [self._passes.reference, *(loaded.model for loaded in self._held._pool._models.values())],
+                )
             )
             raise torch.OutOfMemoryError("CUDA out of memory")
         alive.extend(what() is not None for what in kept)
