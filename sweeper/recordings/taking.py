@@ -92,10 +92,10 @@ def record_cell(
     for number, group in enumerate(forwards_of(cell, token_ids)):
         side = side_of(cell, model, token_ids, [group])
         ids = [token_ids[text] for text in group]
-        given, observed = _run(cell, side, ids, wanted, kept)
+        given, observed, noise = _run(cell, side, ids, wanted, kept, first=not number)
         if not number:
             modules = [name for name in observed.modules if name != POOLING]
-            found = _of_first(side, observed, wanted, kept)
+            found = _of_first(side, observed, wanted) | noise
             group = group[: _fitting(given.outputs, ids, most)]
             _keep_first(given, ids, len(group), wanted, kept)
         else:
@@ -113,19 +113,25 @@ def record_cell(
     return Recording(token_ids=[token_ids[text] for text in texts], tensors=tensors, about=about)
 
 
-def _run(cell: Cell, side: Side, token_ids: list[list[int]], wanted: Wanted, kept: _Kept) -> tuple[_Given, Observation]:
-    """What one batch gives; and the run."""
+def _run(
+    cell: Cell, side: Side, token_ids: list[list[int]], wanted: Wanted, kept: _Kept, *, first: bool
+) -> tuple[_Given, Observation, dict[str, Any]]:
+    """What one batch gives; the run; and of the first one the noise of its run in float64."""
     observed = observe(side)
+    noise: dict[str, Any] = {}
     outputs, modules = _tensors(cell, observed, token_ids, wanted)
     exact_outputs: Tensors = {}
     exact_modules: Tensors = {}
     if wanted.evidence and FLOAT64 not in kept.left_out:
         try:
-            with replayed(side) as (exact, _):
-                exact_outputs, exact_modules = _tensors(cell, observe(exact), token_ids, wanted)
+            with replayed(side) as (exact, precision):
+                exactly = observe(exact)
+                if first:
+                    noise["float64"] = _precision(precision, output_floor(exact, exactly.outputs))
+                exact_outputs, exact_modules = _tensors(cell, exactly, token_ids, wanted)
         except Exception as error:  # whatever a foreign model raises in float64: the outputs are worth keeping
             kept.left_out[FLOAT64] = "memory ran out" if out_of_memory(error) else _line(error)
-    return _Given(outputs, modules, _in_float64(exact_outputs), _in_float64(exact_modules)), observed
+    return _Given(outputs, modules, _in_float64(exact_outputs), _in_float64(exact_modules)), observed, noise
 
 
 def _in_float64(tensors: Tensors) -> Tensors:
@@ -217,21 +223,16 @@ def _rows(outputs: Sequence[Tensor], N: int) -> Tensor | None:
     return torch.cat(list(outputs)) if len(outputs) > 1 else outputs[0]
 
 
-def _of_first(side: Side, observed: Observation, wanted: Wanted, kept: _Kept) -> dict[str, Any]:
-    """The noise of the first batch: of each module and of the outputs under nudges, and of the run in float64."""
+def _of_first(side: Side, observed: Observation, wanted: Wanted) -> dict[str, Any]:
+    """How far rounding may move each module and the outputs of the first batch, under nudges; and computed state."""
     if not wanted.evidence:
         return {}
     floor = measure_floor(side, observed, seeds=_FLOOR_SEEDS)
-    found: dict[str, Any] = {
+    return {
         "floor": floor.level,
         "floors": {name: floor.module(name) for name in floor.modules if wanted.module(name)},
         "state": _computed_state(side.model),
     }
-    if FLOAT64 not in kept.left_out:
-        with replayed(side) as (exact, precision):
-            noise = output_floor(exact, observe(exact).outputs)
-        found["float64"] = _precision(precision, noise)
-    return found
 
 
 def _precision(precision: Precision, noise: float) -> dict[str, Any]:
