@@ -29,7 +29,13 @@ class TextsDone(NamedTuple):
     texts: int
 
 
-Message = Started | Said | TextsDone | Finished
+class CannotStart(NamedTuple):
+    """Why no worker could be made: the last that a process says."""
+
+    reason: str
+
+
+Message = Started | Said | TextsDone | Finished | CannotStart
 
 
 class _PassesOn(Sink):

@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from sweeper.launchers.launcher import ENDED, Finished, Lost, Unit
-from sweeper.launchers.messages import Message, Said, Started, TextsDone
+from sweeper.launchers.messages import CannotStart, Message, Said, Started, TextsDone
 from sweeper.planning.plan import PlannedCell
 from sweeper.sinks.sink import Sink
 
@@ -37,6 +37,7 @@ class UnitRun:
         self._since_s = 0.0
         self._began: datetime | None = None
         self._tries: Counter[str] = Counter()
+        self._why = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -59,6 +60,8 @@ class UnitRun:
                     sink.cell_started(self._running)
             case Said(line):
                 sink.said(line)
+            case CannotStart(reason):
+                self._why = f": {reason}"
             case TextsDone(done, texts) if alone:
                 sink.texts_done(done, texts)
             case Finished(record, _):
@@ -79,13 +82,14 @@ class UnitRun:
             return None
         cell, began = self._running or self.left[0], self._running is not None
         was_together, self.together, self._running = self.together, False, None
+        why, self._why = self._why, ""
         if was_together and began and not tries_again:
             return None  # any of them may have done it: now one after the other
         self._tries[cell.cell_id] += 1
         if ended is not None and (tries_again or not began) and self._tries[cell.cell_id] < MOST_TRIES:
             return None
         self.left.remove(cell)
-        return Lost(cell, self._reason(cell, ended), self._began if began else None)
+        return Lost(cell, self._reason(cell, ended and f"{ended}{why}"), self._began if began else None)
 
     def _cell(self, cell_id: str) -> PlannedCell | None:
         """None for one that has come to its end: a worker that was started again runs it again."""

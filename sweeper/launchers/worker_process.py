@@ -11,7 +11,9 @@ import glob
 import os
 import pickle
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -139,21 +141,25 @@ def _serve(connection: Connection) -> None:
     import torch  # noqa: F401 (seconds, while the first process plans)
     import transformers  # noqa: F401
 
-    from sweeper.launchers.messages import Speaker
+    from sweeper.launchers.messages import CannotStart, Speaker
 
     def say(message: Message) -> None:
         connection.send_bytes(pickle.dumps(message))
 
-    try:
+    with contextlib.suppress(EOFError, OSError):
         os.environ.update(pickle.loads(connection.recv_bytes()))
-        speaker = Speaker(pickle.loads(connection.recv_bytes()), say)
+        making = connection.recv_bytes()
+        try:
+            speaker = Speaker(pickle.loads(making), say)
+        except Exception as error:
+            say(CannotStart(f"no worker could be made: {type(error).__name__}: {error}".splitlines()[0]))
+            traceback.print_exc()
+            sys.exit(1)
         gc.freeze()  # as `InlineLauncher` does
         usable = True
         while usable:
             cells, together = pickle.loads(connection.recv_bytes())
             usable = speaker.run(cells, together=together)
-    except (EOFError, OSError):
-        return
 
 
 def _end_with_parent() -> None:

@@ -125,6 +125,20 @@ def test_a_cell_that_is_killed_twice_says_so(tmp_path: Path) -> None:
     assert len(ran) == 3
 
 
+def no_worker(sink: Sink) -> Mortal:
+    raise PermissionError(13, "Permission denied", "weights")
+
+
+def test_why_no_worker_could_be_made_is_the_reason_of_its_cells() -> None:
+    (planned,) = planned_cells("dtype=float32")
+    (lost,) = ProcessLauncher([{}]).launch(Listed(units_of([planned])), no_worker, Listening())
+    assert isinstance(lost, Lost)
+    assert lost.reason == (
+        "the process that ran it ended twice: exit code 1: "
+        "no worker could be made: PermissionError: [Errno 13] Permission denied: 'weights'"
+    )
+
+
 def test_in_this_process_a_risky_cell_and_all_after_a_lost_device_run_in_another(tmp_path: Path) -> None:
     cells = planned_cells("dtype=float32,bfloat16", "attention=eager,sdpa")
     first, risky, poison, after = ids(cells)
