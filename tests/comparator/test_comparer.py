@@ -111,7 +111,7 @@ def test_a_row_a_text_is_of_all_of_its_tokens() -> None:
 
 @pytest.mark.parametrize(("texts", "share"), [(2, None), (3, 1 / 3)])
 def test_two_texts_have_no_neighbours_to_change(texts: int, share: float | None) -> None:
-    """Of two, each is the other's nearest, whatever became of them: a share of 0 would say nothing."""
+    """Each of two is the other's nearest, whatever became of them: a share of 0 would say nothing."""
     reference_SD = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])[:texts]
     candidate_SD = torch.tensor([[1.0, 0.0], [0.2, 0.8], [0.0, 1.0]])[:texts]
     comparer = Comparer([[1]] * texts, is_logits=False)
