@@ -13,7 +13,8 @@ from sweeper.recordings.counterfactuals import Base, Tried, counterfactuals
 from sweeper.recordings.log_probabilities import RATIO_BOUNDS, Ratios
 from sweeper.recordings.own_error import OverOwn
 from sweeper.records.verdict import CauseRecord, EvidenceRecord, VerdictRecord
-from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind
+from sweeper.verdict.rules import Kind
+from sweeper.verdict.thresholds import FLOOR_MULTIPLE
 
 OVER_OWN = "recording's error over our own"
 """The name of the evidence that decides."""

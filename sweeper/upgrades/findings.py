@@ -13,7 +13,7 @@ from sweeper.reports.answer import UNJUDGED, WORST_FIRST, end_of
 from sweeper.upgrades.environments import EnvironmentChange, environment_changes
 from sweeper.upgrades.joining import Joined, Sided, join
 from sweeper.upgrades.moved import Moved, moved
-from sweeper.verdict.rules import FLOOR_MULTIPLE
+from sweeper.verdict.thresholds import FLOOR_MULTIPLE
 
 KINDS = (
     "does not run",

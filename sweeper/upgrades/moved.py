@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeper.records.recording import EMBEDDINGS, FLOAT64, MODULE, OUTPUT, OUTPUTS, Recording
-from sweeper.verdict.rules import COLLAPSE_MULTIPLE, FLOAT64_EPS, FLOOR_MULTIPLE
+from sweeper.verdict.thresholds import COLLAPSE_MULTIPLE, FLOAT64_EPS, FLOOR_MULTIPLE
 
 if TYPE_CHECKING:
     from torch import Tensor

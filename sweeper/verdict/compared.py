@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from sweeper.comparator.side import Side
 from sweeper.verdict.first_divergence import FirstDivergence, Trace
+from sweeper.verdict.measured import Measured, OwnError
 from sweeper.verdict.noise_floor import Floor
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import Random
-from sweeper.verdict.rules import Measured, OwnError, Verdict
+from sweeper.verdict.rules import Verdict
 from sweeper.verdict.state_changes import Provenance
 
 

@@ -18,9 +18,10 @@ from sweeper.verdict.explain import Explanation, explain
 from sweeper.verdict.first_divergence import FirstDivergence, Trace, first_divergence, outputs_rel_l2, trace
 from sweeper.verdict.first_run import FirstRun, run_both
 from sweeper.verdict.gathering import Gathered, Gathering, gather, training_counts
+from sweeper.verdict.measured import Measured
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import SIDES, Random, random_side, settled
-from sweeper.verdict.rules import Kind, Measured, Verdict, judge
+from sweeper.verdict.rules import Kind, Verdict, judge
 from sweeper.verdict.state_changes import provenance
 
 if TYPE_CHECKING:

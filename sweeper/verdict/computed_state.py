@@ -25,8 +25,8 @@ from sweeper.models.swapping import Swap, transplanted
 from sweeper.verdict.causes.tensors import asked_undone
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.module_runs import Given, Kept, Key, capture, copied, outputs_of
-from sweeper.verdict.rules import COLLAPSE_MULTIPLE, FLOAT64_EPS, STORED_MULTIPLE
 from sweeper.verdict.state_changes import Change, Provenance, aligned_states
+from sweeper.verdict.thresholds import COLLAPSE_MULTIPLE, FLOAT64_EPS, STORED_MULTIPLE
 
 _SEEDS = 4
 _LEVELS = 4  # how far out from the smallest modules it is looked

@@ -29,13 +29,14 @@ from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choic
 from sweeper.verdict.first_divergence import Trace, compare_runs, outputs_rel_l2, rel_l2
 from sweeper.verdict.first_run import FirstRun
 from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
+from sweeper.verdict.measured import Measured, OwnError, Replayed
 from sweeper.verdict.noise_floor import Floor, measure_floor, raise_floor
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.quantisation import kernel_share, without_quantisation
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import SIDES, training_modules
-from sweeper.verdict.rules import FLOOR_MULTIPLE, Measured, OwnError, Replayed
 from sweeper.verdict.state_changes import Change, Provenance
+from sweeper.verdict.thresholds import FLOOR_MULTIPLE
 
 _ALL_BUT_REPLAY = ("noise floor", "modules on the reference's arguments", "flipped choices")
 

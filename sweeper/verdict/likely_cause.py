@@ -25,11 +25,12 @@ from sweeper.verdict.causes.tensors import asked_undone, put_back, state_counter
 from sweeper.verdict.compared import Compared
 from sweeper.verdict.first_divergence import outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
-from sweeper.verdict.rules import FLOOR_MULTIPLE, Kind
+from sweeper.verdict.rules import Kind
 from sweeper.verdict.state_changes import Change, Provenance
+from sweeper.verdict.thresholds import FLOOR_MULTIPLE
+from sweeper.verdict.wording import some_of
 
 FORWARDS = 4  # of one side on the texts that were judged: what a distinct cause may cost
-NAMED = 3  # tensors that a cause names
 
 
 def likely_cause(comparison: Compared, candidates: list[Counterfactual], cell_id: str) -> CauseRecord:
@@ -84,8 +85,7 @@ def _other_values(found: Provenance) -> Counterfactual:
 
 
 def _names(changes: list[Change]) -> str:
-    shown = ", ".join(change.name for change in changes[:NAMED])
-    return shown if len(changes) <= NAMED else f"{shown} and {len(changes) - NAMED} more"
+    return some_of([change.name for change in changes])
 
 
 def _with(changes: list[Change]) -> Callable[[Pair], AbstractContextManager[Pair]]:

@@ -28,6 +28,7 @@ from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
+from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_runs import (
     Captured,
     Given,
@@ -42,8 +43,8 @@ from sweeper.verdict.module_runs import (
 )
 from sweeper.verdict.monte_carlo import OperationNoise, multiplied
 from sweeper.verdict.reference_evidence import ReferenceEvidence
-from sweeper.verdict.rules import KERNEL_MULTIPLE, OWN_MULTIPLE, OwnError
 from sweeper.verdict.state_changes import Provenance
+from sweeper.verdict.thresholds import KERNEL_MULTIPLE, OWN_MULTIPLE
 
 _SEEDS = 3
 # A module's floor is at least this share of its output's machine epsilon: what lies below that many needs no nudges.

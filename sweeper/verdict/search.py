@@ -39,7 +39,8 @@ from sweeper.verdict.compared import Compared
 from sweeper.verdict.first_divergence import FirstDivergence, compare_runs, first_divergence, outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.own_errors import Natively
-from sweeper.verdict.rules import OWN_MULTIPLE, Kind
+from sweeper.verdict.rules import Kind
+from sweeper.verdict.thresholds import OWN_MULTIPLE
 
 _PAIRED = 4  # of the most promising single changes, pairs are tried
 _CODE_FOR_ROUNDING = 12  # where no function differs, so many changes of code are tried and no more

@@ -13,7 +13,7 @@ from torch import Tensor
 from sweeper.recordings.counterfactuals import Base, Tried, counterfactuals, exact_outputs, outputs_of
 from sweeper.recordings.log_probabilities import log_probabilities
 from sweeper.records.recording import LOG_PROBABILITIES
-from sweeper.verdict.rules import FLOOR_MULTIPLE
+from sweeper.verdict.thresholds import FLOOR_MULTIPLE
 from tests.tiny_folders import cell_of, folder_of, plain
 
 IDS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24]]

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from sweeper.verdict.rules import FLOAT64_EPS, Kind, Measured, OwnError, Replayed, judge
+from sweeper.verdict.measured import Measured, OwnError, Replayed
+from sweeper.verdict.rules import Kind, judge
+from sweeper.verdict.thresholds import FLOAT64_EPS
 
 COLLAPSED = Replayed(
     precision="float64", eps=FLOAT64_EPS, as_loaded=1e-15, asked=1e-15, policy=None, noise=1e-15, texts=(1e-15, 1e-15)

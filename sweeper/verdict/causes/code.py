@@ -17,6 +17,7 @@ from sweeper.models.names import align, counterparts
 from sweeper.models.swapping import transplanted
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.first_divergence import FirstDivergence
+from sweeper.verdict.wording import some_of
 
 _ABSENT = object()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -286,12 +287,8 @@ def computed_counterfactuals(pair: Pair, names: Collection[str]) -> list[Counter
     own = dict(pair.reference.model.named_modules())
     pairs = align(pair.reference.model, pair.candidate.model).pairs
     reference = {theirs: own[ours] for ours, theirs in reversed(pairs)}  # of wrappers the outermost
-    some = inner[0] if len(inner) == 1 else f"{inner[0]} and {len(inner) - 1} more"
-    return [
-        _replacement(
-            f"state in {some}: computed from state (merged, folded or fused) and stored anew", inner, reference
-        )
-    ]
+    title = f"state in {some_of(inner, 1)}: computed from state (merged, folded or fused) and stored anew"
+    return [_replacement(title, inner, reference)]
 
 
 def _topmost(names: Collection[str]) -> list[str]:

@@ -22,6 +22,7 @@ from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.float64_replay import Lift, Precision, attention, attention_implementation
 from sweeper.verdict.repeatability import SIDES, evaluating, training_modules
 from sweeper.verdict.state_changes import Provenance, aligned_states
+from sweeper.verdict.wording import some_of
 
 
 def training_counterfactuals(pair: Pair) -> list[Counterfactual]:
@@ -124,7 +125,7 @@ def dtype_counterfactuals(pair: Pair, found: Provenance) -> list[Counterfactual]
             yield Pair(pair.reference, _cast_inputs(undone, left[names[0]].held.dtype))
 
     before, after = (str(state[names[0]].held.dtype).removeprefix("torch.") for state in (left, right))
-    some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    some = some_of(names, 1)
     if len(names) == sum(entry.stored for entry in left.values()):
         return [
             Counterfactual(f"dtype: {before} -> {after}", f"load the candidate with dtype={before}", "dtype", apply)

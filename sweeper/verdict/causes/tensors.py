@@ -17,6 +17,7 @@ from sweeper.models.state import pieces, state_of
 from sweeper.models.swapping import Given, Swap, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.state_changes import Change, Provenance
+from sweeper.verdict.wording import some_of
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def quantised_counterfactuals(found: Provenance) -> list[Counterfactual]:
             stack.enter_context(put_back(pair.candidate.model, changes))
             yield Pair(reference, pair.candidate)
 
-    some = changes[0].name if len(changes) == 1 else f"{changes[0].name} and {len(changes) - 1} more"
+    some = some_of([change.name for change in changes], 1)
     side = "reference" if in_reference else "candidate"
     name = f"the weights were quantised to {found.schemes}: {some}, in the {side}"
     return [Counterfactual(name, f"load the {side} without quantisation", "state", apply)]
