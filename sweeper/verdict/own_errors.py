@@ -8,260 +8,22 @@ no rounding, whatever the outputs say.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.observation import window_bytes
-from sweeper.comparator.outputs import same_bits
-from sweeper.comparator.side import Call, Side, run
-from sweeper.devices import out_of_memory
-from sweeper.inputs.layout import is_attention_map, to_rows
+from sweeper.comparator.side import Side
 from sweeper.verdict.causes.arguments import arguments_undone
-from sweeper.verdict.discrete_choices import Choices, same_choices
-from sweeper.verdict.first_divergence import rel_l2
+from sweeper.verdict.examination import Examination, Noise, distance
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.measured import OwnError
-from sweeper.verdict.module_runs import (
-    Captured,
-    Given,
-    Kept,
-    Key,
-    Watch,
-    autocast_in_force,
-    capture,
-    floats,
-    merged,
-    outputs_of,
-)
-from sweeper.verdict.monte_carlo import OperationNoise, multiplied
+from sweeper.verdict.module_runs import Captured, Kept, Key, capture
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.state_changes import Provenance
 from sweeper.verdict.thresholds import KERNEL_MULTIPLE, OWN_MULTIPLE
-
-_SEEDS = 3
-# A module's floor is at least this share of its output's machine epsilon: what lies below that many needs no nudges.
-_LEAST_FLOOR = 0.25
-# The same where outputs are nudged in the coarsest of the dtypes: uniform within one epsilon, whose share is 0.58.
-_LEAST_NUDGED = 0.5
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How a module's floor is measured.
-
-    Attributes:
-        state_eps, products_only: as in `OperationNoise`. With products only, inputs and outputs are not nudged either.
-        inputs: also nudge what the module is given: it was rounded, where the sides differ in dtype.
-    """
-
-    state_eps: float = 0.0
-    products_only: bool = False
-    inputs: bool = False
-
-    def floor(
-        self,
-        module: nn.Module,
-        arguments: Callable[[], Given | None],
-        output: list[Tensor | None],
-        call: Call,
-        enough: float = math.inf,
-    ) -> float:
-        """The root mean square of what nudges of inputs, operations and outputs make of the output.
-
-        Args:
-            enough: no seed is run behind those that are sure to bring it there.
-        """
-        samples: list[float] = []
-        for seed in range(_SEEDS):
-            if samples and math.sqrt(sum(sample**2 for sample in samples) / _SEEDS) >= enough:
-                break
-            given = arguments()
-            assert given is not None, "the module ran on the same arguments before"
-            generator = torch.Generator().manual_seed(seed)
-            for tensor in given.floats if self.inputs else ():
-                _nudge_(tensor, generator)
-            noise = OperationNoise(
-                seed, given.floats, module, state_eps=self.state_eps, products_only=self.products_only
-            )
-            again = outputs_of(module, given, noise)
-            for result in again:
-                if result is not None and not self.products_only:
-                    _nudge_(result, generator)
-            samples.append(distance(output, again, call) or 0.0)
-        return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
-
-
-def _nudge_(tensor: Tensor, generator: torch.Generator) -> None:
-    drawn = torch.rand(tensor.shape, generator=generator).to(tensor.device)
-    tensor.copy_(multiplied(tensor, torch.finfo(tensor.dtype).eps * (drawn * 2 - 1)))
-
-
-class Examination:
-    """Runs a side once, and each of its modules on the reference's arguments beside it.
-
-    Args:
-        kept: what the reference's modules were given and gave, and gets their calls' rows from `calls`.
-        noise: how floors are measured, of those modules that lie so far off that it matters; None: not at all.
-        same_backend: as in `merged`.
-        all_floors: measure every floor, however small the error.
-        decisive: measure floors only as far as it takes to tell an error from one of `OWN_MULTIPLE` floors.
-        errors: of the modules of another side, which its floors are compared with; None: its own.
-
-    Attributes:
-        found: the worst own error of each module over its calls, in order of execution.
-        outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
-        order: names of all modules that were watched, in the order in which they end.
-    """
-
-    def __init__(
-        self,
-        kept: dict[Key, Kept],
-        calls: tuple[Call, ...],
-        noise: Noise | None,
-        *,
-        same_backend: bool,
-        all_floors: bool = False,
-        keep: bool = False,
-        decisive: bool = False,
-        errors: Mapping[str, OwnError] | None = None,
-    ) -> None:
-        self._kept, self._calls, self._noise = kept, calls, noise
-        self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
-        self._watch = Watch(self._before, self._after)
-        self._decisive, self._errors = decisive, errors
-        self._pending: dict[Key, OwnError] = {}
-        self._running: dict[Key, _Running] = {}
-        self.found: dict[str, OwnError] = {}
-        self.outputs: dict[Key, list[Tensor | None]] = {}
-        self.order: dict[str, None] = {}
-
-    def run(self, side: Side, names: set[str] | None = None) -> Examination:
-        """Examines the modules of these names; None: all."""
-        with self._watch.on(side, names):
-            run(side, self._watch)
-        return self
-
-    def _before(self, key: Key, module: nn.Module, args: Any, kwargs: Any) -> None:
-        kept = self._kept.get(key)
-        if kept is None or not kept.output:
-            return
-        arguments = functools.partial(merged, kept, args, kwargs, same_backend=self._same_backend)
-        with self._watch.pause(), _unless_it_does_not_run():
-            given = arguments()
-            if given is None:
-                return
-            if not kept.choices and _same_leaves(given, args, kwargs):
-                self._running[key] = _Running(kept, module, given)  # it runs on these arguments anyway
-                return
-            with Choices() as choices:
-                output = outputs_of(module, given)
-            if same_choices(kept.choices, choices.chosen):
-                self._examine(key, kept, module, output, arguments)
-
-    def _after(self, key: Key, output: Any) -> None:
-        self.order.setdefault(key[1])
-        if (running := self._running.pop(key, None)) is not None:
-            kept, module, given = running
-            with self._watch.pause(), _unless_it_does_not_run():
-                again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
-                self._examine(key, kept, module, floats(output), again)
-        found = self._pending.pop(key, None)
-        before = self.found.get(key[1])
-        if found is not None and (before is None or found.worse_than(before)):
-            self.found[found.name] = found
-
-    def _examine(
-        self,
-        key: Key,
-        kept: Kept,
-        module: nn.Module,
-        output: list[Tensor | None],
-        arguments: Callable[[], Given | None],
-    ) -> None:
-        call = self._calls[key[0]]
-        own = distance(kept.output, output, call)
-        if own is None:
-            return
-        if self._keep:
-            self.outputs[key] = output
-        ours = [leaf.dtype for leaf in output if leaf is not None]
-        dtype = max([leaf.dtype for leaf in kept.output if leaf is not None] + ours, key=_eps)
-        found = OwnError(name=key[1], own=own, dtype=str(dtype).removeprefix("torch."))
-        if self._noise is not None and (self._all_floors or own > self._near(dtype, ours)):
-            enough = self._errors[key[1]].own if self._errors is not None else own
-            enough = enough / OWN_MULTIPLE if self._decisive else math.inf
-            noise = self._noise
-            if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
-                noise = replace(noise, products_only=False, inputs=True)
-            found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
-        self._pending[key] = found
-
-    def _near(self, dtype: torch.dtype, ours: list[torch.dtype]) -> float:
-        """Up to which error no floor needs to be measured."""
-        nudged = self._decisive and self._noise is not None and not self._noise.products_only
-        least = _LEAST_NUDGED if nudged and all(own is dtype for own in ours) else _LEAST_FLOOR
-        return OWN_MULTIPLE * least * _eps(dtype)
-
-
-class _Running(NamedTuple):
-    kept: Kept
-    module: nn.Module
-    given: Given
-
-
-@contextlib.contextmanager
-def _unless_it_does_not_run() -> Iterator[None]:
-    """A module that does not run by itself is not judged by itself."""
-    try:
-        yield
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-
-
-def _same_leaves(given: Given, args: Any, kwargs: Any) -> bool:
-    """Whether the arguments are, bit for bit, those that the module is called with; only tensors and plain values."""
-    pairs = zip(tree_leaves((given.args, given.kwargs)), tree_leaves((args, kwargs)), strict=True)
-    return all(_same_leaf(one, other) for one, other in pairs)
-
-
-def _same_leaf(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and same_bits(one, other)
-    return isinstance(one, (bool, int, float, str, type(None))) and type(one) is type(other) and one == other
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
-
-
-def distance(reference: Sequence[Tensor | None], candidate: Sequence[Tensor | None], call: Call) -> float | None:
-    """The largest rel_l2 of the tensors that two outputs have in the same place, over real tokens where they have some.
-
-    Attention weights beside an output are left out: a kernel gives none, and pads lie in two of their dimensions. None:
-    nothing can be compared.
-    """
-    pairs = [
-        (one, other)
-        for one, other in zip(reference, candidate, strict=False)
-        if one is not None and other is not None and one.shape == other.shape
-    ]
-    pairs = [pair for pair in pairs if not is_attention_map(pair[0], call.forward)] or pairs
-    values = [rel_l2(_rows(one, call), _rows(other.to(one.device), call)) for one, other in pairs]
-    return None if not values or any(map(math.isnan, values)) else max(values)
-
-
-def _rows(tensor: Tensor, call: Call) -> Tensor:
-    found = to_rows(tensor, call.forward)
-    return tensor if found is None else found
 
 
 class Natively:
@@ -312,7 +74,7 @@ class Natively:
         same, eps = self._same_conditions(), self._state_eps()
         noise = Noise(state_eps=eps, products_only=same, inputs=not same)
         first = self._run(self._candidate, noise, names)
-        far = {name for name, one in first.items() if one.floors > OWN_MULTIPLE}
+        far = _far(first)
         if not far:
             return first
         floors = self._run(self._reference, Noise(inputs=not same), far, all_floors=True, errors=first)
@@ -329,7 +91,7 @@ class Natively:
 
     def beyond(self, examined: dict[str, OwnError]) -> tuple[OwnError, ...]:
         """Those that lie too many floors up, and in float64 nowhere near; no kernels that are as exact as eager."""
-        far = {name for name, one in examined.items() if one.floors > OWN_MULTIPLE}
+        far = _far(examined)
         if not far:
             return ()
         replays = self._replayed(far)
@@ -419,3 +181,8 @@ class Natively:
 
     def _error(self, ran: Examination, exact: Examination, key: Key) -> float:
         return distance(exact.outputs[key], ran.outputs[key], self._reference.calls[key[0]]) or 0.0
+
+
+def _far(errors: Mapping[str, OwnError]) -> set[str]:
+    """Names of the modules that lie too many of their floors up."""
+    return {name for name, one in errors.items() if one.floors > OWN_MULTIPLE}
