@@ -154,11 +154,6 @@ class Measured:
     left_out: tuple[str, ...] = ()
 
     @property
-    def repeatable(self) -> bool:
-        """Both sides give the same output twice."""
-        return not self.random
-
-    @property
     def by_replay(self) -> bool:
         """The replay shows a difference, so that what closes it there is the cause."""
         return self.replay is not None and not self.replay.collapsed

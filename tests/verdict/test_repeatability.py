@@ -47,7 +47,7 @@ class Recurrent(nn.Module):
 
 def check_training(comparison: Comparison, *sides: str) -> None:
     assert comparison.verdict.kind == "semantic", comparison
-    assert not comparison.measured.repeatable
+    assert comparison.measured.random
     for side in sides:
         assert f"the {side} is random" in comparison.verdict.reason
         assert f"{side}.eval()" in comparison.explain().cause
@@ -110,7 +110,7 @@ def test_running_statistics_of_either_side_are_named(side: str) -> None:
     inputs = {"input": torch.randn(6, 16, generator=torch.Generator().manual_seed(1))}
     comparison = compare_models(models["reference"], models["candidate"], inputs)
     assert comparison.verdict.kind == "semantic"
-    assert comparison.measured.repeatable
+    assert not comparison.measured.random
     assert f"call {side}.eval()" in comparison.explain().cause
 
 
@@ -172,7 +172,7 @@ class OtherOrder(nn.Module):
 def test_an_order_of_sums_that_does_not_repeat_is_no_randomness() -> None:
     model = nn.Sequential(attention(), OtherOrder(), attention(1)).eval()
     inputs = {"input": hidden()["hidden"]}
-    assert compare_models(model, copy.deepcopy(model), inputs).measured.repeatable
+    assert not compare_models(model, copy.deepcopy(model), inputs).measured.random
     other = copy.deepcopy(model)
     other[2].scale = 0.3
     assert compare_models(model, other, inputs).verdict.kind == "semantic"
