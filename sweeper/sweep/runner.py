@@ -35,8 +35,8 @@ from sweeper.sweep.code_paths import CodePaths
 from sweeper.sweep.fallbacks import fallbacks_heard
 from sweeper.sweep.held import Held
 from sweeper.sweep.new_record import begun, checked, ended, reason_of
-from sweeper.sweep.passes import Passes, ReferenceRun, output_kind
 from sweeper.sweep.recorded import RecordedReference
+from sweeper.sweep.reference_runs import ReferenceRun, ReferenceRuns, output_kind
 from sweeper.sweep.routers import is_mixture, router_figures
 from sweeper.verdict.comparison import Comparison, compare_sides
 from sweeper.verdict.discrete_choices import run_with_selections
@@ -89,7 +89,7 @@ class Runner:
         self._held = Held(weights, say)
         self._recorded: RecordedReference | None = None
         self._code_paths = CodePaths()
-        self._passes = Passes(
+        self._reference_runs = ReferenceRuns(
             self._held.loaded,
             self._held.loaded_ahead,
             self._code_paths,
@@ -154,7 +154,7 @@ class Runner:
     def _forget(self, planned: PlannedCell) -> None:
         """Lets go of all that the failed cell may have filled the memory with."""
         self._held.forget()
-        self._passes.forget()
+        self._reference_runs.forget()
         self._evidence.clear()
         gc.collect()
         self.usable = usable(planned.cell.device)
@@ -209,7 +209,7 @@ class Runner:
         token_ids = self._held.token_ids(cell, loaded.model)
         if token_ids != reference.token_ids:
             raise AlignmentError("the reference ran other token ids than the candidate: nothing can be aligned")
-        run = self._passes.compare(planned, reference, following)
+        run = self._reference_runs.compare(planned, reference, following)
         ran, loaded = run.side, self._held.loaded(cell)  # again: others may have switched its attention
         was_read |= self._held.was_read_ahead(loaded)
         bare = self._run_bare(cell, loaded, ran, token_ids, was_read=was_read)
@@ -254,7 +254,7 @@ class Runner:
         token_ids, kind = self._held.token_ids(cell, loaded.model), output_kind(cell)
 
         def comparer(is_logits: bool) -> Comparer:
-            return self._passes.comparer(cell, loaded.model, token_ids, is_logits=is_logits)
+            return self._reference_runs.comparer(cell, loaded.model, token_ids, is_logits=is_logits)
 
         side, figures, ran, rows = recorded.compare(cell, loaded.model, kind, token_ids, comparer, self._progress)
         bare = self._run_bare(cell, loaded, side, token_ids, was_read=was_read)
@@ -302,8 +302,8 @@ class Runner:
             return None
         if judging.nothing_differs(figures):
             return judging.identical_record(figures)
-        assert self._passes.reference is not None, "what is judged was just compared with it"
-        telling = judging.telling_texts(figures.texts, self._passes.reference.grouped)
+        assert self._reference_runs.reference is not None, "what is judged was just compared with it"
+        telling = judging.telling_texts(figures.texts, self._reference_runs.reference.grouped)
         short = [judging.shortest(figures.texts, telling[0])]
         # where memory runs out: once more without what is kept of the reference, then on the shortest text alone
         ways = [(telling, False), (telling, False), (short, False)]
@@ -355,13 +355,13 @@ class Runner:
         return self._evidence[key]
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:
-        reference = self._passes.reference
+        reference = self._reference_runs.reference
         if reference is not None and reference.serves(planned):
             # Its state shares the model's tensors: without this the pool would drop the model and free nothing.
             self._held.keep(planned.reference)
             return reference
         if reference is None or reference.cell_id != planned.reference_id:
             self._evidence.clear()
-        self._passes.forget()  # frees its outputs before the next ones are made
+        self._reference_runs.forget()  # frees its outputs before the next ones are made
         model = self._held.loaded(planned.reference).model
-        return self._passes.run_reference(planned, self._held.token_ids(planned.reference, model))
+        return self._reference_runs.run_reference(planned, self._held.token_ids(planned.reference, model))

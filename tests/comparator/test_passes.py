@@ -20,7 +20,7 @@ from sweeper.environment import environment
 from sweeper.inputs.texts import batches
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import Status
-from sweeper.sweep import passes as sweep_passes
+from sweeper.sweep import reference_runs
 from sweeper.sweep.runner import Runner
 from tests import small_models
 from tests.composing import request_of
@@ -76,7 +76,7 @@ def test_in_step_gives_the_records_of_a_kept_reference(
         ran.append(arguments)
         return passes.compare_in_step(*arguments, **options, turn_bytes=turn_bytes)
 
-    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
+    monkeypatch.setattr(reference_runs, "compare_in_step", compare_in_step)
     assert records(plan, 1000) == kept
     assert len(ran) == len(plan.cells)
 
@@ -93,7 +93,7 @@ def test_cells_that_share_a_run_of_their_reference_get_the_records_of_each_alone
         ran.append(len(candidates))
         return passes.compare_in_step(reference, candidates, *arguments, **options)
 
-    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
+    monkeypatch.setattr(reference_runs, "compare_in_step", compare_in_step)
     assert records(plan, 1000, together=True) == kept
     assert ran == [len(plan.cells)] == [2]
 
@@ -111,7 +111,7 @@ def test_where_memory_runs_out_with_several_candidates_each_runs_alone(
         full = torch.OutOfMemoryError("CUDA out of memory")
         return left, [full if len(candidates) > 1 else one for one in ended]
 
-    monkeypatch.setattr(sweep_passes, "compare_in_step", compare_in_step)
+    monkeypatch.setattr(reference_runs, "compare_in_step", compare_in_step)
     assert records(plan, 1000, together=True) == kept
     assert ran == [2, 1, 1]
 
@@ -164,7 +164,7 @@ def test_a_reference_that_several_cells_name_is_kept_and_runs_once(
             ran[name] += 1
             return pass_of(*arguments, **options)
 
-        monkeypatch.setattr(sweep_passes, name, counted)
+        monkeypatch.setattr(reference_runs, name, counted)
     running = Runner(plan.environment, verdict=False, kept_bytes=1, shared={reference_id}, say=print)
     assert [running.run(planned)[0].status for planned in plan.cells] == [Status.OK, Status.OK]
     assert ran == {"keep_reference": 1, "compare_kept": 2}

@@ -85,7 +85,7 @@ def test_a_failed_cell_makes_the_exit_code_1_and_runs_again(tmp_path: Path, monk
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.sweep.passes.compare_kept", fail)
+        patch.setattr("sweeper.sweep.reference_runs.compare_kept", fail)
         assert sweep(tmp_path) == 1
     (failed,) = store(tmp_path).records()
     assert (failed.status, failed.reason) == (Status.FAILED, "RuntimeError: boom")
@@ -107,7 +107,7 @@ def test_the_reason_of_a_cell_that_fails_over_a_measured_one_is_where_the_line_s
 
     assert sweep(tmp_path, "verdict=false") == 0
     with monkeypatch.context() as patch:
-        patch.setattr("sweeper.sweep.passes.compare_kept", fail)
+        patch.setattr("sweeper.sweep.reference_runs.compare_kept", fail)
         assert sweep(tmp_path) == 1
     (measured,) = store(tmp_path).records()
     assert measured.status is Status.OK

@@ -74,7 +74,7 @@ class CandidateRun:
     fallbacks: list[str]
 
 
-class Passes:
+class ReferenceRuns:
     """Runs references and candidates. Holds the reference of the last cell, and what ran ahead of its turn.
 
     Args:
