@@ -55,11 +55,15 @@ from sweeper.models.loading import load
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.grid import SweepRequest, expand
 from sweeper.planning.unsupported import unsupported_reason
-from sweeper.sweep import code_paths, cost, held, passes, runner
+from sweeper.sweep import code_paths, cost, held, reference_runs, runner
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "models": [(loading.ModelPool, "get")],
-    "compare": [(passes, "keep_reference"), (passes, "compare_kept"), (passes, "compare_in_step")],
+    "compare": [
+        (reference_runs, "keep_reference"),
+        (reference_runs, "compare_kept"),
+        (reference_runs, "compare_in_step"),
+    ],
     "cost": [(runner, "run_bare")],
     "timed": [(cost, "_timed_ms")],
     "steady": [(code_paths, "steady_outputs")],
