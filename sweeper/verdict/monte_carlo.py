@@ -31,6 +31,7 @@ _PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolu
 _COARSEST_PRODUCT = 2.0**-7
 _COMPUTED = "_computed_from_floats"
 _PIECE = 2**24  # elements of a large tensor that are nudged at once: several copies of them are made
+_LARGE_FACTOR = 2**28  # elements (2 GiB in float64) of a product's second factor that are copied to float64 at once
 
 
 class OperationNoise(TorchDispatchMode):
@@ -75,8 +76,7 @@ class OperationNoise(TorchDispatchMode):
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
         exact = None
         if name in _PRODUCTS:  # before all else, so that its factors are let go of: an output head is large
-            args, kwargs = tree_map(_double, (args, kwargs))
-            exact = func(*args, **kwargs)
+            exact = _exact_product(func, name, args, kwargs)
         del args, kwargs
 
         def noisy(leaf: Any) -> Any:
@@ -129,6 +129,19 @@ class OperationNoise(TorchDispatchMode):
         if device.type not in self._generators:
             self._generators[device.type] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device.type]
+
+
+def _exact_product(func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+    """The product in float64; a large second factor is copied to float64 so many columns at a time."""
+    if name != "mm" or args[1].numel() <= _LARGE_FACTOR:
+        args, kwargs = tree_map(_double, (args, kwargs))
+        return func(*args, **kwargs)
+    left, right = args[0].double(), args[1]
+    product = left.new_empty(left.shape[0], right.shape[1])
+    columns = max(1, _LARGE_FACTOR // right.shape[0])
+    for into, some in zip(product.split(columns, dim=1), right.split(columns, dim=1), strict=True):
+        into.copy_(func(left, some.double()))
+    return product
 
 
 def _double(value: Any) -> Any:
