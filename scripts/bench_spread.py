@@ -56,7 +56,12 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a name of conf/checkpoint")
     parser.add_argument("weights", nargs="*", default=["spread"], metavar="WEIGHTS")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--cap-gib", type=float, help="of each GPU's memory, that the process may take")
     asked = parser.parse_args()
+    if asked.cap_gib is not None:
+        for gpu in range(torch.cuda.device_count()):
+            total = torch.cuda.get_device_properties(gpu).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, asked.cap_gib * 2**30 / total), gpu)
     found = []
     for weights in asked.weights:
         with tempfile.TemporaryDirectory(prefix="bench-spread-") as folder:
