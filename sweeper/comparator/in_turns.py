@@ -11,7 +11,6 @@ runs each text alone and another all at once, one of them has to be kept for a w
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
+from torch import nn
 
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.module_pairs import ModulePairs
+from sweeper.models.copying import copied_model
 from sweeper.models.swapping import Source, sharing_parameter
 
 # Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`module_pairs.py`). On a CPU,
@@ -142,6 +142,6 @@ def _switch(target: greenlet) -> Any:
 def twin(model: nn.Module) -> nn.Module:
     """A model of its own, with an attention backend of its own, on the same parameters and buffers; what is streamed
     comes and goes on each side for itself."""
-    own: dict[int, Tensor] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    own: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     own |= {id(one): sharing_parameter(one) for one in model.parameters() if Source.of(one) is not None}
-    return copy.deepcopy(model, own)
+    return copied_model(model, own)

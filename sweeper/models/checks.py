@@ -7,6 +7,7 @@ cell unsupported.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ def switch_attention(model: nn.Module, implementation: str) -> str | None:
     Returns:
         None where the backend is in effect in every sub-config and module; else why it is not, in one line.
     """
-    if not_in_effect(model, implementation) is None:
+    if _known_in_effect(model, implementation) or not_in_effect(model, implementation) is None:
         return None
     config: Any = model.config
     before = config._attn_implementation
@@ -44,9 +45,20 @@ def switch_attention(model: nn.Module, implementation: str) -> str | None:
     return reason
 
 
+_CONFIGS: weakref.WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+"""Of models that were looked at: `_configs`."""
+
+
+def _known_in_effect(model: nn.Module, implementation: str) -> bool:
+    """Whether a backend is in effect in all places that are known; no other is made but by a switch."""
+    known = _CONFIGS.get(model)
+    return known is not None and all(config._attn_implementation == implementation for _, config in known)
+
+
 def not_in_effect(model: nn.Module, implementation: str) -> str | None:
     """Where another backend is in effect than this one; None where there is no such place."""
-    for name, config in _configs(model):
+    _CONFIGS[model] = [*_configs(model)]
+    for name, config in _CONFIGS[model]:
         if config._attn_implementation != implementation:
             return (
                 f"{type(model).__name__} runs {config._attn_implementation} and not {implementation}"

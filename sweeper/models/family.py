@@ -15,6 +15,7 @@ from sweeper.config import Attention, Head, Inputs
 from sweeper.environment import version
 from sweeper.errors import UnsupportedError
 from sweeper.models.backends import implementation
+from sweeper.models.once import once_a_model
 
 _HEADS = {
     Head.CAUSAL_LM: ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
@@ -156,6 +157,7 @@ def context(model: Any) -> int | None:
     return most - first_position(model) if isinstance(most, int) and most > 0 else None
 
 
+@once_a_model
 def first_position(model: nn.Module) -> int:
     """The position of a text's first token, by the model's own count: RoBERTa and its kin start behind their pad."""
     for name, module in model.named_modules():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sweeper.devices import free_bytes, synchronize
 from sweeper.errors import UnsupportedError
 from sweeper.models.backends import implementation
 from sweeper.models.checks import state_mismatch, switch_attention
+from sweeper.models.copying import copied_model
 from sweeper.models.pretrained import whole_model
 from sweeper.models.swapping import sharing_parameter
 from sweeper.models.weights import Read, WeightsKey
@@ -87,7 +88,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     """
     own: dict[int, Any] = {id(parameter): sharing_parameter(parameter) for parameter in model.parameters()}
     own |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-    copied: nn.Module = copy.deepcopy(model, own)
+    copied = copied_model(model, own)
     for name in ("to", "cuda"):  # accelerate gives a model on several GPUs functions that hold the model itself
         vars(copied).pop(name, None)
     return copied
@@ -95,16 +96,33 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and what it cost to get it there."""
+    """A model in memory, and what it cost to get it there.
+
+    Attributes:
+        fits: what cells asked of its parameters, and was found.
+    """
 
     model: nn.Module
     key: WeightsKey
     load_time_s: float
+    fits: set[Hashable] = field(default_factory=set)
 
     @functools.cached_property
     def nbytes(self) -> int:
         """The bytes of all parameters and buffers, tied ones once."""
         return sum(tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()])
+
+
+def _check_fits(loaded: LoadedModel, cell: Cell) -> None:
+    """Looks once at the parameters for all cells that ask the same of them.
+
+    Raises:
+        UnsupportedError: they are not of the cell's dtype or on its device.
+    """
+    asked = cell.dtype, cell.load_strategy, cell.device
+    if asked not in loaded.fits and (mismatch := state_mismatch(loaded.model, cell)):
+        raise UnsupportedError(mismatch)
+    loaded.fits.add(asked)
 
 
 _Slot = tuple[WeightsKey, str]
@@ -139,11 +157,11 @@ class ModelPool:
                 synchronize(cell.device)
                 self._models[slot] = LoadedModel(model, key, time.perf_counter() - start)
             self._models.move_to_end(slot)
-            reason = switch_attention(self._models[slot].model, attention)
-            if reason is None and (mismatch := state_mismatch(self._models[slot].model, cell)):
-                raise UnsupportedError(mismatch)
+            loaded = self._models[slot]
+            reason = switch_attention(loaded.model, attention)
             if reason is None:
-                return self._models[slot], was_read
+                _check_fits(loaded, cell)
+                return loaded, was_read
             if is_new and was_read:  # it was loaded for this backend
                 break
         raise UnsupportedError(reason)

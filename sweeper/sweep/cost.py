@@ -14,6 +14,7 @@ from sweeper.comparator.side import Call
 from sweeper.config import Cell, Compile, LoadStrategy
 from sweeper.devices import synchronize
 from sweeper.models.backends import BACKENDS
+from sweeper.models.once import once_a_model
 from sweeper.models.swapping import Source
 from sweeper.records.cell import Cost
 
@@ -82,9 +83,14 @@ def _start_of_peak() -> int:
 def _peak_memory_gib(model: nn.Module, allocated: int) -> float:
     """The weights that stay, and what a bare forward needed beyond what was allocated before it."""
     beyond = torch.cuda.max_memory_allocated() - allocated
+    return (_weights_that_stay(model) + beyond) / 2**30
+
+
+@once_a_model
+def _weights_that_stay(model: nn.Module) -> int:
+    """Their bytes; streamed ones come and go."""
     tensors = [*model.parameters(), *model.buffers()]
-    weights = sum(tensor.nbytes for tensor in tensors if Source.of(tensor) is None and not tensor.is_meta)
-    return (weights + beyond) / 2**30
+    return sum(tensor.nbytes for tensor in tensors if Source.of(tensor) is None and not tensor.is_meta)
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
