@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sweeper.cli.run import carry_out
 from sweeper.errors import ConfigError
-from sweeper.launchers import gpus
+from sweeper.launchers import gpus, processes
 from sweeper.launchers.gpus import places
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Launcher, Lost, Unit, units_of
@@ -182,6 +183,19 @@ def test_a_worker_sees_its_own_gpus() -> None:
         ConfigError, match=r"workers=1 of 2 GPUs each: there are 1 .* ask for launcher.gpus_a_worker=1 or fewer"
     ):
         seen(None, 2, "0")
+
+
+def test_a_sweep_runs_on_gpus_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan's ids hold the first GPU's name; records of another would be kept under it."""
+    request = request_of("checkpoint=tiny_llama", "launcher=gpus")
+    monkeypatch.setattr(processes, "plan_here", lambda _: SimpleNamespace(environment={"device": "cuda"}))
+    launcher = gpus.GpusLauncher([])
+    monkeypatch.setattr(gpus, "gpu_names", lambda: {"4": "A", "5": "B", "7": "A"})
+    said = r"2 kinds \(4,7 A, 5 B\), a sweep is of one: set CUDA_VISIBLE_DEVICES=4,7 or CUDA_VISIBLE_DEVICES=5"
+    with pytest.raises(ConfigError, match=said):
+        launcher.plan(request)
+    monkeypatch.setattr(gpus, "gpu_names", lambda: {"4": "A", "7": "A"})
+    assert launcher.plan(request).environment == {"device": "cuda"}
 
 
 def test_a_model_larger_than_a_gpu_gets_several(monkeypatch: pytest.MonkeyPatch) -> None:
