@@ -253,7 +253,7 @@ class CellRecord(Record):
         routers: of a mixture of experts, each router; none where nothing routes, or otherwise on the two sides.
         first_divergence: the first module in order of execution whose output differs in any element; None if none.
         neighbours_changed: share of texts whose nearest neighbour within their batch, by the cosine of embeddings, is
-            another than the reference's; None of logits, and where every text has a batch of its own.
+            another than the reference's; None of logits, and where no batch has three texts.
         output_kind, output, language, texts, state, cost, verdict: the figures; None where it did not get that far.
         unjudged: why there is no verdict though one was asked for: memory ran out, which says nothing about the cell.
             Where there is more, the same command judges it.

@@ -183,7 +183,7 @@ class Examination:
         self._pending[key] = found
 
     def _near(self, dtype: torch.dtype, ours: list[torch.dtype]) -> float:
-        """Up to which error no floor needs to be measured."""
+        """The largest error of which no floor needs to be measured."""
         nudged = self._decisive and self._noise is not None and not self._noise.products_only
         least = _LEAST_NUDGED if nudged and all(own is dtype for own in ours) else _LEAST_FLOOR
         return OWN_MULTIPLE * least * _eps(dtype)
