@@ -5,6 +5,7 @@ Nothing here knows a model, a file or a config: only named tensors in token orde
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Container, Sequence
@@ -90,16 +91,13 @@ class Comparer:
         self._neighbours: list[Tensor] = []  # of the batches of several texts, how many have another one
         self._among_others = 0  # texts of these
         self._order: list[int] = []
-        self._is_layer: dict[str, bool] = {}
 
     def begin_batch(self, texts: Sequence[int]) -> None:
         """Says which texts come next; without it there are no figures by token of them."""
         self._tokens.begin_batch(texts)
 
     def _watch(self, name: str, reference_NF: Tensor, candidate_NF: Tensor) -> None:
-        if name not in self._is_layer:
-            self._is_layer[name] = layer_and_kind(name)[1] == "layer"
-        if self._is_layer[name]:
+        if layer_and_kind(name)[1] == "layer":
             self._tokens.take(name, reference_NF, candidate_NF)
 
     def end_batch(self, texts: Sequence[int], reference: BatchOutputs, candidate: BatchOutputs) -> None:
@@ -185,6 +183,7 @@ def _module_row(order: int, name: str, pair: ModulePair, places: Places, measure
 _LAYER = re.compile(r"^(?:.*?\.)?(\d+)(?:\.(.+))?$")
 
 
+@functools.lru_cache(maxsize=2**14)
 def layer_and_kind(name: str) -> tuple[int | None, str]:
     """`model.layers.3.mlp.up_proj` -> (3, "mlp.up_proj"); `model.layers.3` -> (3, "layer"); else (None, name)."""
     path, mark, suffix = name.partition("#") if "#" in name else name.partition("[")

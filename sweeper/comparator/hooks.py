@@ -57,7 +57,8 @@ class Capture:
         self._take = take
         self._calls: dict[str, int] = {}
         self._tokens: Tokens | None = None
-        self._no_pads: tuple[int, ...] | None = None  # B and T, where all of it are tokens
+        self._home = torch.device("cpu")  # of the tokens of the call
+        self._index_N: Tensor | None = None  # of the tokens; None where there are no pads
         self._places: list[Tensor] = []  # of the tokens of each step, in a call that is made in steps
         self._steps: dict[str, tuple[str, list[Tensor]]] = {}
         self.unaligned: dict[str, str] = {}
@@ -67,7 +68,8 @@ class Capture:
         self._calls.clear()
         if isinstance(tokens, Step):
             self._places.append(tokens.place_N)
-        self._no_pads = tokens.shape if len(tokens.flat_N) == math.prod(tokens.shape) else None
+        self._home = tokens.flat_N.device
+        self._index_N = None if len(tokens.flat_N) == math.prod(tokens.shape) else tokens.flat_N
 
     def end(self) -> None:
         """The call that was begun is over: what came step by step is put in the order of the call's tokens."""
@@ -122,15 +124,15 @@ class Capture:
 
     def _at_home(self, tensor: Tensor) -> Tensor:
         """The tensor where the call's tokens are: of a model that lies on several GPUs all is compared there."""
-        home = self._begun.flat_N.device
-        return tensor if tensor.device == home else tensor.to(home)
+        return tensor if tensor.device == self._home else tensor.to(self._home)
 
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
-        """`rows`, in one operation where no row is left out."""
-        tensor = self._at_home(tensor)
-        if tensor.dim() == 3 and tensor.shape[:2] == self._no_pads:
-            return tensor.flatten(0, 1)
-        return self.rows(tensor, self._begun)
+        """`rows`, in the fewest operations for what nearly all modules give."""
+        tokens, tensor = self._begun, self._at_home(tensor)
+        if tensor.dim() == 3 and tensor.shape[:2] == tokens.shape:
+            flat_NF = tensor.flatten(0, 1)
+            return flat_NF if self._index_N is None else flat_NF.index_select(0, self._index_N)
+        return self.rows(tensor, tokens)
 
 
 def name_of_call(name: str, call: int) -> str:

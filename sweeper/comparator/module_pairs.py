@@ -6,6 +6,7 @@ out among calls as they like. Shapes: N tokens, F features.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
@@ -120,8 +121,7 @@ class ModulePairs:
         dtypes = reference_NF.dtype, output.tensor_NF.dtype
         self._empty = self._empty or rows_of(empty_block(_STATES_AT_ONCE, output.tensor_NF.device))
         accumulator = PairAccumulator(*dtypes, self._empty.pop())
-        reference_dtype, candidate_dtype = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-        pair = ModulePair(output.module_type, reference_dtype, candidate_dtype, accumulator)
+        pair = ModulePair(output.module_type, _name_of(dtypes[0]), _name_of(dtypes[1]), accumulator)
         self.modules[output.name] = pair
         return pair
 
@@ -151,6 +151,11 @@ class ModulePairs:
                 f"modules that ran only in the reference: {_some(only_reference)}; "
                 f"only in the candidate: {_some(self._only_candidate)}"
             )
+
+
+@functools.cache
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _next_rows(waiting: deque[Tensor], rows: int) -> Tensor:

@@ -34,7 +34,9 @@ class InlineLauncher:
                         alone = replace(unit, cells=(planned,))
                         yield from ProcessLauncher([{}]).launch(_Then([alone]), make_worker, sink)
                         continue
-                    worker = worker or make_worker(sink)
+                    if worker is None:
+                        worker = make_worker(sink)
+                        gc.freeze()  # what that imported
                     sink.cell_started(planned)
                     yield Finished(*worker.run(planned, () if unit.careful else unit.cells[place + 1 :]))
                     if not worker.usable:

@@ -5,6 +5,7 @@ Whoever fills these two vectors (plain torch in `pair.py`, a fused kernel) gets 
 
 from __future__ import annotations
 
+import functools
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -77,6 +78,18 @@ class Pair(NamedTuple):
 
 def empty_state(device: torch.device | str) -> State:
     """The state of no rows: `merge` with it changes nothing."""
+    return State(*(numbers.clone() for numbers in _template(torch.device(device), _current(device))))
+
+
+def _current(device: torch.device | str) -> int | None:
+    """Which GPU a device without a number is."""
+    device = torch.device(device)
+    return torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+
+
+@functools.cache
+def _template(device: torch.device, _number: int | None) -> State:
+    """`empty_state`, for copies: sending it to a GPU waits for all that the GPU has to do."""
     inf, nan = float("inf"), float("nan")
     reals = [0.0] * Real.MAX_ABS + [-1.0, 0.0, inf, nan, nan]
     counts = [0] * Count.MAX_ULP + [INT64_MIN, -1, -1]
@@ -86,8 +99,8 @@ def empty_state(device: torch.device | str) -> State:
 
 
 def empty_block(states: int, device: torch.device | str) -> State:
-    """`empty_state` so many times, a row each ([S, K]): one after the other, each would be two transfers to a GPU."""
-    reals, counts = empty_state(device)
+    """`empty_state` so many times, a row each ([S, K])."""
+    reals, counts = _template(torch.device(device), _current(device))
     return State(reals.repeat(states, 1), counts.repeat(states, 1))
 
 
