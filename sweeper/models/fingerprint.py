@@ -23,7 +23,11 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     sums: list[Tensor] = []
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        raw = tensor.detach().contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
+        raw = (
+            tensor.detach().contiguous().view(-1).view(torch.uint8)
+            if tensor.numel()
+            else tensor.new_empty(0, dtype=torch.uint8)
+        )
         if raw.device.type == "cpu":
             digest.update(raw.numpy().data)
         elif raw.numel():

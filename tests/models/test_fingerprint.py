@@ -31,6 +31,12 @@ def test_sums_tell_one_bit_a_swap_and_two_signs(dtype: torch.dtype) -> None:
     assert len(seen) == 6
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_empty_has_a_fingerprint(dtype: torch.dtype) -> None:
+    """A cache that was emptied is a leaf as any other."""
+    assert fingerprint([("a", torch.empty(0, dtype=dtype))]) != fingerprint([("a", torch.zeros(1, dtype=dtype))])
+
+
 def test_names_shapes_and_dtypes_count() -> None:
     tensor = torch.zeros(4, 2)
     others = [("b", tensor), ("a", tensor.view(2, 4)), ("a", tensor.int()), ("a", tensor.T), ("a", -tensor)]
