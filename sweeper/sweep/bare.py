@@ -47,8 +47,8 @@ def run_bare(
     without_effect |= tried
     if reason := idle(cell, token_ids):
         without_effect["batch"] = reason
-    if cell.decode is Decode.CHUNKS_OF_16 and ran.steps == 1:
-        without_effect["decode"] = "no forward has more than 16 columns: all of it is one chunk"
+    if cell.decode is not Decode.WHOLE and ran.steps == 1:
+        without_effect["decode"] = "each forward is one step: it is no longer, or a text begins that late behind pads"
     if not kernels and cell.attention is not Attention.EAGER:
         without_effect["attention"] = "no attention was seen at work"
     return {"attention_kernels": kernels, "without_effect": without_effect, "cost": cost}
