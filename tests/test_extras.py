@@ -43,9 +43,9 @@ sys.exit(dispatch(sys.argv[1:]))
 
 def test_an_extra_is_no_dependency_and_the_tests_need_them_all() -> None:
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["dependencies"]}  # type: ignore[index]
-    assert names.isdisjoint({"wandb", "wandb-workspaces", "pandas", "numba", "pillow", "soundfile"})
-    assert {"wandb", "cpu", "frames", "media"} <= EXTRAS.keys()
-    assert "sweeper[wandb,cpu,frames,media]" in EXTRAS["test"]
+    assert names.isdisjoint({"wandb", "wandb-workspaces", "pandas", "numba", "pillow", "soundfile", "optimum-quanto"})
+    assert {"wandb", "cpu", "frames", "media", "quantised-cache"} <= EXTRAS.keys()
+    assert "sweeper[wandb,cpu,frames,media,quantised-cache]" in EXTRAS["test"]
 
 
 def test_without_pandas_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

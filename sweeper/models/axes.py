@@ -218,13 +218,17 @@ _BUILT_IN = (
     ),
     Axis(
         name="decode",
-        help="how tokens reach a decoder: whole, or in steps behind a cache",
+        help="how tokens reach a decoder: whole, or in steps behind a cache (quantised: by optimum-quanto, to 4 bits)",
         kind=config.Decode,
         default="whole",
         aliases={"prefill": "whole", "token": "tokens", "cached": "tokens", "chunks": "chunks_of_16"},
         weights=nothing,
         conditions=nothing,
         forms_calls=True,
+        halfway={
+            config.Decode.TOKENS_QUANTISED: (config.Decode.TOKENS,),
+            config.Decode.CHUNKS_OF_16_QUANTISED: (config.Decode.CHUNKS_OF_16,),
+        },
         unsupported=_decodes_in_steps,
         needs=backends.quantises_caches,
     ),

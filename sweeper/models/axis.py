@@ -64,6 +64,7 @@ class Axis:
             cells have the same names. Each is put back alone to find a cause.
         forms_calls: it decides how texts become calls of the model, and nothing else: it is put back alone, by forming
             the calls under the reference's value.
+        halfway: of such an axis, value -> others on the way to the default, as `Switch.halfway`.
         without_effect: setting -> why it does nothing here. Asked after the cell's forwards, in its conditions.
         unsupported: why the cell cannot run, and what would; None where nothing stands in the way.
         needs: distributions without which the cell cannot run.
@@ -84,6 +85,7 @@ class Axis:
     around: Callable[[Cell], AbstractContextManager[Any]] | None = None
     switches: Callable[[Cell], Mapping[str, Switch]] | None = None
     forms_calls: bool = False
+    halfway: Mapping[Any, tuple[Any, ...]] = field(default_factory=dict)
     without_effect: Callable[[Cell], Mapping[str, str]] | None = None
     unsupported: Callable[[Cell], str | None] = nothing
     needs: Callable[[Cell], tuple[str, ...]] | None = None

@@ -14,8 +14,10 @@ from sweeper.comparator.observation import observe
 from sweeper.comparator.side import Side
 from sweeper.config import Decode
 from sweeper.environment import environment
+from sweeper.errors import UnsupportedError
 from sweeper.inputs.calls import Decoding, call_of
 from sweeper.inputs.layout import in_steps, step_bounds
+from sweeper.models.caches import new_cache
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import Store
@@ -76,10 +78,12 @@ def test_every_row_of_every_module_meets_its_own(tmp_path: Path, options: tuple[
         assert record.cost.repeatable
 
 
-def test_chunks_that_hold_all_are_told(tmp_path: Path) -> None:
+def test_a_step_that_holds_all_is_told(tmp_path: Path) -> None:
     ids = "inputs.token_ids=[[1,2,3],[4,5]]"
     (record, _), *_ = run(tmp_path, "decode=chunks_of_16", ids).values()
-    assert record.without_effect["decode"].startswith("no forward has more than 16 columns")
+    assert record.without_effect["decode"].startswith("each forward is one step")
+    (record, _), *_ = run(tmp_path, "decode=tokens_static", "layout=padded_left").values()  # a text of one token
+    assert record.without_effect["decode"].startswith("each forward is one step")
     longer = f"inputs.token_ids=[[1,2,3],{list(range(20))}]", "inputs.batch_size=1"  # in the second batch
     (record, _), *_ = run(tmp_path, "decode=chunks_of_16", *longer).values()
     assert "decode" not in record.without_effect
@@ -97,6 +101,52 @@ def test_explain_puts_it_back_alone(tmp_path: Path) -> None:
     assert explained.put_back == "decode=whole"
     assert explained.closed_bitwise
     assert explained.cause.startswith("decode: whole -> tokens")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_quantised_cache_is_another_function_and_the_cause(tmp_path: Path, dtype: str) -> None:
+    """No precision makes up for four bits, nor does the replay; the same steps with a cache that keeps all do."""
+    pytest.importorskip("optimum.quanto")
+    arguments = (f"dtype={dtype}", "decode=tokens_quantised,chunks_of_16_quantised", "layout=single")
+    request = request_of(*TINY, *arguments, "reference={decode:whole}", f"output_dir={tmp_path}", "sweep=s")
+    assert carry_out(request) == 0
+    records = list(Store(tmp_path / "single" / "s").records())
+    assert len(records) == 2
+    for record in records:
+        assert record.verdict is not None
+        assert record.verdict.kind == "semantic", record.verdict
+        evidence = {one.name: one.value for one in record.verdict.evidence}
+        assert float(evidence["replay rel_l2"]) > 1e-3
+        first, *_, last = map(float, str(evidence["replay rel_l2 by position"]).split(", "))
+        assert first < 1e-12 < 1e-3 < last  # the first token reads no cache
+        assert record.verdict.cause is not None
+        kept = str(record.verdict.cause.put_back).removeprefix("decode=")
+        assert kept in ("tokens", "chunks_of_16")
+        assert record.verdict.cause.what == f"decode: {kept} -> {kept}_quantised"
+        assert record.cost is not None
+        assert record.cost.repeatable
+
+
+def test_a_quantised_cache_unpacks_what_was_packed() -> None:
+    pytest.importorskip("optimum.quanto")
+    from optimum.quanto.tensor.packed import PackedTensor
+
+    model = plain("llama", dtype=torch.float32)
+    model.config.head_dim = 32
+    new_cache(model, "quantised", 8)
+    for bits in (2, 4):
+        integers = torch.randint(0, 2**bits, (7, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(PackedTensor.pack(integers, bits).unpack(), integers)
+
+
+def test_what_a_quantised_cache_cannot_keep_is_said() -> None:
+    pytest.importorskip("optimum.quanto")
+    narrow, windowed = plain("llama", dtype=torch.float32), plain("gemma2", dtype=torch.float32)
+    narrow.config.head_dim = 24
+    with pytest.raises(UnsupportedError, match="keeps groups of 64 numbers, and a token has 48 keys here"):
+        new_cache(narrow, "quantised", 8)
+    with pytest.raises(UnsupportedError, match="transformers has no quantised cache for this model"):
+        new_cache(windowed, "quantised", 8)
 
 
 def test_what_cannot_be_read_in_steps_is_said(tmp_path: Path) -> None:

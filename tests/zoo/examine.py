@@ -48,7 +48,14 @@ class Mark:
 
 def missing_packages(pair: Pair) -> list[str]:
     """The packages that a pair needs and that are not here."""
-    return [package for package in pair.needs if find_spec(package) is None]
+    return [package for package in pair.needs if _absent(package)]
+
+
+def _absent(package: str) -> bool:
+    try:
+        return find_spec(package) is None
+    except ModuleNotFoundError:  # the package that it lies in
+        return True
 
 
 @functools.cache

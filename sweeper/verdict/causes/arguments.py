@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sweeper.comparator.side import Call, Side, text_lengths
 from sweeper.config import label
 from sweeper.inputs.layout import to_rows
+from sweeper.models import axes
 from sweeper.models.configs import takes
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.state_changes import Provenance
@@ -143,19 +144,22 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
 
 
 def formed_counterfactuals(pair: Pair) -> list[Counterfactual]:
-    """Each axis that forms the calls of a cell alone, where the sides differ in it."""
+    """Each axis that forms the calls of a cell alone, where the sides differ in it, one part less each time."""
     left, right = (side.formed for side in pair)
-    differing = [axis for axis in left if axis in right and left[axis] != right[axis]]
-    return [_formed(axis, left[axis], right[axis]) for axis in differing]
+    found = []
+    for name in (axis for axis in left if axis in right and left[axis] != right[axis]):
+        passed = [value for value in axes.axis(name).halfway.get(right[name], ()) if value != left[name]]
+        found += [_formed(name, value, right[name]) for value in (*passed, left[name])]
+    return found
 
 
-def _formed(axis: str, reference: Any, candidate: Any) -> Counterfactual:
+def _formed(axis: str, value: Any, candidate: Any) -> Counterfactual:
     def change(side: Side) -> Side:
         assert side.recalled is not None, "what has such axes is a cell"
-        return replace(side, calls=side.recalled(axis, reference), formed={**side.formed, axis: reference})
+        return replace(side, calls=side.recalled(axis, value), formed={**side.formed, axis: value})
 
-    name = f"{axis}: {label(reference)} -> {label(candidate)}"
-    return Counterfactual(name, f"{axis}={label(reference)}", "inputs", _on_candidate(change))
+    name = f"{axis}: {label(value)} -> {label(candidate)}"
+    return Counterfactual(name, f"{axis}={label(value)}", "inputs", _on_candidate(change))
 
 
 def _packed_with_cache(call: Call) -> bool:

@@ -12,6 +12,7 @@ from tests.zoo.serving import batches, compiling, decoding
 
 SPLIT_SEED = 1717
 
-PAIRS = [pair for file in (batches, decoding, compiling) for pair in file.PAIRS]
-_HALVES = split((pair.name for pair in PAIRS), SPLIT_SEED)
-TUNING, HELD_OUT = ([pair for pair in PAIRS if pair.name in half] for half in _HALVES)
+_DRAWN = ([pair for file in (batches, decoding, compiling) for pair in file.PAIRS], decoding.QUANTISED)
+PAIRS = [pair for pairs in _DRAWN for pair in pairs]
+_HALVES = [split((pair.name for pair in pairs), SPLIT_SEED) for pairs in _DRAWN]
+TUNING, HELD_OUT = ([pair for pair in PAIRS if any(pair.name in halves[half] for halves in _HALVES)] for half in (0, 1))

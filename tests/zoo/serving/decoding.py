@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
+from sweeper.models.caches import new_cache
 from tests.zoo.models import load, one_length, padded
 from tests.zoo.pairs import Pair, PairModels
 from tests.zoo.serving.of_models import of_models
@@ -114,6 +115,13 @@ class PadsRead(Decoded):
         return torch.ones_like(mask[:, :end])
 
 
+class Quantised(Decoded):
+    """Keeps all but the last tokens in four bits."""
+
+    def new_cache(self, columns: int) -> Any:
+        return new_cache(self.model, "quantised", columns)
+
+
 class SharedValues(Decoded):
     """Puts the values of the first layer in place of the last one's."""
 
@@ -150,4 +158,14 @@ PAIRS: list[Pair] = of_models(
         ("decode_shared_values", ("sharedvalues", "cache", "value"), decoded(SharedValues, 2)),
     ],
     MODELS,
+)
+
+# added when the package could be had, with the verdict in sight; drawn apart so that the others stay where they were
+QUANTISED: list[Pair] = of_models(
+    [
+        ("decode_quantised", ("quantised", "cache"), decoded(Quantised)),
+        ("decode_quantised_chunks", ("quantised", "cache"), decoded(Quantised, 4)),
+    ],
+    MODELS,
+    needs=("optimum.quanto",),
 )
