@@ -160,13 +160,17 @@ def _equal(reference: StateEntry, candidate: StateEntry) -> Tensor:
 def pieces(left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Two tensors of one shape side by side, so many elements at once that copies of them in float64 are small."""
     chunk = _CHUNK["cpu" if left.device.type == "cpu" else "cuda"]
-    return zip(left.flatten().split(chunk), right.to(left.device).flatten().split(chunk), strict=True)
+    left, right = left.flatten(), right.to(left.device).flatten()
+    if len(left) <= chunk:
+        return iter([(left, right)])
+    return zip(left.split(chunk), right.split(chunk), strict=True)
 
 
 def _max_abs(left: Tensor, right: Tensor) -> Tensor:
     if not left.numel():
         return left.new_zeros((), dtype=torch.float64)
-    return torch.stack([(mine.double() - other.double()).abs().max() for mine, other in pieces(left, right)]).max()
+    most = [(mine.double() - other.double()).abs_().max() for mine, other in pieces(left, right)]
+    return torch.stack(most).max() if len(most) > 1 else most[0]
 
 
 def _difference(name: str, reference: StateEntry, candidate: StateEntry, max_abs: float) -> StateDifference:

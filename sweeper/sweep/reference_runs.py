@@ -253,7 +253,8 @@ def _is_compiled(cell: Cell) -> bool:
 
 
 def _bytes_in_step(cell: Cell, reference: ReferenceRun, model: nn.Module) -> int:
-    """Estimates what a candidate that runs in step holds beside its model: outputs that wait, logits of a batch."""
+    """Estimates what a candidate that runs in step holds beside its model: outputs that wait, and as much again of the
+    forward that is suspended, logits of a batch. At least a third of what waits is the reference's, for all of them."""
     tokens = max(sum(len(reference.token_ids[text]) for text in texts) for texts in reference.grouped)
     logits = tokens * vocabulary(model) * 4 if output_kind(cell) == "logits" else 0
-    return 2 * launch_bytes(cell.device) + 2 * logits
+    return 3 * launch_bytes(cell.device) // 2 + 2 * logits

@@ -5,6 +5,7 @@ All of it is bounded, so that a page of thousands of cells is still opened at on
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -188,10 +189,15 @@ def _token_maps(
     maps = []
     for text in dict.fromkeys(first.text):
         places = [i for i, one in enumerate(first.text) if one == text]
-        figures = [[figure(layer.rel_l2[i], 3) for i in places] for layer in tokens.values()]
+        figures = [_rounded(tuple(layer.rel_l2[i] for i in places)) for layer in tokens.values()]
         words = texts[text][:TEXT_LETTERS] if text < len(texts) else None
         maps.append({"text": text, "words": words, "layers": layers, "rel_l2": figures})
     return maps
+
+
+@functools.lru_cache(maxsize=512)  # cells of one worth stand side by side, and many have the same figures
+def _rounded(values: tuple[float, ...]) -> list[float | str]:
+    return [figure(value, 3) for value in values]
 
 
 def curve_data(curves: Sequence[Layers]) -> list[dict[str, Any]]:
