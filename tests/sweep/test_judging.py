@@ -217,11 +217,11 @@ def test_judging_gets_the_memory_of_a_kept_reference_where_it_has_too_little(
 
     def comparison(self: Runner, *arguments: Any) -> Any:
         if not kept:
-            assert self._passes.reference is not None
+            assert self._reference_runs.reference is not None
             kept.extend(
                 map(
                     weakref.ref,
-                    [self._passes.reference, *(loaded.model for loaded in self._held._pool._models.values())],
+                    [self._reference_runs.reference, *(loaded.model for loaded in self._held._pool._models.values())],
                 )
             )
             raise torch.OutOfMemoryError("CUDA out of memory")
