@@ -55,26 +55,44 @@ class Noise:
         """The root mean square of what nudges of inputs, operations and outputs make of the output.
 
         Args:
-            enough: no seed is run behind those that are sure to bring it there.
+            enough: no seed is run behind those that are sure to bring it there. Nudges of activations alone come
+                first: where they do, all others would only add to them.
         """
+
+        def sample(seed: int, *, activations_only: bool = False) -> float:
+            given = arguments()
+            assert given is not None, "the module ran on the same arguments before"
+            again = self._nudged(module, given, seed, activations_only=activations_only)
+            return distance(output, again, call) or 0.0
+
+        at_least = enough * math.sqrt(_SEEDS)
+        if not self.products_only and enough < math.inf and (first := sample(0, activations_only=True)) >= at_least:
+            return first
         samples: list[float] = []
         for seed in range(_SEEDS):
             if samples and math.sqrt(sum(sample**2 for sample in samples) / _SEEDS) >= enough:
                 break
-            given = arguments()
-            assert given is not None, "the module ran on the same arguments before"
-            generator = torch.Generator().manual_seed(seed)
-            for tensor in given.floats if self.inputs else ():
-                _nudge_(tensor, generator)
-            noise = OperationNoise(
-                seed, given.floats, module, state_eps=self.state_eps, products_only=self.products_only
-            )
-            again = outputs_of(module, given, noise)
-            for result in again:
-                if result is not None and not self.products_only:
-                    _nudge_(result, generator)
-            samples.append(distance(output, again, call) or 0.0)
+            samples.append(sample(seed))
         return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
+
+    def _nudged(self, module: nn.Module, given: Given, seed: int, *, activations_only: bool) -> list[Tensor | None]:
+        """The module's output with everything nudged, or with activations alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in given.floats if self.inputs else ():
+            _nudge_(tensor, generator)
+        noise = OperationNoise(
+            seed,
+            given.floats,
+            module,
+            state_eps=0.0 if activations_only else self.state_eps,
+            products_only=self.products_only,
+            activations_only=activations_only,
+        )
+        again = outputs_of(module, given, noise)
+        for result in again:
+            if result is not None and not self.products_only:
+                _nudge_(result, generator)
+        return again
 
 
 def _nudge_(tensor: Tensor, generator: torch.Generator) -> None:

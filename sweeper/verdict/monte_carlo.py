@@ -43,6 +43,8 @@ class OperationNoise(TorchDispatchMode):
         model: its parameters and persistent buffers count as computed, too.
         state_eps: by how much parameters and stored buffers are nudged; 0 where both sides hold the same ones.
         products_only: nudge nothing but products, by as much as they are less exact than their dtype (TF32 and others).
+        activations_only: nudge neither what is made of the state alone nor what flags cost products: most of the time
+            goes into these.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class OperationNoise(TorchDispatchMode):
         *,
         state_eps: float = 0.0,
         products_only: bool = False,
+        activations_only: bool = False,
     ) -> None:
         super().__init__()
         self._seed = seed
@@ -62,6 +65,7 @@ class OperationNoise(TorchDispatchMode):
         self._state_draws: dict[int, Tensor] = {}  # the generator's state before each was nudged: it may be used again
         self._state_eps = state_eps
         self._products_only = products_only
+        self._activations_only = activations_only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,11 +75,13 @@ class OperationNoise(TorchDispatchMode):
         if counts and self._state_eps and not mutable:
             args, kwargs = tree_map(self._with_nudged_state, (args, kwargs))
         result = func(*args, **kwargs)
-        if not counts and name not in _PRODUCTS:
+        is_product = name in _PRODUCTS and not self._activations_only
+        if not counts and not is_product:
             return result
+        nudges = counts and not self._products_only and not (self._activations_only and self._is_state(given))
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
         exact = None
-        if name in _PRODUCTS:  # before all else, so that its factors are let go of: an output head is large
+        if is_product:  # before all else, so that its factors are let go of: an output head is large
             exact = _exact_product(func, name, args, kwargs)
         del args, kwargs
 
@@ -83,7 +89,7 @@ class OperationNoise(TorchDispatchMode):
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
                 return leaf
             if name not in _EXACT and leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
-                noise = leaf if self._products_only or not counts else self._multiplied(leaf, _eps(leaf))
+                noise = self._multiplied(leaf, _eps(leaf)) if nudges else leaf
                 if exact is not None:  # a flag costs as much in tables that code computes for itself
                     noise = noise + self._product_error(leaf, exact)
                 leaf = leaf.copy_(noise) if mutable else noise
@@ -95,6 +101,10 @@ class OperationNoise(TorchDispatchMode):
 
     def _counts(self, tensor: Tensor) -> bool:
         return id(tensor) in self._inputs or id(tensor) in self._state or hasattr(tensor, _COMPUTED)
+
+    def _is_state(self, given: Iterable[Tensor]) -> bool:
+        """Whether all numbers among these are the model's own."""
+        return all(id(tensor) in self._state for tensor in given if tensor.is_floating_point())
 
     def _with_nudged_state(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) not in self._state:

@@ -1,7 +1,9 @@
-"""Monte Carlo arithmetic inside a module: how large nudges are, and that large products come out the same in parts."""
+"""Monte Carlo arithmetic inside a module: how large nudges are, that large products come out the same in parts, and
+what is left out where activations alone decide."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sweeper.inputs.calls import call_of
 from sweeper.verdict import monte_carlo
+from sweeper.verdict.examination import Noise
 from sweeper.verdict.first_divergence import rel_l2
+from sweeper.verdict.module_runs import Given
 from sweeper.verdict.monte_carlo import OperationNoise
 
 TOKENS, HIDDEN, VOCABULARY = 24, 32, 200
@@ -60,3 +65,45 @@ def test_a_large_product_is_made_in_parts(monkeypatch: pytest.MonkeyPatch, shape
     assert parts.elements == TOKENS * VOCABULARY  # the product itself
     torch.testing.assert_close(found, expected, rtol=2.0**-8, atol=0.0)
     assert (found == expected).double().mean() > 0.99
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(TOKENS, HIDDEN))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        doubled = self.weight * 1.5
+        return doubled, hidden + doubled
+
+
+def test_activations_alone_are_nudged_without_what_is_made_of_the_state() -> None:
+    module, hidden = Shifted(), torch.rand(TOKENS, HIDDEN)
+    with torch.no_grad():
+        plain = module(hidden)
+        with OperationNoise(0, [hidden], module, activations_only=True):
+            state, activations = module(hidden)
+        with OperationNoise(0, [hidden], module):
+            nudged_state, _ = module(hidden)
+    assert torch.equal(state, plain[0])
+    assert not torch.equal(nudged_state, plain[0])
+    assert 0 < rel_l2(plain[1], activations) < torch.finfo(torch.float32).eps
+
+
+def floor_of(enough: float) -> tuple[float, int]:
+    """A head's floor, and how many elements its largest tensor in float64 had."""
+    head, hidden = head_and_hidden(torch.bfloat16)
+    call = call_of({"input_ids": torch.arange(TOKENS)[None]}, head, None)
+    with torch.no_grad(), LargestInFloat64() as largest:
+        output: list[Tensor | None] = [head(hidden)]
+        floor = Noise(state_eps=2.0**-8).floor(head, lambda: Given((hidden,), {}, [hidden]), output, call, enough)
+    return floor, largest.elements
+
+
+def test_a_floor_that_activations_bring_far_enough_runs_no_product_in_float64() -> None:
+    whole, in_float64 = floor_of(math.inf)
+    bound, cheap = floor_of(whole / 4)
+    assert in_float64 == HIDDEN * VOCABULARY
+    assert cheap < in_float64
+    assert bound == pytest.approx(whole, rel=0.1)  # other draws
+    assert floor_of(whole * 4) == (whole, in_float64)  # what they do not reach is measured as ever
