@@ -149,10 +149,15 @@ class Gathering:
         return {**_of_floor(floor), "layers": _by_layer(self._native, floor)}
 
     def _floor_as_needed(self) -> dict[str, Any]:
-        """The floor of either side, as far as it decides: the candidate's first, which the rounding asked for is in."""
+        """The floor of either side, as far as it decides: that of the one with the coarser dtype first, which may be
+        that of its parameters or, under autocast, of its outputs."""
         enough = self._figures["native"] / FLOOR_MULTIPLE
         coarser, sides = self._found.coarser, [self._reference, self._candidate]
-        if coarser is not None and coarser is self._found.candidate_dtype:
+        if coarser is None:
+            coarser_candidate = _eps(self._native.outputs) > _eps(self._base.outputs)
+        else:
+            coarser_candidate = coarser is self._found.candidate_dtype
+        if coarser_candidate:
             sides.reverse()
         floors = []
         for side in sides:
@@ -300,6 +305,12 @@ class Gathering:
             same = run_with_choices(candidate, chosen)
             figures["native_chosen"] = outputs_rel_l2(expected, same, discrete=False) if same is not None else None
         return figures
+
+
+def _eps(outputs: Outputs) -> float:
+    """The machine epsilon of the coarsest output."""
+    dtypes = [tensor.dtype for tensor in outputs.values() if tensor.is_floating_point()]
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 def _of_floor(floor: Floor) -> dict[str, Any]:
