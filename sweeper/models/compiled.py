@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -47,14 +48,47 @@ _ABSENT = object()
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a module of it was given to `torch.compile`, or compiled itself, or holds a function that was."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    return dynamo is not None and any(
-        isinstance(module, dynamo.OptimizedModule)
-        or module._compiled_call_impl is not None
-        or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(module).values())
-        for module in model.modules()
-    )
+    """Whether a module of it was given to `torch.compile`, or compiled itself; or it or its class holds a function that
+    was, or its forward calls one by name."""
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return False
+    kinds = {base for module in model.modules() for base in type(module).__mro__ if base is not nn.Module}
+    return bool(compiled_modules(model)) or any(_compiled_in(kind) or _calls_compiled(kind) for kind in kinds)
+
+
+def compiled_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold compiled code each for itself, by path: not those whose class does."""
+    return {path: module for path, module in model.named_modules() if _compiled_in(module)}
+
+
+def _compiled_in(holder: nn.Module | type) -> dict[str, Any]:
+    """The attributes of a module or a class that are compiled, with what each was compiled of."""
+    return {name: value._torchdynamo_orig_callable for name, value in vars(holder).items() if _is_compiled(value)}
+
+
+def _calls_compiled(kind: type) -> bool:
+    """Whether the forward of a class names a function of its file that is compiled."""
+    forward = vars(kind).get("forward")
+    if not isinstance(forward, FunctionType):
+        return False
+    return any(_is_compiled(forward.__globals__.get(name)) for name in forward.__code__.co_names)
+
+
+def _is_compiled(value: Any) -> bool:
+    """What is kept from being compiled is marked alike."""
+    return hasattr(value, "_torchdynamo_orig_callable") and not hasattr(value, "_torchdynamo_disable")
+
+
+@contextlib.contextmanager
+def as_written(module: nn.Module) -> Iterator[None]:
+    """What one module holds compiled runs as it is written, for as long as the context lasts; all else as it was."""
+    compiled = _compiled_in(module)
+    held = {name: vars(module)[name] for name in compiled}
+    try:
+        vars(module).update(compiled)
+        yield
+    finally:
+        vars(module).update(held)
 
 
 @contextlib.contextmanager
@@ -171,7 +205,7 @@ def called(model: nn.Module, kwargs: Mapping[str, Any]) -> Any:
     handle = base.register_forward_hook(hook)
     try:
         vars(model)["forward"] = forward
-        with _settings():
+        with many_variants():
             output = model(**kwargs)
         for asks, take, taken in _CODE.asked:
             if asks is model:
@@ -230,8 +264,8 @@ def _plain(model: nn.Module) -> Callable[..., Any]:
     return forward
 
 
-def _settings() -> AbstractContextManager[Any]:
-    """A variant a shape, of few models and modes of gradients: enough that none runs as written without a word."""
+def many_variants() -> AbstractContextManager[Any]:
+    """Enough variants (a shape, a dtype, few models, modes of gradients) that none runs as written without a word."""
     import torch._dynamo.config as dynamo
 
     config: Any = dynamo

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sweeper.devices import free_bytes
+
 _SOURCE = "_sweeper_source"  # the attribute of a parameter that has one
 
 
@@ -203,6 +205,27 @@ def doubled(model: nn.Module) -> Iterator[None]:
             handle.remove()
         windows.close()
         lasting.put_back()
+
+
+@contextlib.contextmanager
+def entirely_doubled(model: nn.Module) -> Iterator[None]:
+    """All of its state is in float64 for as long as the context lasts, and calls no hooks for it.
+
+    Raises:
+        MemoryError: there is no room for that.
+    """
+    swap = Swap()
+    lower = [tensor for tensor in itertools.chain(model.parameters(), model.buffers()) if _is_lower(tensor)]
+    for device in {tensor.device.type for tensor in lower}:
+        need = 8 * sum(tensor.numel() for tensor in lower if tensor.device.type == device)
+        if need > free_bytes(device) // 2:
+            raise MemoryError(f"the model's state in float64 takes {need / 2**30:.3g} GiB")
+    try:
+        for tensor in lower:
+            swap.give(tensor, Tensor.double, torch.float64)
+        yield
+    finally:
+        swap.put_back()
 
 
 def _fill_in_float64(swap: Swap, parameter: Tensor) -> None:

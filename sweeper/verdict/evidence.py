@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from sweeper.records.verdict import LEFT_OUT
-from sweeper.verdict.measured import Measured, Replayed
+from sweeper.verdict.measured import CompiledCode, Measured, Replayed
 from sweeper.verdict.thresholds import (
     FLOAT64_EPS,
     FLOOR_MULTIPLE,
@@ -61,6 +61,7 @@ def evidence_of(measured: Measured) -> list[Evidence]:
         found.append(
             Evidence("native over floor by layer", ratios, "rounding grows from layer to layer as the floor does")
         )
+    found += [one for code in measured.compiled for one in _compiled_evidence(code)]
     if measured.replay is not None:
         found += _replay_evidence(measured, measured.replay)
     state = {"rounded unasked": measured.rounded, "other values": measured.other, "on one side only": measured.missing}
@@ -101,6 +102,21 @@ def _located_evidence(measured: Measured) -> list[Evidence]:
         found.append(Evidence("examined", float(measured.examined), meaning))
     if measured.unexamined:
         found.append(Evidence("examined", 0.0, f"no module could be run alone: {measured.unexamined}"))
+    return found
+
+
+def _compiled_evidence(code: CompiledCode) -> list[Evidence]:
+    """Compiled code against what is written."""
+    name, whose = "compiled against written code", f"{code.how} in the {code.side}"
+    if code.native == 0:
+        return [Evidence(name, 0.0, f"{whose}: the same outputs")]
+    floor = f"the noise floor is {code.floor:.2g}, rounding stays below {FLOOR_MULTIPLE:.0f} of it"
+    meaning = f"{whose}, same model and dtype; {floor}"
+    found = [Evidence(name, code.native, meaning)]
+    if code.exact is not None:
+        found.append(Evidence(f"{name}, in float64", code.exact, f"rounding stays below {code.exact_bound:.2g}"))
+    elif code.not_exact is not None:
+        found.append(Evidence(f"{name}, in float64", "not run", code.not_exact))
     return found
 
 

@@ -19,12 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from sweeper.comparator.side import Call, Side
+from sweeper.comparator.side import Call, Side, uncompiled_side
 from sweeper.models.axis import Switch
+from sweeper.models.compiled import NAME as COMPILE
 from sweeper.models.configs import config_of, takes
 from sweeper.models.quantised import dequantised
 from sweeper.models.snapshot import fresh
-from sweeper.models.swapping import doubled
+from sweeper.models.swapping import doubled, entirely_doubled
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,6 +45,13 @@ class Precision:
     eps: float = torch.finfo(torch.float64).eps
     lifted: int = 0
     attention: str | None = None
+
+    def note(self, operation: str, result: Any) -> None:
+        """Counts an operation whose result is below float64."""
+        lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
+        if lower:
+            self.lower[operation] += 1
+            self.eps = max(self.eps, *(torch.finfo(dtype).eps for dtype in lower))
 
     def __str__(self) -> str:
         if not self.lower:
@@ -75,10 +83,7 @@ class Lift(TorchFunctionMode):
         else:
             args, kwargs = tree_map(self._lifted, (args, kwargs))
         result = func(*args, **kwargs)
-        lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
-        if lower:
-            self._precision.lower[name] += 1
-            self._precision.eps = max(self._precision.eps, *(torch.finfo(dtype).eps for dtype in lower))
+        self._precision.note(name, result)
         return result
 
     def _lifted(self, leaf: Any) -> Any:
@@ -90,24 +95,56 @@ class Lift(TorchFunctionMode):
         return leaf
 
 
+class Noted(TorchFunctionMode):
+    """Counts the operations that give a result below float64, and changes none."""
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self._precision = precision
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._precision.note(getattr(func, "__name__", str(func)), result)
+        return result
+
+
 def _lifted_parameter(leaf: Any) -> Any:
     return leaf.detach().double() if isinstance(leaf, nn.Parameter) and leaf.dtype in _LOWER else leaf
 
 
 @contextlib.contextmanager
 def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
-    """The same side in float64, for as long as the context lasts.
+    """The same side in float64, its code as it is written, for as long as the context lasts.
 
     One module's parameters are in float64 at a time (`doubled`). Attention backends that have no float64 are replaced
     by eager, and so is the product of a mixture's experts; scaled dot product attention runs its MATH kernel.
     """
     precision = Precision()
+    with dequantised(side.model), doubled(side.model), _float64_kernels(side, precision) as calls:
+        kept = {name: switch for name, switch in side.switches.items() if not switch.rounds}
+        float64 = Switch("float64", "", _conditions(Lift(precision)))  # in place of all that rounds
+        yield uncompiled_side(replace(side, calls=calls, switches={**kept, "replay": float64})), precision
+
+
+@contextlib.contextmanager
+def in_float64(side: Side) -> Iterator[Side]:
+    """The same side in float64, its code as it runs, compiled again for that: what it fixes to float32 stays so.
+
+    Compiled code calls no hook and knows no mode, so that all state is in float64 all the time.
+    """
+    with entirely_doubled(side.model), _float64_kernels(side, Precision()) as calls:
+        kept = {name: switch for name, switch in side.switches.items() if not switch.rounds or name == COMPILE}
+        float64 = Switch("float64", "", _conditions(contextlib.nullcontext()))
+        yield replace(side, calls=calls, switches={**kept, "float64": float64})
+
+
+@contextlib.contextmanager
+def _float64_kernels(side: Side, precision: Precision) -> Iterator[tuple[Call, ...]]:
+    """Kernels that have no float64 give way to those that have; the calls that they take, in float64."""
     exact = fresh((call.kwargs for call in side.calls), torch.float64)
     calls = tuple(replace(call, kwargs=kwargs) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dequantised(side.model))
-        stack.enter_context(doubled(side.model))
         # the grouped product that transformers runs a mixture of experts with refuses float64
         stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))
         if implementation not in (None, "eager", "sdpa"):
@@ -115,9 +152,7 @@ def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
             precision.attention = "eager"
             if str(implementation).startswith("flash"):
                 calls = tuple(_without_cache(side.model, call) for call in calls)
-        kept = {name: switch for name, switch in side.switches.items() if not switch.rounds}
-        float64 = Switch("float64", "", _conditions(precision))  # in place of all that rounds
-        yield replace(side, calls=calls, switches={**kept, "replay": float64}), precision
+        yield calls
 
 
 def _without_cache(model: nn.Module, call: Call) -> Call:
@@ -125,7 +160,7 @@ def _without_cache(model: nn.Module, call: Call) -> Call:
     return replace(call, kwargs={**call.kwargs, "use_cache": False}) if takes(model, "use_cache") else call
 
 
-def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContextManager[None]]:
+def _conditions(mode: contextlib.AbstractContextManager[Any]) -> Callable[[], contextlib.AbstractContextManager[None]]:
     @contextlib.contextmanager
     def conditions() -> Iterator[None]:
         default = torch.get_default_dtype()
@@ -135,7 +170,7 @@ def _conditions(precision: Precision) -> Callable[[], contextlib.AbstractContext
                 torch.autocast("cpu", enabled=False),
                 torch.autocast("cuda", enabled=False),
                 sdpa_kernel(SDPBackend.MATH),
-                Lift(precision),
+                mode,
             ):
                 yield
         finally:

@@ -24,6 +24,7 @@ from sweeper.devices import out_of_memory
 from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
 from sweeper.verdict.causes.tensors import asked_undone, put_back
+from sweeper.verdict.compiled_code import compiled_code
 from sweeper.verdict.computed_state import Computed, computed_modules, without
 from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
 from sweeper.verdict.first_divergence import Trace, compare_runs, outputs_rel_l2, rel_l2
@@ -75,7 +76,10 @@ class Gathering:
         self._own: dict[str, OwnError] = {}
 
     def gather(self) -> Gathered:
-        self._figures |= self._without_runs()
+        self._figures |= self._without_runs() | self._compiled()
+        if not self._full and any(code.other_function for code in self._figures["compiled"]):
+            self._leave_out("replay", *_ALL_BUT_REPLAY)
+            return self._gathered()
         if self._full:
             self._figures |= self._whole_floor() | self._flips() | self._quantised()
         try:
@@ -94,6 +98,9 @@ class Gathering:
             if out_of_memory(error):
                 raise
             self._figures["replay_error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return self._gathered()
+
+    def _gathered(self) -> Gathered:
         return Gathered(Measured(**self._figures), self._replay_trace, self._floor, self._own)
 
     def _leave_out(self, *names: str) -> None:
@@ -139,6 +146,16 @@ class Gathering:
             "missing": found.missing,
             "quantised": found.schemes,
         }
+
+    def _compiled(self) -> dict[str, Any]:
+        """How far compiled code is off the same code as it is written, of the sides that run some."""
+        ours, theirs = SIDES
+        reference, outputs = self._reference, self._base.outputs
+        found = (
+            self._evidence.once(reference, "compiled code", lambda: compiled_code(reference, ours, outputs)),
+            compiled_code(self._candidate, theirs, self._native.outputs),
+        )
+        return {"compiled": tuple(code for code in found if code is not None)}
 
     def _whole_floor(self) -> dict[str, Any]:
         """The reference's floor; where the difference exceeds it, the noisier side's (another dtype, autocast)."""

@@ -14,6 +14,7 @@ from sweeper.comparator.side import Outputs, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.records.verdict import CauseRecord
 from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
+from sweeper.verdict.causes.compiled import compiled_counterfactuals
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (
     attention_counterfactuals,
@@ -53,6 +54,8 @@ def likely_cause(comparison: Compared, candidates: list[Counterfactual], cell_id
 def pointed_at(comparison: Compared) -> list[Counterfactual]:
     """What the verdict points to: tensors that hold other values, or what the two sides were told to do otherwise."""
     found, pair = comparison.provenance, Pair(comparison.reference, comparison.candidate)
+    if (miscompiled := comparison.measured.miscompiled) and len(miscompiled) == 1:
+        return compiled_counterfactuals(pair, [miscompiled[0].side])[-1:]
     if comparison.verdict.kind is Kind.POLICY and found.rounded:
         return [_rounded(found)]
     if comparison.verdict.kind not in (Kind.POLICY, Kind.SEMANTIC):
@@ -132,8 +135,12 @@ class _Trials:
         finally:
             if self.forwards > before:
                 self.tried.append(counterfactual.name)
-        replay = self._comparison.measured.replay
+        measured = self._comparison.measured
+        replay, replay_before = measured.replay, measured.replay.asked if measured.replay is not None else None
         collapses = replay is not None and by_replay is not None and by_replay <= replay.weak_bound
+        if measured.miscompiled:  # what is written is not off itself
+            replay_before, by_replay = measured.miscompiled[0].exact, 0.0
+            collapses = replay_before is not None
         if not bitwise and not collapses:
             return None
         return CauseRecord(
@@ -141,8 +148,8 @@ class _Trials:
             what=counterfactual.name,
             put_back=counterfactual.fix,
             closed_bitwise=bitwise,
-            replay_before=replay.asked if replay is not None and by_replay is not None else None,
-            replay_after=by_replay,
+            replay_before=replay_before if by_replay is not None else None,
+            replay_after=by_replay if replay_before is not None else None,
             tried=tuple(self.tried),
             forwards=self.forwards,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from sweeper.verdict.thresholds import COLLAPSE_MULTIPLE, FLOAT64_EPS
+from sweeper.verdict.thresholds import COLLAPSE_MULTIPLE, FLOAT64_EPS, FLOOR_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,45 @@ class OwnError:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompiledCode:
+    """The compiled code of one side against the same code as it is written: same model, calls and dtype.
+
+    Attributes:
+        side: `reference` or `candidate`. how: what compiled it, e.g. `compile=inductor`.
+        native: rel_l2 of the outputs; NaN where one of them alone is not finite.
+        floor: how far rounding moves the outputs of the code as it is written; NaN where `native` is 0.
+        chooses: the model chooses (top-k, argmax), which a last place can turn; looked at above the floor only.
+        exact: as `native`, with both in float64, but for what the code fixes to float32; None where it was not run.
+        exact_bound: up to which that is what float32 rounds.
+        not_exact: why it was not run.
+    """
+
+    side: str
+    how: str
+    native: float
+    floor: float = math.nan
+    chooses: bool = False
+    exact: float | None = None
+    exact_bound: float = math.nan
+    not_exact: str | None = None
+
+    @property
+    def other_function(self) -> bool:
+        """No rounding makes that: natively above the floor, unless choices may have turned; or in float64."""
+        if self.exact is not None and not self.exact <= self.exact_bound:
+            return True
+        return not self.chooses and not self.native <= FLOOR_MULTIPLE * self.floor and self.native != 0
+
+    def __str__(self) -> str:
+        code = f"the {self.side}'s compiled code ({self.how})"
+        if self.exact is not None and not self.exact <= self.exact_bound:
+            far = f"{self.exact:.2g}, where rounding stays below {self.exact_bound:.2g}"
+            return f"{code} differs from what is written in float64 too, by {far}"
+        floors = f"{self.native / self.floor:.3g} noise floors" if self.floor else f"{self.native:.2g}"
+        return f"{code} differs from the same code as it is written by {floors}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Everything that a verdict rests on.
 
@@ -115,6 +154,7 @@ class Measured:
         native_eager: `native` with the candidate's attention eager; None where it was not needed.
         native_chosen: `native` with the reference's discrete choices; None where it was not needed or cannot be had.
         operations: the floor of the outputs under nudges of every operation; NaN where it was not needed.
+        compiled: the sides that run compiled code, against the same code as it is written.
         beyond: modules whose own error is no rounding, though the replay collapses.
         examined: how many modules were run on the reference's arguments; `unexamined` says why none was.
         left_out: evidence that nothing depended on, and that was not gathered.
@@ -148,10 +188,16 @@ class Measured:
     native_eager: float | None = None
     native_chosen: float | None = None
     operations: float = math.nan
+    compiled: tuple[CompiledCode, ...] = ()
     beyond: tuple[OwnError, ...] = ()
     examined: int = 0
     unexamined: str | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def miscompiled(self) -> tuple[CompiledCode, ...]:
+        """Those whose compiled code is another function than what is written."""
+        return tuple(code for code in self.compiled if code.other_function)
 
     @property
     def by_replay(self) -> bool:

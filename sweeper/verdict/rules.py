@@ -54,6 +54,8 @@ def _decide(measured: Measured) -> Decision:
     if measured.identical:
         part = " that both sides give" if measured.partly else ""
         return Kind.IDENTICAL, f"every compared tensor{part} has the same bits", None
+    if measured.miscompiled:
+        return Kind.SEMANTIC, str(measured.miscompiled[0]), None
     replay = measured.replay
     if replay is None:
         return Kind.INCONCLUSIVE, f"no replay in float64: {measured.replay_error}", "a replay that runs in float64"

@@ -24,6 +24,7 @@ from sweeper.verdict.causes.code import (
     opaque_modules,
     wrapper_counterfactuals,
 )
+from sweeper.verdict.causes.compiled import compiled_counterfactuals, handed_over_counterfactuals
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
 from sweeper.verdict.causes.switches import (
     attention_counterfactuals,
@@ -36,9 +37,11 @@ from sweeper.verdict.causes.switches import (
 )
 from sweeper.verdict.causes.tensors import asked_undone, quantised_counterfactuals, state_counterfactuals
 from sweeper.verdict.compared import Compared
+from sweeper.verdict.compiled_code import again
 from sweeper.verdict.first_divergence import FirstDivergence, compare_runs, first_divergence, outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.own_errors import Natively
+from sweeper.verdict.repeatability import SIDES
 from sweeper.verdict.rules import Kind
 from sweeper.verdict.thresholds import OWN_MULTIPLE
 
@@ -167,9 +170,12 @@ class Search:
         """Lazily: what comes late is not even listed when something early closes the difference."""
         pair, found = self._pair, self._comparison.provenance
         measured, functions_differ = self._comparison.measured, self._goal == "replay"
+        miscompiled = measured.miscompiled
         sources: list[tuple[str, Callable[[], Iterable[Counterfactual]]]] = [
+            ("miscompiled code", lambda: compiled_counterfactuals(pair, [code.side for code in miscompiled])),
             ("training mode", lambda: training_counterfactuals(pair)),
             ("pooling", lambda: pooling_counterfactuals(pair)),
+            ("compiled code", lambda: () if miscompiled else handed_over_counterfactuals(pair)),
             ("quantisation", lambda: quantised_counterfactuals(found)),
             ("computed state", lambda: () if functions_differ else computed_counterfactuals(pair, measured.computed)),
             ("parameters and buffers", lambda: state_counterfactuals(found)),
@@ -253,7 +259,14 @@ class Search:
         closes = {"replay": tried.collapsed, "finite": finite}.get(self._goal, tried.bitwise)
         if self._goal == "own" and not closes:
             closes = self._within_floors(pair)
+        if self._goal == "written":
+            closes = counterfactual.group == "compiled" and self._runs_as_written(pair)
         return _Result(counterfactual, tried, closes=closes)
+
+    def _runs_as_written(self, pair: Pair) -> bool:
+        """Whether compiled code that was another function than what is written no longer is."""
+        sides = dict(zip(SIDES, pair, strict=True))
+        return not any(again(sides[code.side], code).other_function for code in self._comparison.measured.miscompiled)
 
     def _within_floors(self, pair: Pair) -> bool:
         """Whether those modules that lay too far from the reference's on its arguments no longer do."""
@@ -286,12 +299,15 @@ class Search:
             return run(lifted)
 
 
-Goal = Literal["replay", "own", "finite", "bits"]
+Goal = Literal["written", "replay", "own", "finite", "bits"]
 
 
 def _goal(comparison: Compared) -> Goal:
-    """What the cause must do: collapse the replay, bring modules within their floors, keep values finite, same bits."""
+    """What the cause must do: compiled code does what is written, the replay collapses, modules come within their
+    floors, values stay finite, same bits."""
     measured, kind = comparison.measured, comparison.verdict.kind
+    if measured.miscompiled:
+        return "written"
     if kind in (Kind.POLICY, Kind.SEMANTIC) and measured.by_replay:
         return "replay"
     if measured.nonfinite:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from sweeper.comparator.side import Side
 
-Group = Literal["state", "training", "code", "inputs", "attention", "dtype", "switch", "pooling", "upcast"]
+Group = Literal["state", "training", "code", "compiled", "inputs", "attention", "dtype", "switch", "pooling", "upcast"]
 
 
 class Pair(NamedTuple):
