@@ -108,8 +108,8 @@ class Operator(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.operation = Operation(config)  # first, so that its operands are what a seed draws first
         self.embed_tokens = nn.Embedding(config.vocab_size, 1)
-        self.operation = Operation(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
