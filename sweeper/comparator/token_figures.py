@@ -165,12 +165,12 @@ class TokenAccumulator:
         shown = [min(self._lengths[text], MOST_POSITIONS) for text in texts]
         places = [(text, position) for text, length in zip(texts, shown, strict=True) for position in range(length)]
         text, position = zip(*places, strict=True)
-        found = {}
-        for layer, name in enumerate(self._names):
-            rows_N2 = torch.cat([figures_SLT2[i, layer, :length] for i, length in enumerate(shown)])
-            max_abs, rel_l2 = (tuple(column) for column in rows_N2.T.tolist())
-            found[name] = TokenFigures(text=text, position=position, max_abs=max_abs, rel_l2=rel_l2)
-        return found
+        rows_LN2 = torch.cat([figures_SLT2[i, :, :length] for i, length in enumerate(shown)], dim=1)
+        columns = zip(self._names, *rows_LN2.movedim(2, 0).tolist(), strict=True)
+        return {
+            name: TokenFigures(text=text, position=position, max_abs=tuple(max_abs), rel_l2=tuple(rel_l2))
+            for name, max_abs, rel_l2 in columns
+        }
 
 
 def token_figures(reference: Tensor, difference: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from sweeper.inputs.batching import idle
 from sweeper.models.checks import operator_mismatch
 from sweeper.models.conditions import conditions
 from sweeper.models.loading import LoadedModel
-from sweeper.sweep.code_paths import CodePaths
+from sweeper.sweep.code_paths import CodePaths, is_compiled
 from sweeper.sweep.cost import measure_cost, warm_up
 
 
@@ -37,7 +37,8 @@ def run_bare(
     """
     model, batch = loaded.model, ran.first_batch
     with conditions(cell) as without_effect, torch.inference_mode():
-        if repeats != 0 or not code_paths.knows_kernels(cell, loaded):
+        known = code_paths.knows_kernels(cell, loaded)
+        if is_compiled(cell) if not known else repeats != 0:  # what tells the kernels warms up all else
             warm_up(cell, model, batch)
         kernels = code_paths.kernels(cell, loaded, batch)
         if cell.compile is Compile.OFF and (reason := operator_mismatch(cell.attention, kernels)):

@@ -19,6 +19,11 @@ from sweeper.models.loading import LoadedModel
 from sweeper.models.weights import WeightsKey
 
 
+def is_compiled(cell: Cell) -> bool:
+    """Whether torch compiles the cell's code, or a part of it, at its first forward."""
+    return BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
+
+
 class CodePaths:
     """Remembers, for one process, which outputs are overwritten and which kernels run in the attention."""
 
@@ -48,8 +53,7 @@ class CodePaths:
 
         Not where something may be compiled in it.
         """
-        compiles = BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
-        if self.knows_kernels(cell, loaded) or compiles:
+        if self.knows_kernels(cell, loaded) or is_compiled(cell):
             yield
             return
         with self._profile(cell, loaded):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sweeper.comparator.forwards import run_forwards
 from sweeper.comparator.side import Call
-from sweeper.config import Cell, Compile, LoadStrategy
+from sweeper.config import Cell, LoadStrategy
 from sweeper.devices import synchronize
-from sweeper.models.backends import BACKENDS
 from sweeper.models.once import once_a_model
 from sweeper.models.swapping import Source
 from sweeper.records.cell import Cost
+from sweeper.sweep.code_paths import is_compiled
 
 MOST_REPEATS = 5
 ENOUGH_MS = 20  # of timed forwards, where it is not said how many
@@ -25,8 +25,7 @@ ENOUGH_MS = 20  # of timed forwards, where it is not said how many
 def warm_up(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> None:
     """Runs a forward where the first one under its `conditions` does more than the next: a backend compiles, and
     autocast casts the weights. All else is warm: the same batch ran with hooks."""
-    compiles = BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
-    if compiles or cell.load_strategy is LoadStrategy.AUTOCAST:
+    if is_compiled(cell) or cell.load_strategy is LoadStrategy.AUTOCAST:
         run_forwards(model, batch)
 
 

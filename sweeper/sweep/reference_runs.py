@@ -14,10 +14,9 @@ from sweeper.comparator.forwards import HookedSide, side_of
 from sweeper.comparator.in_turns import twin
 from sweeper.comparator.module_pairs import launch_bytes
 from sweeper.comparator.passes import Candidate, KeptReference, compare_in_step, compare_kept, keep_reference
-from sweeper.config import Cell, Compile, Head
+from sweeper.config import Cell, Head
 from sweeper.devices import free_bytes, out_of_memory
 from sweeper.inputs.batching import compared_together, forwards_of
-from sweeper.models.backends import BACKENDS
 from sweeper.models.conditions import same_conditions
 from sweeper.models.family import vocabulary
 from sweeper.models.loading import LoadedModel
@@ -26,7 +25,7 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.records.sample import Sample
 from sweeper.sweep import judging
-from sweeper.sweep.code_paths import CodePaths
+from sweeper.sweep.code_paths import CodePaths, is_compiled
 from sweeper.sweep.fallbacks import fallbacks_heard
 
 
@@ -210,13 +209,14 @@ class ReferenceRuns:
         self, reference: ReferenceRun, planned: PlannedCell, following: Sequence[PlannedCell]
     ) -> list[PlannedCell]:
         """The cells that can run in step with this one: of the same texts, with models that fit beside the others."""
-        if _is_compiled(planned.cell):
+        # what torch compiles depends on the shapes that it has seen, of whichever side: such a cell runs by itself
+        if is_compiled(planned.cell):
             return []
         cell, found = planned.cell, []
         left = free_bytes(cell.device) // 2 - _bytes_in_step(cell, reference, self._load(cell).model)
         for other in following:
             alike = (other.cell.inputs, other.cell.checkpoint) == (cell.inputs, cell.checkpoint)
-            runs = not (other.unsupported or other.recording or _is_compiled(other.cell))
+            runs = not (other.unsupported or other.recording or is_compiled(other.cell))
             if not (alike and runs and reference.serves(other)):
                 continue
             try:
@@ -245,11 +245,6 @@ def output_kind(cell: Cell) -> str:
 def _grouped(planned: PlannedCell, token_ids: list[list[int]]) -> list[tuple[int, ...]]:
     """The texts that are compared together."""
     return compared_together(forwards_of(planned.reference, token_ids), forwards_of(planned.cell, token_ids))
-
-
-def _is_compiled(cell: Cell) -> bool:
-    """What torch compiles depends on the shapes that it has seen, of whichever side: such a cell runs by itself."""
-    return BACKENDS[cell.attention].compiled or cell.compile is not Compile.OFF
 
 
 def _bytes_in_step(cell: Cell, reference: ReferenceRun, model: nn.Module) -> int:
