@@ -25,7 +25,8 @@ from sweeper.checkpoints.operators import OperatorConfig
 from sweeper.config import Head, SeededCheckpoint
 from sweeper.errors import ConfigError
 
-_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig, "operator": OperatorConfig}
+_OPERATOR = "operator"
+_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "bert": BertConfig, _OPERATOR: OperatorConfig}
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 _BYTES = 256
 # what decides on no weight
@@ -167,11 +168,16 @@ def _seeded(seed: int, device: str) -> Iterator[None]:
 
 
 def _digest(checkpoint: SeededCheckpoint, init_device: str) -> str:
-    """Hashes the choices, the libraries and the device: another GPU or another torch may draw other numbers."""
+    """Hashes the choices, the libraries and the device: another GPU or another torch may draw other numbers.
+
+    What draws an operator's is code of our own, which may change between versions of the package.
+    """
     decides = {
         **checkpoint.model_dump(mode="json", exclude=_NOT_DRAWN | (set() if checkpoint.by_module else {"by_module"})),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if init_device == "cuda" else init_device,
     }
+    if checkpoint.architecture == _OPERATOR:
+        decides["code"] = hashlib.sha256(Path(operators.__file__).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

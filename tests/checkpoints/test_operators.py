@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sweeper.checkpoints import operators, seeded
 from sweeper.checkpoints.operators import Operation, OperatorConfig
 from sweeper.environment import environment
 from sweeper.planning.plan import make_plan
@@ -58,6 +59,16 @@ def test_outliers_are_rare_and_large() -> None:
     drawn = operation(operation="norm", rows=1000, width=100, entries="outliers").rows_ND
     assert 10 < drawn.abs().max() < 60
     assert (drawn.abs() > 6).double().mean() < 2e-3
+
+
+def test_a_copy_that_other_code_drew_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = request_of("checkpoint=operator", "inputs=nothing", "wandb.mode=disabled").cells[0].checkpoint
+    before, *_ = seeded.prepare(checkpoint, "cpu", print)
+    changed = tmp_path / "operators.py"
+    changed.write_text("# another\n")
+    monkeypatch.setattr(operators, "__file__", str(changed))
+    after, *_ = seeded.prepare(checkpoint, "cpu", print)
+    assert before != after
 
 
 def test_kernels_are_compared_with_float64(tmp_path: Path) -> None:
