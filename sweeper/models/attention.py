@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch._C._profiler import _ExperimentalConfig
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -74,9 +73,7 @@ def record_kernels(device: str) -> Iterator[list[str]]:
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     kernels: list[str] = []
-    # which operator started which kernel is not asked for, and takes two records an operator
-    config = _ExperimentalConfig(disable_external_correlation=True)
-    with _quiet_profiler(), profile(activities=activities, experimental_config=config) as profiled:
+    with _quiet_profiler(), profile(activities=activities) as profiled:
         yield kernels
     kernels += kernels_that_ran(profiled)
 
