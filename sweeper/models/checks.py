@@ -24,29 +24,36 @@ from sweeper.models.flags import chosen, has_splitk_switch, without_effect
 # ---- the attention backend ----------------------------------------------------------------------------------------
 
 
+_TAKEN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""Of models that were switched: the backends that were looked up everywhere, and were in effect."""
+_CONFIGS: weakref.WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+"""Of models that were looked at: `_configs`."""
+
+
 def switch_attention(model: nn.Module, implementation: str) -> str | None:
     """Switches a loaded model to a backend of transformers; where it does not take, the model is switched back.
 
     Returns:
         None where the backend is in effect in every sub-config and module; else why it is not, in one line.
     """
-    if _known_in_effect(model, implementation) or not_in_effect(model, implementation) is None:
+    if model not in _CONFIGS:
+        not_in_effect(model, implementation)
+    if _known_in_effect(model, implementation):
         return None
     config: Any = model.config
     before = config._attn_implementation
     with _no_warnings():  # that it did not take, which is looked up here
         try:
             model.set_attn_implementation(implementation)  # type: ignore[operator]
-            reason = not_in_effect(model, implementation)
+            taken = implementation in _TAKEN.get(model, ()) and _known_in_effect(model, implementation)
+            reason = None if taken else not_in_effect(model, implementation)
         except (ValueError, ImportError) as error:
             reason = refused(implementation, error)
         if reason is not None:
             model.set_attn_implementation(before)  # type: ignore[operator]
+        else:
+            _TAKEN.setdefault(model, set()).add(implementation)
     return reason
-
-
-_CONFIGS: weakref.WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = weakref.WeakKeyDictionary()
-"""Of models that were looked at: `_configs`."""
 
 
 def _known_in_effect(model: nn.Module, implementation: str) -> bool:
