@@ -12,6 +12,7 @@ from sweeper.models.names import align
 from sweeper.models.state import StateEntry, pieces, state_of
 
 _ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
+_RAW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what has the bits of a number, by its bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Provenance:
         quantised: one side's type declares that it stores it in fewer bits, and those explain how far it is off.
         other: holds other values.
         missing: names that only one side has.
+        exact: all other state has the same shapes and, in float64, the same bits; -0 and 0 are the same values alone.
         reference_dtype, candidate_dtype: of most of the parameters' elements; None without parameters.
     """
 
@@ -64,6 +66,7 @@ class Provenance:
     quantised: dict[str, Change] = field(default_factory=dict)
     other: dict[str, Change] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    exact: bool = True
     reference_dtype: torch.dtype | None = None
     candidate_dtype: torch.dtype | None = None
 
@@ -95,7 +98,8 @@ def provenance(reference: nn.Module, candidate: nn.Module) -> Provenance:
     asks = found.reference_dtype != found.candidate_dtype
     for name in [name for name in left if name in right]:
         change = _change(name, left[name], right[name])
-        if change is None:
+        if isinstance(change, bool):
+            found.exact &= change
             continue
         if change.scheme is not None:
             found.quantised[name] = change
@@ -136,13 +140,16 @@ def _main_dtype(state: Mapping[str, StateEntry]) -> torch.dtype | None:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
-def _change(name: str, left: StateEntry, right: StateEntry) -> Change | None:
+def _change(name: str, left: StateEntry, right: StateEntry) -> Change | bool:
+    """What differs; where no value does, whether the bits and the shape are the same too."""
     if left.is_same(right):
-        return None
+        return True
     reference, candidate = left.tensor, right.tensor.to(left.tensor.device)
+    if _same_memory(reference, candidate):
+        return True
     shared = _shared_rows(reference, candidate)
     if shared is not None and _same_values(*shared):
-        return None
+        return shared[0] is reference and _same_bits(*shared)
     scheme = _explaining_scheme(left, right, reference, candidate)
     return Change(name, left, right, None if shared is None else _rounded_to(*shared), scheme)
 
@@ -188,6 +195,12 @@ def _shared_rows(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
     return left[:rows], right[:rows]
 
 
+def _same_memory(left: Tensor, right: Tensor) -> bool:
+    """Whether both are views of the same numbers."""
+    places = [(one.data_ptr(), one.dtype, one.shape, one.stride()) for one in (left, right)]
+    return places[0] == places[1] and places[0][0] != 0
+
+
 def _same_values(left: Tensor, right: Tensor) -> bool:
     if left.dtype == right.dtype:
         return torch.equal(left, right) or all(
@@ -198,6 +211,16 @@ def _same_values(left: Tensor, right: Tensor) -> bool:
     )
 
 
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors of the same values have the same bits, where of two dtypes: in float64."""
+    if left.dtype != right.dtype:
+        return all(
+            torch.equal(mine.double().signbit(), other.double().signbit()) for mine, other in pieces(left, right)
+        )
+    raw = _RAW.get(left.itemsize) if left.layout is right.layout is torch.strided else None
+    return raw is not None and torch.equal(left.view(raw), right.view(raw))
+
+
 def _rounded_to(reference: Tensor, candidate: Tensor) -> torch.dtype | None:
     """The dtype that rounds one side's values to the other's, bit for bit; or of which both can be roundings."""
     if reference.shape != candidate.shape or not (reference.is_floating_point() and candidate.is_floating_point()):
@@ -206,14 +229,17 @@ def _rounded_to(reference: Tensor, candidate: Tensor) -> torch.dtype | None:
     possible = [(dtype, rounds) for dtype in _ROUNDING for rounds in (_rounds, _is_rounded)]
     if reference.dtype != candidate.dtype:
         possible.append((max(reference.dtype, candidate.dtype, key=_eps), _near))
-    for left, right in pieces(reference, candidate):
-        possible = [(dtype, explains) for dtype, explains in possible if explains(left, right, dtype)]
-        if not possible:
-            return None
-    return possible[0][0]
+    explaining = (
+        dtype
+        for dtype, explains in possible
+        if all(explains(left, right, dtype) for left, right in pieces(reference, candidate))
+    )
+    return next(explaining, None)
 
 
 def _rounds(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    if dtype is right.dtype:
+        return torch.equal(left.to(dtype), right)
     return torch.equal(left.to(dtype).double(), right.double())
 
 
