@@ -96,7 +96,9 @@ def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: S
     def recalled(axis: str, value: Any) -> tuple[Call, ...]:
         return side_of(cell.model_copy(update={axis: value}), model, token_ids, batches).calls
 
-    return Side(model, calls, switches(cell), _pooling(cell, calls), formed=formed, recalled=recalled)
+    function = axes.parts("function", cell)
+    pooling = _pooling(cell, calls)
+    return Side(model, calls, switches(cell), pooling, formed=formed, recalled=recalled, function=function)
 
 
 def _calls(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> list[Call]:

@@ -7,7 +7,7 @@ compared row by row. Shapes as in `docs/architecture.md`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -49,6 +49,7 @@ class Side:
         seed: of the random state that every run begins with; runs of one seed draw the same.
         formed: of a cell, the axes that form its calls (`Axis.forms_calls`), with its values.
         recalled: of a cell, forms its calls under another value of such an axis.
+        function: of a cell, all axes that decide what it computes of its state, rounding apart; None: not known.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Side:
     seed: int = 0
     formed: Mapping[str, Any] = field(default_factory=dict)
     recalled: Callable[[str, Any], tuple[Call, ...]] | None = None
+    function: Hashable | None = None
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""

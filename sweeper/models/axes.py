@@ -108,6 +108,7 @@ _BUILT_IN = (
         weights=in_read,
         code=_casts,
         conditions=_casts_to,
+        function=nothing,  # the state is compared, and autocast only rounds
         switches=_autocast,
         unsupported=_casts_to_half_only,
     ),
@@ -126,6 +127,7 @@ _BUILT_IN = (
         },
         weights=in_read,
         conditions=nothing,
+        function=nothing,
     ),
     Axis(
         name="attention",

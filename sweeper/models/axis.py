@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from sweeper.config import Cell, label
 
 Part = Callable[[Cell], Hashable]
-Key = Literal["weights", "code", "conditions"]
+Key = Literal["weights", "code", "conditions", "function"]
 
 
 def nothing(_cell: Cell) -> None:
@@ -59,6 +59,8 @@ class Axis:
         weights: what decides the weights in memory. Cells that differ in it have a model each.
         code: what decides which code runs, flags apart. Cells that differ in it learn nothing from each other.
         conditions: what decides the settings around a forward. Sides that differ in it each run under their own.
+        function: what decides which function of its state a cell computes, rounding apart. Cells that agree in it, in
+            their state and in their calls give the same bits in a float64 replay.
         around: makes the context around every forward of a cell: the axis' one switch.
         switches: in place of `around`, the switches by name, where an axis has several or names them otherwise; all
             cells have the same names. Each is put back alone to find a cause.
@@ -82,6 +84,7 @@ class Axis:
     weights: Part | None = None
     code: Part | None = None
     conditions: Part | None = None
+    function: Part | None = None
     around: Callable[[Cell], AbstractContextManager[Any]] | None = None
     switches: Callable[[Cell], Mapping[str, Switch]] | None = None
     forms_calls: bool = False

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweeper.models.configs import config_of
+from sweeper.models.snapshot import Reach, reachable
 from sweeper.models.state import state_of
 
 _CHUNK = 2**22  # numbers of 8 bytes: what is held at once beside a tensor on a device
@@ -82,3 +84,38 @@ def model_fingerprint(model: nn.Module) -> str:
     state = ((f"{name} {entry.kind}", entry.tensor) for name, entry in entries.items() if name not in streamed)
     digest.update(fingerprint(state).encode())
     return digest.hexdigest()
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def attributes_fingerprint(model: nn.Module) -> str:
+    """Fingerprints all that hangs on a model beside parameters and buffers: classes, modes, settings, other tensors.
+
+    What a config says of the dtype is left out: a replay in float64 has it say float64.
+    """
+    state = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    said: list[Any] = []
+    for value, reach in reachable(model):
+        kind = type(value)
+        said.append(f"{kind.__module__}.{kind.__qualname__}")
+        if reach is Reach.TENSOR:
+            said.append("state" if id(value) in state else fingerprint([("", value)]))
+        elif reach is Reach.GENERATOR:
+            said.append(id(value))  # what it will draw is nobody else's
+        elif reach is Reach.OBJECT:
+            is_config = hasattr(value, "to_json_string")
+            said.append([_plain(item) for item in vars(value).items() if not (is_config and "dtype" in item[0])])
+        else:
+            items = list(map(_plain, value.items() if reach is Reach.MAPPING else value))
+            said.append(sorted(items) if isinstance(value, set) else items)
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """A plain value, or a pair of those; the name of a function; of anything else its type."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_plain, value))})"
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -145,6 +145,8 @@ def _float64_kernels(side: Side, precision: Precision) -> Iterator[tuple[Call, .
     calls = tuple(replace(call, kwargs=kwargs) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
+        # as a parameter says of itself: code may follow either
+        stack.enter_context(_configured(side.model, "dtype", torch.float64))
         # the grouped product that transformers runs a mixture of experts with refuses float64
         stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))
         if implementation not in (None, "eager", "sdpa"):
@@ -190,7 +192,7 @@ def attention(model: nn.Module, implementation: str) -> contextlib.AbstractConte
 
 
 @contextlib.contextmanager
-def _configured(model: nn.Module, setting: str, value: str) -> Iterator[None]:
+def _configured(model: nn.Module, setting: str, value: Any) -> Iterator[None]:
     """Changes a setting of all configs of a transformers model, and back."""
     configs: dict[int, Any] = {
         id(module.config): module.config

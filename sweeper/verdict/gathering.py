@@ -6,10 +6,7 @@ was not run is said.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,26 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sweeper.comparator.observation import observe_within
 from sweeper.comparator.outputs import aside
-from sweeper.comparator.side import Outputs, Side, run, text_lengths, uncompiled_side
+from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.devices import out_of_memory
 from sweeper.metrics.pair import measure
-from sweeper.verdict.causes.arguments import arguments_undone, cast_arguments
-from sweeper.verdict.causes.tensors import asked_undone, put_back
+from sweeper.verdict.causes.arguments import cast_arguments
 from sweeper.verdict.compiled_code import compiled_code
-from sweeper.verdict.computed_state import Computed, computed_modules, without
+from sweeper.verdict.computed_state import computed_modules
 from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
-from sweeper.verdict.first_divergence import Trace, compare_runs, outputs_rel_l2, rel_l2
+from sweeper.verdict.first_divergence import Trace, outputs_rel_l2
 from sweeper.verdict.first_run import FirstRun
-from sweeper.verdict.float64_replay import Precision, attention, attention_implementation, replayed
+from sweeper.verdict.float64_replay import attention, attention_implementation
 from sweeper.verdict.measured import Measured, OwnError, Replayed
 from sweeper.verdict.noise_floor import Floor, measure_floor, raise_floor
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.quantisation import kernel_share, without_quantisation
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import SIDES, training_modules
-from sweeper.verdict.state_changes import Change, Provenance
+from sweeper.verdict.replays import Replays
+from sweeper.verdict.state_changes import Provenance
 from sweeper.verdict.thresholds import FLOOR_MULTIPLE
 
 _ALL_BUT_REPLAY = ("noise floor", "modules on the reference's arguments", "flipped choices")
@@ -70,6 +66,7 @@ class Gathering:
         self._reference, self._candidate = ran.sides
         self._base, self._native, self._found = ran.base, ran.native, found
         self._evidence, self._full = evidence, full
+        self._replays = Replays(*ran.sides, found, evidence, full=full)
         self._figures: dict[str, Any] = {"partly": ran.partly, "uncompared": ran.uncompared, "identical": False}
         self._floor = Floor()
         self._replay_trace: Trace | None = None
@@ -86,7 +83,7 @@ class Gathering:
             replay, self._replay_trace, truth = self.replay()
             if not replay.collapsed and (computed := computed_modules(self._reference, self._candidate, self._found)):
                 self._figures["computed"] = {module.name: module.distance for module in computed}
-                replay = replace(replay, computed=self._outside(truth, computed))
+                replay = replace(replay, computed=self._replays.outside(truth, computed))
             self._figures["replay"] = replay
             if replay.collapsed:
                 self._collapsed(truth)
@@ -206,70 +203,8 @@ class Gathering:
         return {"quantised_kernel": share}
 
     def replay(self) -> tuple[Replayed, Trace | None, Outputs]:
-        """Both sides in float64; also the candidate with what was asked for, and what was not, put back. The trace only
-        where it shows a difference, unless everything is asked for."""
-        reference, candidate, found, full = self._reference, self._candidate, self._found, self._full
-        base, left = self._evidence.replay(reference, found)
-        undone = arguments_undone(reference, candidate, found)
-        as_loaded = None
-        something = bool(found.asked or found.quantised or undone is not candidate)
-        if full and something:
-            with replayed(candidate) as (side, _):
-                as_loaded = outputs_rel_l2(base.outputs, run(side))
-        precisions: list[Precision] = []
-        ran = observe_within(functools.partial(self._replay_candidate, undone, (), precisions))
-        right = precisions[0]
-        asked = outputs_rel_l2(base.outputs, ran.outputs)
-        replay = Replayed(
-            precision=str(left if left.lower else right),
-            eps=_replay_eps(left, right),
-            as_loaded=as_loaded if something else asked,
-            asked=asked,
-            policy=None,
-            noise=0.0,
-        )
-        if full or not asked <= replay.bound:
-            with aside(ran.outputs):
-                replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
-        collapsed = asked <= replay.bound
-        if found.rounded and (full or not collapsed):
-            put_back = self._replay_candidate(undone, found.rounded.values(), precisions)
-            with aside(ran.outputs), put_back as side:
-                replay = replace(replay, policy=outputs_rel_l2(base.outputs, run(side)))
-        if collapsed and not full:
-            return replay, None, base.outputs
-        traced = compare_runs(base, ran, until=None if full else replay.bound)
-        signed = _signed(replay, base.outputs, ran.outputs, text_lengths(reference, candidate))
-        return signed, traced, base.outputs
-
-    @contextlib.contextmanager
-    def _replay_candidate(
-        self, candidate: Side, changes: Iterable[Change], precisions: list[Precision]
-    ) -> Iterator[Side]:
-        """The candidate in float64, with what was asked for and `changes` put back; how exact that is goes into
-        `precisions`."""
-        model = candidate.model
-        with (
-            asked_undone(model, self._found, reference=False),
-            put_back(model, changes),
-            replayed(candidate) as (side, precision),
-        ):
-            precisions.append(precision)
-            yield side
-
-    def _outside(self, truth: Outputs, computed: list[Computed]) -> float | None:
-        """What is left of the replay outside modules whose state was computed; None where one is not excused."""
-        if not all(module.excused for module in computed):
-            return None
-        if any(not module.name for module in computed):
-            return 0.0  # the model itself is one: nothing is outside
-        undone = arguments_undone(self._reference, self._candidate, self._found)
-        with (
-            asked_undone(self._candidate.model, self._found, reference=False),
-            without(self._candidate.model, self._reference.model, computed),
-            replayed(undone) as (side, _),
-        ):
-            return outputs_rel_l2(truth, run(side))
+        """As `Replays.gather`."""
+        return self._replays.gather()
 
     def _located(self, *, operations: bool) -> tuple[dict[str, Any], dict[str, OwnError]]:
         """Which modules do natively what they do not in float64: fields of `Measured`; and each module's own error.
@@ -363,28 +298,3 @@ def training_counts(reference: Side, candidate: Side) -> dict[str, int]:
     """How many modules are in training mode, by side; sides without any left out."""
     counts = {name: len(training_modules(side.model)) for name, side in zip(SIDES, (reference, candidate), strict=True)}
     return {name: count for name, count in counts.items() if count}
-
-
-def _replay_eps(left: Precision, right: Precision) -> float:
-    """What the replay can tell apart. Code that rounds to 16 bits on one side only is a difference, not a limit."""
-    either = max(left.eps, right.eps)
-    return max(min(left.eps, right.eps), min(either, torch.finfo(torch.float32).eps))
-
-
-def _signed(replay: Replayed, reference: Outputs, candidate: Outputs, lengths: list[int]) -> Replayed:
-    """Adds the first shared output that differs (else the first), text by text and position by position."""
-    shared = [name for name in reference if name in candidate]
-    differing = (name for name in shared if rel_l2(reference[name], candidate[name]) > replay.bound)
-    name = next(differing, shared[0])
-    left, right = reference[name], candidate[name]
-    of_texts = len(left) == len(lengths) < sum(lengths)  # pooled: a row a text
-    rows = [1] * len(lengths) if of_texts else lengths
-    if len(left) != sum(rows):
-        return replay
-    texts = tuple(rel_l2(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True))
-    if of_texts:
-        return replace(replay, texts=texts)
-    position_N = torch.cat([torch.arange(length) for length in lengths]).to(left.device)
-    doubling_N = torch.frexp(position_N.float()).exponent  # 0, 1, 2 for 2 and 3, 3 for 4 to 7, ...
-    places = [doubling_N == place for place in range(int(doubling_N.max()) + 1)]
-    return replace(replay, texts=texts, positions=tuple(rel_l2(left[place_N], right[place_N]) for place_N in places))

@@ -39,8 +39,7 @@ class ReferenceEvidence:
         Args:
             what: names it, with all that it depends on beside the reference.
         """
-        modes = len(training_modules(reference.model))
-        key = (what, tuple(reference.names.items()), reference.parts, reference.seed, modes)
+        key = self._key(reference, what)
         if key in self._found:
             found: T = self._found[key]
             return found
@@ -48,6 +47,14 @@ class ReferenceEvidence:
         if nbytes(found) <= self._most_bytes():
             self._found[key] = found
         return found
+
+    def known(self, reference: Side, what: Hashable) -> Any:
+        """What `once` gave of it; None where it was not asked for, or not kept."""
+        return self._found.get(self._key(reference, what))
+
+    def _key(self, reference: Side, what: Hashable) -> Hashable:
+        modes = len(training_modules(reference.model))
+        return what, tuple(reference.names.items()), reference.parts, reference.seed, modes
 
     def observed(self, reference: Side) -> Observation:
         """The reference as it runs."""

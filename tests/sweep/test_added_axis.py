@@ -199,6 +199,7 @@ def test_an_entry_that_says_nothing_shares_nothing(tmp_path: Path) -> None:
     full, half = two_cells(tmp_path)
     assert WeightsKey.of(full).read != WeightsKey.of(half).read
     assert axes.parts("code", full) != axes.parts("code", half)
+    assert axes.parts("function", full) != axes.parts("function", half)
     assert not same_conditions(full, half)
     assert CodePaths()._kernels_key(full, loaded(full)) != CodePaths()._kernels_key(half, loaded(full))
 
@@ -209,19 +210,21 @@ def loaded(cell: Cell) -> Any:
     return LoadedModel(nn.Linear(1, 1), WeightsKey.of(cell), 0.0)
 
 
-@pytest.mark.parametrize("key", ["weights", "code", "conditions"])
+@pytest.mark.parametrize("key", ["weights", "code", "conditions", "function"])
 def test_an_entry_says_what_is_shared_all_the_same(tmp_path: Path, key: Any) -> None:
     with with_axis(**{key: nothing}):
         full, half = two_cells(tmp_path)
-        differs = {other: axes.parts(other, full) != axes.parts(other, half) for other in ("weights", "code")}
+        differs = {
+            other: axes.parts(other, full) != axes.parts(other, half) for other in ("weights", "code", "function")
+        }
         differs["conditions"] = not same_conditions(full, half)
-    assert differs == {other: other != key for other in ("weights", "code", "conditions")}
+    assert differs == {other: other != key for other in ("weights", "code", "conditions", "function")}
 
 
 def test_an_entry_of_the_table_left_blank_takes_part_with_its_value() -> None:
     blank = Axis(name="dtype", help="", kind=str, default="")
     (cell,) = request_of("checkpoint=tiny_llama").cells
-    assert [blank.part(key, cell) for key in ("weights", "code", "conditions")] == [cell.dtype] * 3
+    assert [blank.part(key, cell) for key in ("weights", "code", "conditions", "function")] == [cell.dtype] * 4
 
 
 @pytest.mark.parametrize("kept_bytes", [2**30, 1])
