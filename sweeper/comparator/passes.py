@@ -61,16 +61,21 @@ class KeptReference:
         self._bytes = 0
         self._tokens = tokens
         self._tokens_done = 0
+        self._tokens_begun = tokens  # with those of the batch that runs
+
+    def begin_batch(self, tokens: int) -> None:
+        """Says how many tokens the next batch has: what does not fit shows before its end."""
+        self._tokens_begun = self._tokens_done + tokens
 
     def take(self, output: ModuleOutput) -> None:
         """Keeps one module's output.
 
         Raises:
-            DoesNotFit: now.
+            DoesNotFit: now, or in the end, if the other batches give as much a token as this one has so far.
         """
         rows_NF = output.lasting(frozenset())
         self._bytes += rows_NF.nbytes
-        if self._bytes > self._most_bytes:
+        if self._bytes * self._tokens > self._most_bytes * self._tokens_begun:
             raise DoesNotFit
         self._modules.append((output.name, rows_NF))
 
@@ -96,7 +101,9 @@ def keep_reference(
     try:
         with side.conditions(), torch.inference_mode(), hooked(side, kept.take) as running:
             for _, batch in zip(_told(batches, progress), side.in_batches(batches), strict=True):
-                kept.end_batch(running.run(batch), sum(sum(call.forward.lengths) for call in batch))
+                tokens = sum(sum(call.forward.lengths) for call in batch)
+                kept.begin_batch(tokens)
+                kept.end_batch(running.run(batch), tokens)
             return kept, running
     except DoesNotFit:
         return None

@@ -103,6 +103,14 @@ def test_keeping_gives_up_when_it_holds_too_much_and_when_it_will() -> None:
             kept.end_batch(outputs(torch.ones(2, 4)), 2)  # with the others 96 bytes: 48 a token
 
 
+def test_what_will_not_fit_shows_within_the_first_batch() -> None:
+    kept = KeptReference(160, tokens=8)
+    kept.begin_batch(2)
+    kept.take(module_output("m", torch.ones(2, 4)))  # 32 bytes of 2 tokens: 128 of all
+    with pytest.raises(DoesNotFit):
+        kept.take(module_output("n", torch.ones(2, 4)))
+
+
 def test_a_row_a_text_is_of_all_of_its_tokens() -> None:
     kept = KeptReference(160, tokens=20)
     kept.end_batch(outputs(torch.ones(1, 4)), 10)  # a classifier's: 32 bytes of 10 tokens, of 20
