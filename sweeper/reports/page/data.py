@@ -188,8 +188,8 @@ def _token_maps(
     texts = texts_of(record)
     maps = []
     for text in dict.fromkeys(first.text):
-        places = [i for i, one in enumerate(first.text) if one == text]
-        figures = [_rounded(tuple(layer.rel_l2[i] for i in places)) for layer in tokens.values()]
+        start, count = first.text.index(text), first.text.count(text)  # a text's tokens follow one another
+        figures = [_rounded(layer.rel_l2[start : start + count]) for layer in tokens.values()]
         words = texts[text][:TEXT_LETTERS] if text < len(texts) else None
         maps.append({"text": text, "words": words, "layers": layers, "rel_l2": figures})
     return maps
@@ -221,13 +221,13 @@ def shared_maps(maps: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     for cell_id, one in maps:
         key = json.dumps(one)
         if key not in places:
-            texts = len(json.dumps(one.get("texts", "")))
-            if len(key) - texts > modules_left:
+            texts, whole = len(json.dumps(one.get("texts", ""))), len(key)
+            if whole - texts > modules_left:
                 continue
             if texts > tokens_left:
                 one = {name: value for name, value in one.items() if name != "texts"} | {"texts_left_out": True}
-                texts = 0
-            modules_left, tokens_left = modules_left - len(json.dumps(one)) + texts, tokens_left - texts
+                texts, whole = 0, len(json.dumps(one))
+            modules_left, tokens_left = modules_left - whole + texts, tokens_left - texts
             places[key] = len(kept)
             kept.append(one)
         of.append((cell_id, places[key]))
