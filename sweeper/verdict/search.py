@@ -17,7 +17,7 @@ from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.devices import out_of_memory, suppressed
 from sweeper.metrics.pair import measure
-from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals
+from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals, row_counterfactuals
 from sweeper.verdict.causes.code import (
     code_counterfactuals,
     computed_counterfactuals,
@@ -182,6 +182,7 @@ class Search:
             ("arguments", lambda: call_counterfactuals(pair, found)),
             ("code", self._code),
             ("wrappers", lambda: wrapper_counterfactuals(pair)),
+            ("rows of a batch", lambda: row_counterfactuals(pair) if functions_differ else ()),
             ("flags", lambda: switch_counterfactuals(pair)),
             ("attention backend", lambda: attention_counterfactuals(pair)),
             ("what follows the dtype", self._following_dtype),

@@ -103,6 +103,43 @@ def test_a_mask_over_a_packed_row_is_named_with_the_cache() -> None:
     assert "use_cache" in explanation.cause
 
 
+class Scaled(nn.Module):
+    """A layer that scales a text by the largest value of all that share its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Linear(8, 8)
+        self.scale = _OfTheBatch()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.scale(self.up(hidden))  # type: ignore[no-any-return]
+
+
+class _OfTheBatch(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden / hidden.abs().max()
+
+
+class _Alone(nn.Module):
+    """Calls a model with each row alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([self.model(row) for row in hidden.split(1)])
+
+
+def test_a_layer_that_depends_on_the_batch_is_named() -> None:
+    hidden = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    comparison = compare_models(_Alone(Scaled()), Scaled(), {"hidden": hidden})
+    assert comparison.verdict.kind == "semantic"
+    cause = comparison.explain().cause
+    assert "the rows of one forward ([3, 5]) change one another; introduced at scale" in cause
+
+
 def test_a_rope_base_is_named_by_its_table_and_its_config() -> None:
     reference = llama()
     theta = {"rope_theta": 5e5, "rope_type": "default"}

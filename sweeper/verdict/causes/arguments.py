@@ -143,6 +143,22 @@ def call_counterfactuals(pair: Pair, provenance: Provenance) -> list[Counterfact
     return found
 
 
+def row_counterfactuals(pair: Pair) -> list[Counterfactual]:
+    """Each text alone, where the candidate's forwards hold several: one may change what another gives.
+
+    It takes the place of code in which texts meet, so that it comes after all that puts code back.
+    """
+    if not all(call.has_rows for call in pair.candidate.calls):
+        return []
+
+    def change(side: Side) -> Side:
+        calls = [call.of_rows([row]) for call in side.calls for row in range(call.forward.shape[0])]
+        return replace(side, calls=tuple(calls))
+
+    name = f"the batch: the rows of one forward ({_shapes(pair.candidate)}) change one another"
+    return [Counterfactual(name, "call the candidate with each text alone", "inputs", _on_candidate(change), wide=True)]
+
+
 def formed_counterfactuals(pair: Pair) -> list[Counterfactual]:
     """Each axis that forms the calls of a cell alone, where the sides differ in it, one part less each time."""
     left, right = (side.formed for side in pair)
