@@ -55,18 +55,18 @@ class Noise:
         """The root mean square of what nudges of inputs, operations and outputs make of the output.
 
         Args:
-            enough: no seed is run behind those that are sure to bring it there. Nudges of activations alone come
-                first: where they do, all others would only add to them.
+            enough: no seed is run behind those that are sure to bring it there. A few nudges, of products with
+                activations, come first: where they do, all others would only add to them.
         """
 
-        def sample(seed: int, *, activations_only: bool = False) -> float:
+        def sample(seed: int, *, few: bool = False) -> float:
             given = arguments()
             assert given is not None, "the module ran on the same arguments before"
-            again = self._nudged(module, given, seed, activations_only=activations_only)
+            again = self._nudged(module, given, seed, few=few)
             return distance(output, again, call) or 0.0
 
         at_least = enough * math.sqrt(_SEEDS)
-        if not self.products_only and enough < math.inf and (first := sample(0, activations_only=True)) >= at_least:
+        if not self.products_only and enough < math.inf and (first := sample(0, few=True)) >= at_least:
             return first
         samples: list[float] = []
         for seed in range(_SEEDS):
@@ -75,8 +75,8 @@ class Noise:
             samples.append(sample(seed))
         return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
 
-    def _nudged(self, module: nn.Module, given: Given, seed: int, *, activations_only: bool) -> list[Tensor | None]:
-        """The module's output with everything nudged, or with activations alone."""
+    def _nudged(self, module: nn.Module, given: Given, seed: int, *, few: bool) -> list[Tensor | None]:
+        """The module's output with everything nudged, or of its operations only a few."""
         generator = torch.Generator().manual_seed(seed)
         for tensor in given.floats if self.inputs else ():
             _nudge_(tensor, generator)
@@ -84,9 +84,9 @@ class Noise:
             seed,
             given.floats,
             module,
-            state_eps=0.0 if activations_only else self.state_eps,
+            state_eps=0.0 if few else self.state_eps,
             products_only=self.products_only,
-            activations_only=activations_only,
+            few=few,
         )
         again = outputs_of(module, given, noise)
         for result in again:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from sweeper.comparator.side import Call, Side, uncompiled_side
 from sweeper.models.axis import Switch
@@ -26,6 +25,7 @@ from sweeper.models.configs import config_of, takes
 from sweeper.models.quantised import dequantised
 from sweeper.models.snapshot import fresh
 from sweeper.models.swapping import doubled, entirely_doubled
+from sweeper.models.trees import mapped_leaves, tensors_of_tree
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -48,7 +48,7 @@ class Precision:
 
     def note(self, operation: str, result: Any) -> None:
         """Counts an operation whose result is below float64."""
-        lower = [leaf.dtype for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.dtype in _LOWER]
+        lower = [tensor.dtype for tensor in tensors_of_tree(result) if tensor.dtype in _LOWER]
         if lower:
             self.lower[operation] += 1
             self.eps = max(self.eps, *(torch.finfo(dtype).eps for dtype in lower))
@@ -79,9 +79,9 @@ class Lift(TorchFunctionMode):
             func = Tensor.double
             self._precision.lifted += 1
         if name.endswith("_") or "out" in kwargs:  # what is written in place must stay the same tensor
-            args = (*args[:1], *tree_map(_lifted_parameter, args[1:]))
+            args = (*args[:1], *mapped_leaves(_lifted_parameter, args[1:]))
         else:
-            args, kwargs = tree_map(self._lifted, (args, kwargs))
+            args, kwargs = mapped_leaves(self._lifted, (args, kwargs))
         result = func(*args, **kwargs)
         self._precision.note(name, result)
         return result

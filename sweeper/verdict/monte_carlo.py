@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from sweeper.models.trees import mapped_leaves, tensors_of_tree
 
 # Results that are exact: moved, chosen, negated.
 _EXACT = frozenset(
@@ -43,8 +44,7 @@ class OperationNoise(TorchDispatchMode):
         model: its parameters and persistent buffers count as computed, too.
         state_eps: by how much parameters and stored buffers are nudged; 0 where both sides hold the same ones.
         products_only: nudge nothing but products, by as much as they are less exact than their dtype (TF32 and others).
-        activations_only: nudge neither what is made of the state alone nor what flags cost products: most of the time
-            goes into these.
+        few: nudge products with activations alone, each by its epsilon: most of the time goes into the rest.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class OperationNoise(TorchDispatchMode):
         *,
         state_eps: float = 0.0,
         products_only: bool = False,
-        activations_only: bool = False,
+        few: bool = False,
     ) -> None:
         super().__init__()
         self._seed = seed
@@ -65,23 +65,23 @@ class OperationNoise(TorchDispatchMode):
         self._state_draws: dict[int, Tensor] = {}  # the generator's state before each was nudged: it may be used again
         self._state_eps = state_eps
         self._products_only = products_only
-        self._activations_only = activations_only
+        self._few = few
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors_of_tree((args, kwargs))
         counts = any(map(self._counts, given))
         name, mutable = func._schema.name.partition("::")[2], func._schema.is_mutable
         if counts and self._state_eps and not mutable:
-            args, kwargs = tree_map(self._with_nudged_state, (args, kwargs))
+            args, kwargs = mapped_leaves(self._with_nudged_state, (args, kwargs))
         result = func(*args, **kwargs)
-        is_product = name in _PRODUCTS and not self._activations_only
-        if not counts and not is_product:
+        is_product = name in _PRODUCTS
+        if not counts and (self._few or not is_product):
             return result
-        nudges = counts and not self._products_only and not (self._activations_only and self._is_state(given))
+        nudges = counts and not self._products_only and (not self._few or (is_product and not self._is_state(given)))
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
         exact = None
-        if is_product:  # before all else, so that its factors are let go of: an output head is large
+        if is_product and not self._few:  # before all else, so that its factors are let go of: an output head is large
             exact = _exact_product(func, name, args, kwargs)
         del args, kwargs
 
@@ -97,7 +97,7 @@ class OperationNoise(TorchDispatchMode):
                 setattr(leaf, _COMPUTED, True)
             return leaf
 
-        return tree_map(noisy, result)
+        return mapped_leaves(noisy, result)
 
     def _counts(self, tensor: Tensor) -> bool:
         return id(tensor) in self._inputs or id(tensor) in self._state or hasattr(tensor, _COMPUTED)
@@ -144,7 +144,7 @@ class OperationNoise(TorchDispatchMode):
 def _exact_product(func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
     """The product in float64; a large second factor is copied to float64 so many columns at a time."""
     if name != "mm" or args[1].numel() <= _LARGE_FACTOR:
-        args, kwargs = tree_map(_double, (args, kwargs))
+        args, kwargs = mapped_leaves(_double, (args, kwargs))
         return func(*args, **kwargs)
     left, right = args[0].double(), args[1]
     product = left.new_empty(left.shape[0], right.shape[1])

@@ -1,5 +1,5 @@
 """Monte Carlo arithmetic inside a module: how large nudges are, that large products come out the same in parts, and
-what is left out where activations alone decide."""
+what is left out where few nudges decide."""
 
 from __future__ import annotations
 
@@ -67,27 +67,27 @@ def test_a_large_product_is_made_in_parts(monkeypatch: pytest.MonkeyPatch, shape
     assert (found == expected).double().mean() > 0.99
 
 
-class Shifted(nn.Module):
+class Products(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.rand(TOKENS, HIDDEN))
+        self.weight = nn.Parameter(torch.rand(HIDDEN, HIDDEN))
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        doubled = self.weight * 1.5
-        return doubled, hidden + doubled
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        gram = self.weight @ self.weight
+        return [gram, hidden * 1.5, hidden @ gram]
 
 
-def test_activations_alone_are_nudged_without_what_is_made_of_the_state() -> None:
-    module, hidden = Shifted(), torch.rand(TOKENS, HIDDEN)
+def test_of_few_nudges_only_products_with_activations_get_some() -> None:
+    module, hidden = Products(), torch.rand(TOKENS, HIDDEN)
     with torch.no_grad():
         plain = module(hidden)
-        with OperationNoise(0, [hidden], module, activations_only=True):
-            state, activations = module(hidden)
+        with OperationNoise(0, [hidden], module, few=True):
+            few = module(hidden)
         with OperationNoise(0, [hidden], module):
-            nudged_state, _ = module(hidden)
-    assert torch.equal(state, plain[0])
-    assert not torch.equal(nudged_state, plain[0])
-    assert 0 < rel_l2(plain[1], activations) < torch.finfo(torch.float32).eps
+            everything = module(hidden)
+    assert list(map(torch.equal, plain, few)) == [True, True, False]
+    assert list(map(torch.equal, plain, everything)) == [False] * 3
+    assert rel_l2(plain[2], few[2]) < torch.finfo(torch.float32).eps
 
 
 def floor_of(enough: float) -> tuple[float, int]:
@@ -100,7 +100,7 @@ def floor_of(enough: float) -> tuple[float, int]:
     return floor, largest.elements
 
 
-def test_a_floor_that_activations_bring_far_enough_runs_no_product_in_float64() -> None:
+def test_a_floor_that_few_nudges_bring_far_enough_runs_no_product_in_float64() -> None:
     whole, in_float64 = floor_of(math.inf)
     bound, cheap = floor_of(whole / 4)
     assert in_float64 == HIDDEN * VOCABULARY
