@@ -190,6 +190,10 @@ _PIECE = 2**22  # elements that are looked at in float64 at once
 
 def _largest(tensor: Tensor) -> float:
     """The largest size of its finite values."""
+    if tensor.is_floating_point():
+        largest = float(torch.stack(torch.aminmax(tensor)).abs().amax())
+        if math.isfinite(largest):
+            return largest
     sizes = (piece.double().abs() for piece in tensor.flatten().split(_PIECE))
     return max(float(size.masked_fill(~size.isfinite(), 0).amax()) for size in sizes)
 

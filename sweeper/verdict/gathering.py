@@ -71,6 +71,7 @@ class Gathering:
         self._floor = Floor()
         self._replay_trace: Trace | None = None
         self._own: dict[str, OwnError] = {}
+        self._chooses = True  # the reference does, as far as is known
 
     def gather(self) -> Gathered:
         self._figures |= self._without_runs() | self._compiled()
@@ -192,6 +193,8 @@ class Gathering:
 
     def _flips(self) -> dict[str, Any]:
         """Which tokens choose otherwise: nothing where the reference chooses nothing."""
+        if not self._chooses:
+            return {"flips": None, "flipping": ()}
         chosen = self._evidence.once(self._reference, "selections", lambda: run_with_selections(self._reference))
         flips = flipped(chosen, run_with_selections(self._candidate)) if chosen else None
         return {"flips": flips.share if flips else None, "flipping": flips.modules if flips else ()}
@@ -215,6 +218,7 @@ class Gathering:
         try:
             with without_quantisation(self._reference.model, self._candidate.model, self._found):
                 natively = self._natively()
+                self._chooses = natively.reference_chooses
                 own = natively.examine()
                 beyond = natively.beyond(own)
                 floor = natively.operations_floor() if operations else math.nan

@@ -121,10 +121,12 @@ class Captured:
     Attributes:
         kept: of as many modules as were to be kept.
         left: names of the others, in order of execution.
+        chooses: something in the run chose by comparing numbers (`Choices`).
     """
 
     kept: dict[Key, Kept]
     left: tuple[str, ...] = ()
+    chooses: bool = True
 
 
 def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = math.inf) -> Captured:
@@ -157,7 +159,8 @@ def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = ma
     watch = Watch(before, after)
     with watch.on(side, names), choices:
         run(side, watch)
-    return Captured(kept, tuple(name for name, is_taken in taken.items() if not is_taken))
+    left = tuple(name for name, is_taken in taken.items() if not is_taken)
+    return Captured(kept, left, chooses=bool(choices.chosen))
 
 
 class _Copies:

@@ -52,6 +52,11 @@ class Natively:
         evidence, asked = evidence or ReferenceEvidence(), None if names is None else frozenset(names)
         self._first = evidence.once(reference, ("kept", asked), lambda: self._captured(reference, names))
 
+    @property
+    def reference_chooses(self) -> bool:
+        """Whether something in the reference chooses by comparing numbers, so that rounding can flip it."""
+        return self._first.chooses
+
     def _captured(self, side: Side, names: set[str] | None) -> Captured:
         device = side.calls[0].forward.flat_N.device.type
         return capture(side, names, most_bytes=window_bytes(device))

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sweeper.comparator.outputs import same_raw_bits
 from sweeper.models.names import align
 from sweeper.models.state import StateEntry, pieces, state_of
 
 _ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
-_RAW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what has the bits of a number, by its bytes
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,7 @@ def _same_bits(left: Tensor, right: Tensor) -> bool:
         return all(
             torch.equal(mine.double().signbit(), other.double().signbit()) for mine, other in pieces(left, right)
         )
-    raw = _RAW.get(left.itemsize) if left.layout is right.layout is torch.strided else None
-    return raw is not None and torch.equal(left.view(raw), right.view(raw))
+    return same_raw_bits(left, right)
 
 
 def _rounded_to(reference: Tensor, candidate: Tensor) -> torch.dtype | None:
