@@ -81,7 +81,9 @@ class Comparer:
         launch_bytes: int = 0,
     ) -> None:
         self._tokens = TokenAccumulator([len(ids) for ids in token_ids])
-        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes, watch=self._watch)
+        # not a method: a comparer in a circle would be on the device until Python's collector comes by
+        watch = functools.partial(_watch, self._tokens)
+        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes, watch=watch)
         self._token_ids = token_ids
         self._texts: TextAccumulator | None = None
         self._is_logits = is_logits
@@ -95,10 +97,6 @@ class Comparer:
     def begin_batch(self, texts: Sequence[int]) -> None:
         """Says which texts come next; without it there are no figures by token of them."""
         self._tokens.begin_batch(texts)
-
-    def _watch(self, name: str, reference_NF: Tensor, candidate_NF: Tensor) -> None:
-        if layer_and_kind(name)[1] == "layer":
-            self._tokens.take(name, reference_NF, candidate_NF)
 
     def end_batch(self, texts: Sequence[int], reference: BatchOutputs, candidate: BatchOutputs) -> None:
         """Compares what is left of a batch of these texts.
@@ -158,6 +156,11 @@ class Comparer:
             neighbours_changed=self._neighbours_share(),
             texts=texts,
         )
+
+
+def _watch(tokens: TokenAccumulator, name: str, reference_NF: Tensor, candidate_NF: Tensor) -> None:
+    if layer_and_kind(name)[1] == "layer":
+        tokens.take(name, reference_NF, candidate_NF)
 
 
 def _module_row(order: int, name: str, pair: ModulePair, places: Places, measures: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -251,3 +253,15 @@ def test_a_model_without_outputs_of_tokens_has_no_steady_ones() -> None:
     (forward,) = lay_out([[1, 2]], [0], layout=Layout.SINGLE, positions=Positions.IMPLICIT, pad_id=0, device="cpu")
     model = nn.Sequential(nn.Flatten(0))  # what it gives has no token dimension
     assert steady_in_call(model, forward, lambda: model(torch.ones(2, 3))) == frozenset()
+
+
+def test_a_comparer_goes_when_it_is_let_go() -> None:
+    """In a circle, what it holds on the device would wait for Python's collector."""
+    held = comparer()
+    left = weakref.ref(held)
+    gc.disable()
+    try:
+        del held
+        assert left() is None
+    finally:
+        gc.enable()
