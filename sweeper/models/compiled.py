@@ -93,7 +93,10 @@ def as_written(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Compiled code runs as it is written, for as long as the context lasts."""
+    """Compiled code runs as it is written, for as long as the context lasts, whoever compiled it, by whatever backend.
+
+    dynamo's `disable` only keeps it from compiling more: what it has compiled runs on.
+    """
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
         yield
         return

@@ -199,9 +199,11 @@ def _by_the_same_names(reference: Side, candidate: Side) -> tuple[Side, Side]:
 def _first(verdict: Verdict, native: Trace, rest: Gathered, lengths: list[int]) -> FirstDivergence | None:
     """Where the sides first differ, by more than rounding if they do: the replay, which has none, shows where.
 
-    Where a module does natively what the replay does not show, it is that module.
+    Where a module does natively what the replay does not show, it is that module. A compiler's fault is in none.
     """
     measured, replay_trace = rest.measured, rest.replay_trace
+    if measured.miscompiled:  # modules show what is written
+        return None
     for module in native.modules if measured.beyond else ():
         if module.name.partition("#")[0].partition("[")[0] == measured.beyond[0].name:
             return first_divergence((replace(module, input=None),), lengths)

@@ -126,7 +126,7 @@ class Search:
 
     def since(self) -> FirstDivergence | None:
         """Where the candidate first differs from itself with the cause put back: nothing else differs."""
-        if self._closing is None:
+        if self._closing is None or self._closing.group == "compiled":  # modules show what is written
             return None
         try:
             return self._since(self._closing)
@@ -175,7 +175,7 @@ class Search:
             ("miscompiled code", lambda: compiled_counterfactuals(pair, [code.side for code in miscompiled])),
             ("training mode", lambda: training_counterfactuals(pair)),
             ("pooling", lambda: pooling_counterfactuals(pair)),
-            ("compiled code", lambda: () if miscompiled else handed_over_counterfactuals(pair)),
+            ("compiled code", lambda: () if functions_differ else handed_over_counterfactuals(pair)),
             ("quantisation", lambda: quantised_counterfactuals(found)),
             ("computed state", lambda: () if functions_differ else computed_counterfactuals(pair, measured.computed)),
             ("parameters and buffers", lambda: state_counterfactuals(found)),

@@ -21,6 +21,7 @@ from sweeper.models import compiled
 from sweeper.records.store import Store
 from sweeper.verdict.comparison import compare_sides
 from sweeper.verdict.float64_replay import replayed
+from sweeper.verdict.likely_cause import likely_cause, pointed_at
 from sweeper.verdict.measured import CompiledCode, Measured
 from sweeper.verdict.rules import Kind, judge
 from tests.composing import request_of
@@ -184,6 +185,18 @@ def test_a_compiled_function_of_the_file_is_found() -> None:
     comparison = compare_models(Plain().eval(), Global().eval(), hidden())
     assert comparison.verdict.kind is Kind.SEMANTIC
     assert "compiled code" in comparison.verdict.reason
+    assert "torch.compile" in comparison.explain().cause
+
+
+def test_it_is_named_behind_a_dtype_that_was_asked_for() -> None:
+    both = sides(model(), in_place(model(torch.bfloat16), WRONG), hidden(), hidden(torch.bfloat16))
+    comparison = compare_sides(*both, full=False)
+    assert comparison.verdict.kind is Kind.SEMANTIC
+    assert comparison.first_divergence is None  # of modules the first one rounds otherwise, and is not to blame
+    cause = likely_cause(comparison, pointed_at(comparison), "cell")
+    assert "torch.compile" in (cause.what or "")
+    assert cause.replay_before is not None
+    assert cause.replay_after == 0
     assert "torch.compile" in comparison.explain().cause
 
 
