@@ -86,6 +86,7 @@ class Gathering:
                 self._figures["computed"] = {module.name: module.distance for module in computed}
                 replay = replace(replay, computed=self._replays.outside(truth, computed))
             self._figures["replay"] = replay
+            self._leave_out(*self._replays.left_out)
             if replay.collapsed:
                 self._collapsed(truth)
             elif not self._full:
@@ -102,7 +103,8 @@ class Gathering:
         return Gathered(Measured(**self._figures), self._replay_trace, self._floor, self._own)
 
     def _leave_out(self, *names: str) -> None:
-        self._figures["left_out"] = (*self._figures.get("left_out", ()), *names)
+        if names:
+            self._figures["left_out"] = (*self._figures.get("left_out", ()), *names)
 
     def _collapsed(self, truth: Outputs) -> None:
         """Nothing is left in float64: is all else rounding?"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Floor:
     @property
     def level(self) -> float:
         """The root mean square of the nudged samples, or the largest effect of another batch shape if that is more."""
-        return max([_rms(self.nudged), *self.rebatched.values()])
+        return max([rms(self.nudged), *self.rebatched.values()])
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -49,14 +49,16 @@ class Floor:
 
     def module(self, name: str) -> float:
         """Level of one module; NaN where it was not measured."""
-        return _rms(self.modules[name]) if self.modules.get(name) else math.nan
+        return rms(self.modules[name]) if self.modules.get(name) else math.nan
 
 
-def _rms(samples: list[float]) -> float:
+def rms(samples: Sequence[float]) -> float:
+    """The root mean square."""
     return math.sqrt(sum(sample**2 for sample in samples) / len(samples))
 
 
 _SEEDS = 4
+OUTPUT_SEEDS = 3
 
 
 def measure_floor(side: Side, base: Observation | None = None, *, seeds: int = _SEEDS) -> Floor:
@@ -90,8 +92,7 @@ def raise_floor(floor: Floor, side: Side, base: Outputs, enough: float, *, seeds
         base: the outputs of the side's own run.
     """
     while not (reached := _at_least(floor, seeds) >= enough) and len(floor.nudged) < seeds:
-        with nudged(side.model, seed=len(floor.nudged)):
-            floor.nudged.append(outputs_rel_l2(base, run(side), discrete=False))
+        floor.nudged.append(output_floor_sample(side, base, seed=len(floor.nudged)))
     if not reached and not floor.rebatched:
         with suppressed(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
             for name, outputs in _rebatched(side):
@@ -104,13 +105,15 @@ def _at_least(floor: Floor, seeds: int) -> float:
     return max([math.sqrt(sum(sample**2 for sample in floor.nudged) / seeds), *floor.rebatched.values()])
 
 
-def output_floor(side: Side, base: Outputs, *, seeds: int = 3) -> float:
+def output_floor(side: Side, base: Outputs, *, seeds: int = OUTPUT_SEEDS) -> float:
     """The level of nudges on the outputs alone: all that a replay's collapse is judged by."""
-    samples = []
-    for seed in range(seeds):
-        with nudged(side.model, seed):
-            samples.append(outputs_rel_l2(base, run(side), discrete=False))
-    return _rms(samples)
+    return rms([output_floor_sample(side, base, seed) for seed in range(seeds)])
+
+
+def output_floor_sample(side: Side, base: Outputs, seed: int) -> float:
+    """How far the nudges of one seed move the outputs."""
+    with nudged(side.model, seed):
+        return outputs_rel_l2(base, run(side), discrete=False)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from sweeper.comparator.observation import Observation, observe, observe_within,
 from sweeper.comparator.side import Outputs, Side, run
 from sweeper.verdict.causes.tensors import asked_undone, undone_in_reference
 from sweeper.verdict.float64_replay import Precision, replayed
-from sweeper.verdict.noise_floor import output_floor
+from sweeper.verdict.noise_floor import OUTPUT_SEEDS, output_floor_sample, rms
 from sweeper.verdict.repeatability import training_modules
 from sweeper.verdict.state_changes import Provenance
 
@@ -92,14 +92,24 @@ class ReferenceEvidence:
 
         return self._undone(reference, "replay outputs", found, gather)
 
-    def replay_noise(self, reference: Side, found: Provenance, base: Outputs) -> float:
-        """The noise of that replay, whose outputs are `base`, under nudges of one float64 ULP."""
+    def replay_noise(
+        self, reference: Side, found: Provenance, base: Outputs, decides: Callable[[float], bool]
+    ) -> tuple[float, bool]:
+        """The noise of that replay under nudges of one float64 ULP, and whether all seeds were needed for it.
 
-        def gather() -> float:
-            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
-                return output_floor(side, base)
-
-        return self._undone(reference, "replay noise", found, gather)
+        Args:
+            base: the outputs of that replay.
+            decides: whether the noise by the first seeds is all that the verdict depends on.
+        """
+        samples: list[float] = self._undone(reference, "replay noise", found, list)
+        for seeds in range(1, OUTPUT_SEEDS + 1):  # whatever other candidates needed
+            if len(samples) < seeds:
+                with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+                    samples.append(output_floor_sample(side, base, seed=seeds - 1))
+            noise = rms(samples[:seeds])
+            if seeds < OUTPUT_SEEDS and decides(noise):
+                return noise, False
+        return noise, True
 
     def _undone(self, reference: Side, what: str, found: Provenance, gather: Callable[[], T]) -> T:
         """What is the same for all candidates for which the same is undone in the reference."""

@@ -28,6 +28,8 @@ from sweeper.verdict.measured import Replayed
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.state_changes import Change, Provenance
 
+_CLEAR = 16.0  # times a bound, or that part of it: two more samples of its noise do not move it so far
+
 
 class Replays:
     """The replays of two sides.
@@ -36,7 +38,12 @@ class Replays:
         found: what differs in their state.
         evidence: of the reference.
         full: run and trace everything; else only what the verdict depends on.
+
+    Attributes:
+        left_out: what it did not depend on, as the evidence has it.
     """
+
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self, reference: Side, candidate: Side, found: Provenance, evidence: ReferenceEvidence, *, full: bool
@@ -69,16 +76,10 @@ class Replays:
             policy=None,
             noise=0.0,
         )
-        waiting = [outputs] if outputs is not base.outputs else []
         if full or not asked <= replay.bound:
-            with aside(*waiting):
-                replay = replace(replay, noise=self._evidence.replay_noise(reference, found, base.outputs))
-        collapsed = asked <= replay.bound
-        if found.rounded and (full or not collapsed):
-            with aside(*waiting):
-                again = self._outputs(base.outputs, left, tuple(found.rounded.values()))[0]
-                replay = replace(replay, policy=outputs_rel_l2(base.outputs, again))
-        if collapsed and not full:
+            with aside(*([outputs] if outputs is not base.outputs else [])):
+                replay = self._bounded(replay, base.outputs, left)
+        if asked <= replay.bound and not full:
             return replay, None, base.outputs
         ran = ran or self._observed()[0]
         traced = compare_runs(base, ran, until=None if full else replay.bound)
@@ -97,6 +98,26 @@ class Replays:
             replayed(self._undone) as (side, _),
         ):
             return outputs_rel_l2(truth, run(side))
+
+    def _bounded(self, replay: Replayed, truth: Outputs, precision: Precision) -> Replayed:
+        """The replay with its noise, and with what nobody asked for put back where it does not collapse.
+
+        Args:
+            truth, precision: of the reference's own replay.
+        """
+        found = self._found
+        noise_by = functools.partial(self._evidence.replay_noise, self._reference, found, truth)
+        only_rounded = not (self._full or found.other or found.missing or found.quantised)
+        noise, whole = noise_by(lambda noise: only_rounded and _is_clear(replace(replay, noise=noise)))
+        replay = replace(replay, noise=noise)
+        if found.rounded and (self._full or not replay.asked <= replay.bound):
+            again = self._outputs(truth, precision, tuple(found.rounded.values()))[0]
+            replay = replace(replay, policy=outputs_rel_l2(truth, again))
+        if not whole and not _is_clear(replay):
+            noise, whole = noise_by(lambda _: False)
+            replay = replace(replay, noise=noise)
+        self.left_out = () if whole else ("the rest of the replay's noise",)
+        return replay
 
     def _as_loaded(self, truth: Outputs) -> float | None:
         """What is left with every tensor as it was loaded; None, without a run, where nothing was asked for."""
@@ -166,6 +187,13 @@ class Replays:
         if key == self._evidence.once(reference, "replay key", lambda: replay_key(reference)):
             return truth, precision
         return self._evidence.known(reference, key)
+
+
+def _is_clear(replay: Replayed) -> bool:
+    """Whether what is left is so far from what counts as collapsed that more samples of the noise decide nothing."""
+    left = [value for value in (replay.asked, replay.policy) if value is not None]
+    bounds = replay.bound, replay.weak_bound
+    return all(value * _CLEAR <= bound or value >= bound * _CLEAR for value in left for bound in bounds)
 
 
 def replay_key(side: Side) -> Hashable | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,9 +20,12 @@ from sweeper.models.axis import Switch
 from sweeper.planning.plan import make_plan
 from sweeper.records.verdict import VerdictRecord
 from sweeper.sweep.runner import Runner
-from sweeper.verdict import replays
+from sweeper.verdict import reference_evidence, replays
+from sweeper.verdict.measured import Replayed
+from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.replays import replay_key
 from sweeper.verdict.state_changes import provenance
+from sweeper.verdict.thresholds import FLOAT64_EPS
 from tests.composing import request_of
 
 GRID = ("load_strategy=dtype_at_load,cast_after_load,autocast", "attention=eager,sdpa", "dtype=float32,bfloat16")
@@ -64,12 +68,12 @@ def test_what_has_the_same_bits_is_run_once_and_the_records_are_those_of_runs_of
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_float64: list[bool]
 ) -> None:
     shared = verdicts(tmp_path, REFERENCE, *GRID)
-    # the reference, with sdpa, both with the table rounded, and three for the noise of the replay
-    assert len(in_float64) == 7
+    # the reference, with sdpa, both with the table rounded, and one for the noise of the replay
+    assert len(in_float64) == 5
     in_float64.clear()
     monkeypatch.setattr(replays, "replay_key", lambda _: None)
     assert shared == verdicts(tmp_path, REFERENCE, *GRID)
-    assert len(in_float64) == 13
+    assert len(in_float64) == 11
 
 
 class Scaled(nn.Module):
@@ -160,3 +164,37 @@ def test_zeros_of_two_signs_are_the_same_values_and_not_the_same_bits(
     assert not found.other
     assert not found.asked
     assert found.exact is exact
+
+
+def test_noise_is_sampled_as_far_as_it_decides_whatever_was_sampled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def sampled(_side: Side, _base: object, seed: int) -> float:
+        seeds.append(seed)
+        return 1e-15 * (seed + 1)
+
+    monkeypatch.setattr(reference_evidence, "output_floor_sample", sampled)
+    side, evidence = _side(Scaled()), ReferenceEvidence()
+    found = provenance(side.model, side.model)
+    noises = [evidence.replay_noise(side, found, {}, lambda _, enough=enough: enough) for enough in (True, False, True)]
+    assert seeds == [0, 1, 2]
+    assert noises == [(1e-15, False), (pytest.approx(1e-15 * math.sqrt(14 / 3)), True), (1e-15, False)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "clear"),
+    [
+        (1e-3, None, True),
+        (1e-3, 0.0, True),
+        (1e-3, 1e-15, True),
+        (1e-3, 1e-13, False),
+        (2e-13, 1e-15, False),
+        (1e-15, None, True),
+        (math.nan, None, False),
+    ],
+)
+def test_what_lies_near_its_bound_needs_all_of_the_noise(asked: float, policy: float | None, clear: bool) -> None:
+    replay = Replayed(
+        precision="", eps=FLOAT64_EPS, as_loaded=None, asked=asked, policy=policy, noise=1e-15
+    )  # a bound of 6.4e-14
+    assert replays._is_clear(replay) is clear
