@@ -21,6 +21,8 @@ def copied_model(model: nn.Module, own: dict[int, Any]) -> nn.Module:
     Args:
         own: what stands for an object in the copy, by the object's `id`; it grows.
     """
+    if any(hasattr(module, "__deepcopy__") for module in model.modules()):  # parametrized: reducing it is refused
+        return copy.deepcopy(model, own)
     modules: list[tuple[nn.Module, Any]] = [(module, module.__reduce_ex__(4)) for module in model.modules()]
     if not all(_is_plain(*one) for one in modules):
         return copy.deepcopy(model, own)
@@ -36,7 +38,7 @@ def _is_plain(module: nn.Module, reduced: Any) -> bool:
     """Whether the copy is an instance without arguments that is given a copy of `vars`."""
     made, arguments, state, *items = reduced
     plainly = made is copyreg.__newobj__ and arguments == (type(module),)  # type: ignore[attr-defined]
-    return plainly and isinstance(state, dict) and not any(items) and not hasattr(module, "__deepcopy__")
+    return plainly and isinstance(state, dict) and not any(items)
 
 
 def _copied(name: str, value: Any, own: dict[int, Any]) -> Any:

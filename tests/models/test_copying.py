@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from sweeper.models.copying import copied_model
 
@@ -103,3 +104,10 @@ def test_modules_that_restore_themselves(inner: nn.Module) -> None:
 def test_a_module_that_says_how_it_is_copied_is_asked() -> None:
     inner = Copied()
     assert copied_model(nn.Sequential(inner), {})[0] is inner  # type: ignore[index]
+
+
+def test_a_parametrized_module_is_copied_by_its_own_way() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    copied, hidden_TD = copied_model(model, tensors(model)), torch.randn(3, 4)
+    assert torch.equal(copied(hidden_TD), model(hidden_TD))
+    assert all(map(torch.Tensor.is_set_to, copied.parameters(), model.parameters()))
