@@ -145,8 +145,7 @@ def _float64_kernels(side: Side, precision: Precision) -> Iterator[tuple[Call, .
     calls = tuple(replace(call, kwargs=kwargs) for kwargs, call in zip(exact, side.calls, strict=True))
     implementation = attention_implementation(side.model)
     with contextlib.ExitStack() as stack:
-        # as a parameter says of itself: code may follow either
-        stack.enter_context(_configured(side.model, "dtype", torch.float64))
+        stack.enter_context(_saying_float64(side.model))
         # the grouped product that transformers runs a mixture of experts with refuses float64
         stack.enter_context(_configured(side.model, "_experts_implementation_internal", "eager"))
         if implementation not in (None, "eager", "sdpa"):
@@ -192,14 +191,49 @@ def attention(model: nn.Module, implementation: str) -> contextlib.AbstractConte
 
 
 @contextlib.contextmanager
-def _configured(model: nn.Module, setting: str, value: Any) -> Iterator[None]:
-    """Changes a setting of all configs of a transformers model, and back."""
+def _saying_float64(model: nn.Module) -> Iterator[None]:
+    """Has the configs say float64, as a parameter does of itself: code may follow either.
+
+    Only where they keep a dtype, or the name of one, as a plain attribute. Anybody's model may have a config: it may be
+    frozen, and a dtype that is computed is left alone.
+    """
+    changed: list[tuple[dict[str, Any], Any]] = []
+    try:
+        for config in _configs_with(model, "dtype"):
+            attributes = getattr(config, "__dict__", {})
+            held = attributes.get("dtype")
+            if (float64 := _float64_for(held)) is not None:
+                changed.append((attributes, held))
+                attributes["dtype"] = float64
+        yield
+    finally:
+        for attributes, held in changed:
+            attributes["dtype"] = held
+
+
+def _float64_for(held: Any) -> Any:
+    """What stands for float64 as this stands for another dtype of numbers; None where it stands for none."""
+    if isinstance(held, torch.dtype):
+        return torch.float64 if held.is_floating_point else None
+    prefix = "torch." if isinstance(held, str) and held.startswith("torch.") else ""
+    named = getattr(torch, held.removeprefix(prefix), None) if isinstance(held, str) else None
+    return f"{prefix}float64" if isinstance(named, torch.dtype) and named.is_floating_point else None
+
+
+def _configs_with(model: nn.Module, setting: str) -> list[Any]:
+    """The configs of a model's modules that have a setting, each once."""
     configs: dict[int, Any] = {
         id(module.config): module.config
         for module in model.modules()
         if hasattr(module, "config") and hasattr(module.config, setting)
     }
-    saved = [(config, getattr(config, setting)) for config in configs.values()]
+    return list(configs.values())
+
+
+@contextlib.contextmanager
+def _configured(model: nn.Module, setting: str, value: Any) -> Iterator[None]:
+    """Changes a setting of all configs of a transformers model, and back."""
+    saved = [(config, getattr(config, setting)) for config in _configs_with(model, setting)]
     try:
         for config, _ in saved:
             setattr(config, setting, value)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import make_dataclass
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,3 +127,45 @@ def test_the_floor_of_a_replay_is_that_of_float64() -> None:
     with replayed(side) as (lifted, _):
         assert output_floor(lifted, run(lifted)) < 1e-13
     assert Precision().eps == 2.0**-52
+
+
+class Property:
+    """A config whose dtype is computed."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class Following(nn.Module):
+    """Computes in what its config says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.config.dtype
+        return self.linear(x).to(getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype)
+
+
+@pytest.mark.parametrize("config", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_a_frozen_config_says_float64_as_it_says_any_dtype(config: str | torch.dtype) -> None:
+    frozen = make_dataclass("Frozen", [("dtype", object)], frozen=True)
+    model = Following(frozen(dtype=config))
+    side, _ = sides(model, model, {"x": torch.randn(2, 4)})
+    with replayed(side) as (lifted, precision):
+        assert type(model.config.dtype) is type(config)
+        run(lifted)
+    assert not precision.lower
+    assert model.config.dtype == config
+
+
+@pytest.mark.parametrize("config", [Property(), SimpleNamespace(dtype=None)])
+def test_a_config_that_keeps_no_dtype_is_left_alone(config: Any) -> None:
+    model = Following(config)
+    side, _ = sides(model, model, {"x": torch.randn(2, 4)})
+    before = config.dtype
+    with replayed(side) as (_, _):
+        assert config.dtype is before
