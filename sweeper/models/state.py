@@ -21,9 +21,10 @@ from sweeper.records.cell import StateDifference, StateFigures
 Kind = Literal["parameter", "buffer", "non_persistent_buffer"]
 
 
-# Elements whose difference in float64 is held at once: on a GPU few launches, on a CPU what its caches hold. Three such
-# tensors of an embedding can be more than a model.
-_CHUNK = {"cuda": 2**22, "cpu": 2**16}
+# Elements whose difference in float64 is held at once: on a GPU few launches; on a CPU what its caches hold, and torch
+# shares no more than 2^15 among threads, whose waiting takes longer. Three such tensors of an embedding can be more
+# than a model.
+_CHUNK = {"cuda": 2**22, "cpu": 2**15}
 
 
 @dataclass(frozen=True)
