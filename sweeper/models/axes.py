@@ -220,7 +220,7 @@ _BUILT_IN = (
     ),
     Axis(
         name="decode",
-        help="how tokens reach a decoder: whole, or in steps behind a cache (quantised: by optimum-quanto, to 4 bits)",
+        help="how tokens reach a decoder: whole, or in steps behind a cache (quantised: 4 bits)",
         kind=config.Decode,
         default="whole",
         aliases={"prefill": "whole", "token": "tokens", "cached": "tokens", "chunks": "chunks_of_16"},
