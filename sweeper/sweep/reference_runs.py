@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -148,7 +149,7 @@ class ReferenceRuns:
             return self._compare_kept(planned.cell, reference, *reference.kept)
         if planned.cell_id not in self._ahead:
             beside = [] if reference.alone else self._room_for(reference, planned, following)
-            self._ahead = self._compare_in_step([planned, *beside], reference)
+            self._ahead = self._run_in_step([planned, *beside], reference)
         run = self._ahead.pop(planned.cell_id)
         if not isinstance(run, Exception):
             return run
@@ -157,6 +158,18 @@ class ReferenceRuns:
         reference.alone = True
         self._ahead.clear()
         return self.compare(planned, reference, ())
+
+    def _run_in_step(
+        self, cells: Sequence[PlannedCell], reference: ReferenceRun
+    ) -> dict[str, CandidateRun | Exception]:
+        """`_compare_in_step`; where several ran and memory ran out for whichever side, that is the error of each."""
+        try:
+            return self._compare_in_step(cells, reference)
+        except Exception as error:
+            if len(cells) == 1 or not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # which hold what the models had made
+            return {planned.cell_id: error for planned in cells}
 
     def comparer(self, cell: Cell, model: nn.Module, token_ids: list[list[int]], *, is_logits: bool = True) -> Comparer:
         """What compares the cell with its reference."""

@@ -98,8 +98,9 @@ def test_cells_that_share_a_run_of_their_reference_get_the_records_of_each_alone
     assert ran == [len(plan.cells)] == [2]
 
 
+@pytest.mark.parametrize("in_reference", [False, True])
 def test_where_memory_runs_out_with_several_candidates_each_runs_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_reference: bool
 ) -> None:
     plan = make_plan(request_of(*TINY, f"output_dir={tmp_path}", *PAIRS["casts"]), environment("cpu"))
     kept = records(plan, 2**30)
@@ -109,6 +110,8 @@ def test_where_memory_runs_out_with_several_candidates_each_runs_alone(
         ran.append(len(candidates))
         left, ended = passes.compare_in_step(reference, candidates, *arguments, **options)
         full = torch.OutOfMemoryError("CUDA out of memory")
+        if in_reference and len(candidates) > 1:  # nobody gets to the end without it
+            raise full
         return left, [full if len(candidates) > 1 else one for one in ended]
 
     monkeypatch.setattr(reference_runs, "compare_in_step", compare_in_step)
