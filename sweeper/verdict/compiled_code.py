@@ -11,7 +11,8 @@ import itertools
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.config import Compile
@@ -22,6 +23,7 @@ from sweeper.verdict.discrete_choices import choices_of
 from sweeper.verdict.first_divergence import outputs_rel_l2
 from sweeper.verdict.float64_replay import Noted, Precision, in_float64
 from sweeper.verdict.measured import CompiledCode
+from sweeper.verdict.module_runs import autocast_in_force
 from sweeper.verdict.noise_floor import Floor, raise_floor
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.state_changes import Provenance
@@ -78,7 +80,7 @@ def _floor(written: Side, outputs: Outputs, native: float) -> float:
 
 def _in_float64(side: Side, code: CompiledCode) -> CompiledCode:
     """Adds the comparison in float64, where it can be run and tells more than the native one."""
-    eps = _coarsest(side.model)
+    eps = _coarsest(side)
     if eps <= _FLOAT32_EPS and not code.chooses:
         return code
     if reason := _only_as_it_is(side):
@@ -98,10 +100,14 @@ def _in_float64(side: Side, code: CompiledCode) -> CompiledCode:
     return replace(code, exact=found, exact_bound=bound)
 
 
-def _coarsest(model: nn.Module) -> float:
-    """The machine epsilon of the coarsest parameters or buffers."""
-    state = itertools.chain(model.parameters(), model.buffers())
-    return max((torch.finfo(tensor.dtype).eps for tensor in state if tensor.is_floating_point()), default=0.0)
+def _coarsest(side: Side) -> float:
+    """The machine epsilon of the coarsest parameters, buffers or arguments, or of what autocast makes of them."""
+    given = tree_leaves([call.kwargs for call in side.calls])
+    state = itertools.chain(side.model.parameters(), side.model.buffers(), given)
+    dtypes = {tensor.dtype for tensor in state if isinstance(tensor, Tensor) and tensor.is_floating_point()}
+    with side.conditions():
+        dtypes |= {dtype for dtype in autocast_in_force() if dtype is not None}
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 def _only_as_it_is(side: Side) -> str | None:

@@ -170,6 +170,25 @@ def test_code_that_rounds_otherwise_is_rounding(compile_it: Any, dtype: torch.dt
     assert "torch.compile" in comparison.explain().cause
 
 
+class Stateless(nn.Module):
+    """Whose arguments alone have a dtype."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.gelu(hidden)
+
+
+@pytest.mark.parametrize(("compiler", "kind"), [(WRONG, Kind.SEMANTIC), (RIGHT, Kind.ROUNDING)])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_16_bits_that_the_parameters_lack_hide_no_fault_either(autocast: bool, compiler: Any, kind: Kind) -> None:
+    made, given = (model, hidden()) if autocast else (Stateless, hidden(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        comparison = compare_models(made(), whole(made(), compiler), given)
+    (code,) = comparison.measured.compiled
+    assert code.native < code.floor * 4
+    assert code.exact is not None
+    assert comparison.verdict.kind is kind
+
+
 def test_one_compiled_module_of_several_is_named() -> None:
     candidate = model()
     for layer, compiler in zip(candidate.layers, (RIGHT, WRONG), strict=True):
