@@ -97,7 +97,7 @@ class Noise:
 
 def _nudge_(tensor: Tensor, generator: torch.Generator) -> None:
     drawn = torch.rand(tensor.shape, generator=generator).to(tensor.device)
-    tensor.copy_(multiplied(tensor, torch.finfo(tensor.dtype).eps * (drawn * 2 - 1)))
+    tensor.copy_(multiplied(tensor, drawn, torch.finfo(tensor.dtype).eps))
 
 
 class Examination:

@@ -8,7 +8,7 @@ module which rounds those has no floor to hide behind. Products are nudged every
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ _PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolu
 _COARSEST_PRODUCT = 2.0**-7
 _COMPUTED = "_computed_from_floats"
 _PIECE = 2**24  # elements of a large tensor that are nudged at once: several copies of them are made
+# The same on a CPU: larger ones are shared among threads at each of several operations, whose waiting takes longer.
+_CPU_PIECE = 2**15
 _LARGE_FACTOR = 2**28  # elements (2 GiB in float64) of a product's second factor that are copied to float64 at once
 
 
@@ -120,20 +122,21 @@ class OperationNoise(TorchDispatchMode):
             generator.set_state(goes_on)
 
     def _multiplied(self, tensor: Tensor, eps: float) -> Tensor:
-        return multiplied(tensor, self._uniform(tensor).mul_(eps))
+        return multiplied(tensor, self._drawn(tensor), eps)
 
     def _product_error(self, leaf: Tensor, exact: Tensor) -> Tensor:
         """The product's own error under the flags in force, with other signs; no more than any flag costs."""
         error, size = leaf.double() - exact, exact.norm()
         share = float(error.norm() / size) if size > 0 else 0.0
         limited = error * min(1.0, _COARSEST_PRODUCT / share)
-        return (limited * self._uniform(limited).sign()).to(leaf.dtype)
+        return (limited * self._drawn(limited).mul_(2).sub_(1).sign()).to(leaf.dtype)
 
-    def _uniform(self, tensor: Tensor) -> Tensor:
+    def _drawn(self, tensor: Tensor) -> Tensor:
+        """A number of [0, 1) for each of its elements."""
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         generator = self._generator(tensor.device)
         drawn = torch.rand(tensor.shape, generator=generator, dtype=dtype, device=generator.device)
-        return drawn.mul_(2).sub_(1).to(tensor.device)
+        return drawn.to(tensor.device)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device.type not in self._generators:
@@ -158,19 +161,36 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def multiplied(tensor: Tensor, share: Tensor) -> Tensor:
-    """The tensor with so much more of itself. What stands for infinity, as in masks, stays what it is."""
+def multiplied(tensor: Tensor, drawn: Tensor, eps: float) -> Tensor:
+    """The tensor times 1 + eps u, u uniform in [-1, 1]. What stands for infinity, as in masks, stays what it is.
+
+    Args:
+        drawn: uniform in [0, 1); used up.
+    """
     most = torch.finfo(tensor.dtype).max / 2
 
-    def piece(tensor: Tensor, share: Tensor) -> Tensor:
+    def piece(tensor: Tensor, drawn: Tensor) -> Tensor:
+        share = drawn.mul_(2).sub_(1).mul_(eps)
         return torch.where(tensor.abs() < most, (tensor * (1 + share)).to(tensor.dtype), tensor)
 
-    if tensor.numel() <= _PIECE or not tensor.dim():
-        return piece(tensor, share)
-    rows = max(1, _PIECE // tensor[0].numel())
+    return in_pieces(piece, tensor, drawn)
+
+
+def in_pieces(change: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, other: Tensor) -> Tensor:
+    """What `change` makes of a tensor with another one of its shape, element by element, in pieces where it is large;
+    of the first one's dtype and strides."""
+    flat = tensor.is_contiguous() and other.is_contiguous()
+    size = _CPU_PIECE if flat and tensor.device.type == "cpu" else _PIECE
+    if tensor.numel() <= size or not tensor.dim():
+        return change(tensor, other)
     result = torch.empty_like(tensor)
-    for into, some, shares in zip(*(one.split(rows) for one in (result, tensor, share)), strict=True):
-        into.copy_(piece(some, shares))
+    tensors = [result, tensor, other]
+    if flat:
+        tensors = [one.view(-1) for one in tensors]
+    else:
+        size = max(1, size // tensor[0].numel())
+    for into, *some in zip(*(one.split(size) for one in tensors), strict=True):
+        into.copy_(change(*some))
     return result
 
 

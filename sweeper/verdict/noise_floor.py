@@ -22,6 +22,7 @@ from sweeper.comparator.observation import Observation, in_pairs, observe, obser
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.devices import suppressed
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
+from sweeper.verdict.monte_carlo import in_pieces
 
 
 @dataclass
@@ -134,9 +135,12 @@ def nudged(model: nn.Module, seed: int) -> Iterator[None]:
         if kind not in generators:
             generators[kind] = torch.Generator(value.device).manual_seed(seed)
         drawn = torch.rand(value.shape, generator=generators[kind], device=generators[kind].device, dtype=torch.float64)
-        noise = drawn.to(value.device)
-        eps = torch.finfo(value.dtype).eps  # in place: of logits, each further copy counts
-        return noise.mul_(2).sub_(1).mul_(eps).add_(1).mul_(value).to(value.dtype)
+        eps = torch.finfo(value.dtype).eps
+
+        def piece(value: Tensor, noise: Tensor) -> Tensor:  # in place: of logits, each further copy counts
+            return noise.mul_(2).sub_(1).mul_(eps).add_(1).mul_(value).to(value.dtype)
+
+        return in_pieces(piece, value, drawn.to(value.device))
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
