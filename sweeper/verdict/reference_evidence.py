@@ -32,6 +32,7 @@ class ReferenceEvidence:
     def __init__(self, most_bytes: Callable[[], int] = lambda: KEPT_BYTES) -> None:
         self._most_bytes = most_bytes
         self._found: dict[Hashable, Any] = {}
+        self._many: dict[Hashable, int] = {}  # of those of any number, the bytes; the oldest first
 
     def once(self, reference: Side, what: Hashable, gather: Callable[[], T]) -> T:
         """What `gather` gives, or gave when the same was asked of the same reference before.
@@ -46,6 +47,17 @@ class ReferenceEvidence:
         found = gather()
         if nbytes(found) <= self._most_bytes():
             self._found[key] = found
+        return found
+
+    def once_of_many(self, reference: Side, what: Hashable, gather: Callable[[], T]) -> T:
+        """`once` for what there may be any number of, one a cell: all of it together takes no more than one value may,
+        and the oldest goes first."""
+        found = self.once(reference, what, gather)
+        if (key := self._key(reference, what)) in self._found:
+            self._many[key] = nbytes(found)
+        while self._many and sum(self._many.values()) > self._most_bytes():
+            oldest = next(iter(self._many))
+            del self._many[oldest], self._found[oldest]
         return found
 
     def known(self, reference: Side, what: Hashable) -> Any:

@@ -134,7 +134,7 @@ class Replays:
             return *known, None
         ran, reached = self._observed()
         if key is not None:
-            self._evidence.once(self._reference, key, lambda: (ran.outputs, reached))
+            self._evidence.once_of_many(self._reference, key, lambda: (ran.outputs, reached))
         return ran.outputs, reached, ran
 
     def _outputs(self, truth: Outputs, precision: Precision, changes: Collection[Change]) -> tuple[Outputs, Precision]:
@@ -152,7 +152,7 @@ class Replays:
         key = None if self._full else self._same(changes)
         if key is None:
             return gather()
-        return self._known(key, truth, precision) or self._evidence.once(self._reference, key, gather)
+        return self._known(key, truth, precision) or self._evidence.once_of_many(self._reference, key, gather)
 
     def _observed(self) -> tuple[Observation, Precision]:
         precisions: list[Precision] = []

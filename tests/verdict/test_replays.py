@@ -23,7 +23,7 @@ from sweeper.sweep.runner import Runner
 from sweeper.verdict import reference_evidence, replays
 from sweeper.verdict.measured import Replayed
 from sweeper.verdict.reference_evidence import ReferenceEvidence
-from sweeper.verdict.replays import replay_key
+from sweeper.verdict.replays import Replays, replay_key
 from sweeper.verdict.state_changes import provenance
 from sweeper.verdict.thresholds import FLOAT64_EPS
 from tests.composing import request_of
@@ -137,6 +137,18 @@ def test_the_call_and_what_surrounds_it_are_part_of_the_key() -> None:
     assert None not in keys
     rounding = {"flag": replace(flag["flag"], rounds=True)}
     assert replay_key(replace(side, switches=rounding)) == keys[0]
+
+
+def test_of_many_replays_the_last_are_kept() -> None:
+    reference = _side(Scaled())
+    others = [replace(reference, function=f"another {place}") for place in range(3)]
+    nbytes = 2 * 4 * 8  # of the outputs of one
+    evidence = ReferenceEvidence(lambda: 2 * nbytes)
+    found = provenance(reference.model, reference.model)
+    for other in others:
+        Replays(reference, other, found, evidence, full=False).gather()
+    kept = [evidence.known(reference, replay_key(other)) is not None for other in others]
+    assert kept == [False, True, True]
 
 
 def test_what_is_not_known_of_a_side_is_not_shared() -> None:
