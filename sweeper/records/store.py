@@ -276,7 +276,8 @@ def _table(path: Path, data: bytes) -> pyarrow.Table:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        # in this thread: one of Arrow's own that is not over when Python ends makes the process abort
+        return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedError(f"{path}: {str(error).partition(chr(10))[0]}") from None
 

@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,6 +106,22 @@ def test_figures_by_token_lie_in_a_file_of_their_own(store: Store) -> None:
     assert list(read) == ["model.layers.0", "model.layers.1"]
     assert repr(read["model.layers.1"]) == repr(tokens)
     assert all(module.tokens is None for module in store.modules("0123456789ab"))
+
+
+def test_reading_starts_no_thread(store: Store) -> None:
+    """One of Arrow's own that still ran when Python ended made the process abort, behind all that it had printed."""
+    cell_id = store.write(record(), [MODULE]).cell_id
+    code = (
+        "import sys, psutil, pyarrow.parquet\n"
+        "from pathlib import Path\n"
+        "from sweeper.records.store import Store\n"
+        "before = psutil.Process().num_threads()\n"
+        "assert Store(Path(sys.argv[1])).modules(sys.argv[2])\n"
+        "print(psutil.Process().num_threads() - before)"
+    )
+    words = [sys.executable, "-c", code, str(store.folder), cell_id]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_cell_json_is_strict_json(store: Store) -> None:
