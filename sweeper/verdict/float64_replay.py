@@ -8,9 +8,12 @@ that stayed below float64 all the same is counted.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field, replace
+from types import MemberDescriptorType
 from typing import Any
 
 import torch
@@ -194,21 +197,31 @@ def attention(model: nn.Module, implementation: str) -> contextlib.AbstractConte
 def _saying_float64(model: nn.Module) -> Iterator[None]:
     """Has the configs say float64, as a parameter does of itself: code may follow either.
 
-    Only where they keep a dtype, or the name of one, as a plain attribute. Anybody's model may have a config: it may be
-    frozen, and a dtype that is computed is left alone.
+    Anybody's model may have a config: it may be frozen, and a dtype that is computed is left alone.
     """
-    changed: list[tuple[dict[str, Any], Any]] = []
+    changed: list[tuple[Callable[[Any], None], Any]] = []
     try:
         for config in _configs_with(model, "dtype"):
-            attributes = getattr(config, "__dict__", {})
-            held = attributes.get("dtype")
-            if (float64 := _float64_for(held)) is not None:
-                changed.append((attributes, held))
-                attributes["dtype"] = float64
+            held, write = config.dtype, _writing_dtype(config)
+            if write is not None and (float64 := _float64_for(held)) is not None:
+                with contextlib.suppress(Exception):  # read-only, in whatever way
+                    write(float64)
+                    changed.append((write, held))
         yield
     finally:
-        for attributes, held in changed:
-            attributes["dtype"] = held
+        for write, held in changed:
+            write(held)
+
+
+def _writing_dtype(config: Any) -> Callable[[Any], None] | None:
+    """What writes a config's dtype where that lies, frozen or not; None where it lies nowhere."""
+    if "dtype" in getattr(config, "__dict__", {}):
+        return functools.partial(operator.setitem, vars(config), "dtype")
+    if isinstance(config, MutableMapping) and "dtype" in config:
+        return functools.partial(operator.setitem, config, "dtype")
+    if isinstance(getattr(type(config), "dtype", None), MemberDescriptorType):
+        return functools.partial(object.__setattr__, config, "dtype")
+    return None
 
 
 def _float64_for(held: Any) -> Any:

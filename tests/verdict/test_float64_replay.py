@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sweeper.comparator.side import run, sides
@@ -129,6 +130,15 @@ def test_the_floor_of_a_replay_is_that_of_float64() -> None:
     assert Precision().eps == 2.0**-52
 
 
+class EasyDict(dict[str, Any]):
+    """A dictionary that is read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
 class Property:
     """A config whose dtype is computed."""
 
@@ -150,22 +160,31 @@ class Following(nn.Module):
         return self.linear(x).to(getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype)
 
 
-@pytest.mark.parametrize("config", ["bfloat16", "torch.bfloat16", torch.bfloat16])
-def test_a_frozen_config_says_float64_as_it_says_any_dtype(config: str | torch.dtype) -> None:
-    frozen = make_dataclass("Frozen", [("dtype", object)], frozen=True)
-    model = Following(frozen(dtype=config))
+FROZEN = [make_dataclass("Frozen", [("dtype", object)], frozen=True, slots=slots) for slots in (False, True)]
+
+
+@pytest.mark.parametrize("kind", [*FROZEN, EasyDict, DictConfig])
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_a_config_of_any_kind_says_float64_as_it_says_any_dtype(kind: Any, dtype: str | torch.dtype) -> None:
+    if kind is DictConfig and isinstance(dtype, torch.dtype):
+        pytest.skip("it holds names only")
+    config = DictConfig({"dtype": dtype}) if kind is DictConfig else kind(dtype=dtype)
+    model = Following(config)
     side, _ = sides(model, model, {"x": torch.randn(2, 4)})
     with replayed(side) as (lifted, precision):
-        assert type(model.config.dtype) is type(config)
+        assert type(config.dtype) is type(dtype)
         run(lifted)
     assert not precision.lower
-    assert model.config.dtype == config
+    assert config.dtype == dtype
 
 
-@pytest.mark.parametrize("config", [Property(), SimpleNamespace(dtype=None)])
-def test_a_config_that_keeps_no_dtype_is_left_alone(config: Any) -> None:
+READ_ONLY = DictConfig({"dtype": "float32"}, flags={"readonly": True})
+
+
+@pytest.mark.parametrize("config", [Property(), SimpleNamespace(dtype=None), READ_ONLY])
+def test_a_config_that_keeps_no_dtype_or_cannot_be_written_is_left_alone(config: Any) -> None:
     model = Following(config)
     side, _ = sides(model, model, {"x": torch.randn(2, 4)})
     before = config.dtype
     with replayed(side) as (_, _):
-        assert config.dtype is before
+        assert config.dtype == before
