@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sweeper.models.configs import config_of
-from sweeper.models.snapshot import Reach, reachable
+from sweeper.models.snapshot import Reach, reach_of, reachable
 from sweeper.models.state import state_of
 
 _CHUNK = 2**22  # numbers of 8 bytes: what is held at once beside a tensor on a device
@@ -86,6 +89,7 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+_NUMBERS = itertools.count()
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -100,9 +104,9 @@ def attributes_fingerprint(model: nn.Module) -> str:
         kind = type(value)
         said.append(f"{kind.__module__}.{kind.__qualname__}")
         if reach is Reach.TENSOR:
-            said.append("state" if id(value) in state else fingerprint([("", value)]))
+            said.append("state" if id(value) in state else _tensor(value))
         elif reach is Reach.GENERATOR:
-            said.append(id(value))  # what it will draw is nobody else's
+            said.append(_unlike_any())  # what it will draw is nobody else's
         elif reach is Reach.OBJECT:
             is_config = hasattr(value, "to_json_string")
             said.append([_plain(item) for item in vars(value).items() if not (is_config and "dtype" in item[0])])
@@ -112,10 +116,53 @@ def attributes_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
+def _tensor(tensor: Tensor) -> str:
+    """The fingerprint of a tensor whose numbers lie in memory one by one."""
+    has_bytes = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested or tensor.is_conj())
+    return fingerprint([("", tensor)]) if has_bytes else _unlike_any()
+
+
 def _plain(value: Any) -> str:
-    """A plain value, or a pair of those; the name of a function; of anything else its type."""
+    """A plain value, or a pair of those; what tells a function, and all else that is not looked through, from another;
+    of what is looked through its type."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_plain, value))})"
     if isinstance(value, _PLAIN):
         return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    kind: Any = type(value)
+    if reach_of(kind) is not Reach.NOTHING:
+        return str(kind.__qualname__)
+    if isinstance(value, functools.partial):
+        return f"partial({', '.join(map(_held, (value.func, *value.args, *sorted(value.keywords.items()))))})"
+    if isinstance(value, FunctionType):
+        held = *(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items()), *_closure(value)
+        return f"{value.__module__}.{value.__qualname__}({', '.join(map(_held, held))})"
+    if isinstance(value, MethodType):
+        return f"{value.__qualname__} of {_held(value.__self__)}"
+    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type, NoneType)):
+        return f"{value.__module__}.{value.__qualname__}"
+    told = repr(value)
+    return _unlike_any() if " at 0x" in told else told
+
+
+def _closure(function: FunctionType) -> list[Any]:
+    """What a function holds of the place where it was made."""
+    return [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+
+
+def _held(value: Any) -> str:
+    """What a function holds: modules are looked at by themselves, and no other object is known."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_held, value))})"
+    if isinstance(value, nn.Module):
+        return type(value).__qualname__
+    has_more = isinstance(value, FunctionType) and (value.__closure__ or value.__defaults__ or value.__kwdefaults__)
+    is_known = isinstance(value, (*_PLAIN, type, FunctionType, BuiltinFunctionType)) and not has_more
+    return _plain(value) if is_known else _unlike_any()
+
+
+def _unlike_any() -> str:
+    """Stands for what cannot be told from other; no `id`, which another object has when this one is gone."""
+    return f"one of its own: {next(_NUMBERS)}"

@@ -103,7 +103,7 @@ class Reach(Enum):
 
 
 @functools.lru_cache(maxsize=4096)  # asked thousands of times a run
-def _reach(kind: Any) -> Reach:
+def reach_of(kind: Any) -> Reach:
     """What the values of a type are."""
     if issubclass(kind, Tensor):
         return Reach.TENSOR
@@ -129,7 +129,7 @@ def reachable(root: Any) -> Iterator[tuple[Any, Reach]]:
     while waiting:
         value = waiting.pop()
         kind: Any = type(value)
-        reach = _reach(kind)
+        reach = reach_of(kind)
         if reach is Reach.NOTHING:
             continue
         if (reach is Reach.MAPPING or reach is Reach.ITEMS) and not value:
@@ -152,7 +152,7 @@ def _few(values: Collection[Any]) -> Collection[Any]:
     if len(values) <= _MANY:
         return values
     kind: Any = type(next(iter(values)))
-    return () if _reach(kind) is Reach.NOTHING else values
+    return () if reach_of(kind) is Reach.NOTHING else values
 
 
 class Snapshot:

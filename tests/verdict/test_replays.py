@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,12 +79,19 @@ def test_what_has_the_same_bits_is_run_once_and_the_records_are_those_of_runs_of
     assert len(in_float64) == 11
 
 
+def _times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: x * factor
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
         self.scale = 2.0
         self.table = torch.ones(4)
+        self.array, self.window = np.ones(4), range(4)
+        self.partial: Any = functools.partial(torch.mul, other=2.0)
+        self.closure = _times(2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * self.scale * self.table
@@ -100,6 +110,22 @@ def _table(model: Scaled) -> None:
     model.table = torch.ones(4) * 3
 
 
+def _array(model: Scaled) -> None:
+    model.array[0] = 3.0
+
+
+def _window(model: Scaled) -> None:
+    model.window = range(3)
+
+
+def _partial(model: Scaled) -> None:
+    model.partial = functools.partial(torch.mul, other=3.0)
+
+
+def _closure(model: Scaled) -> None:
+    model.closure = _times(3.0)
+
+
 def _mode(model: Scaled) -> None:
     model.linear.train(False)
 
@@ -108,13 +134,31 @@ def _module(model: Scaled) -> None:
     model.linear = nn.Bilinear(4, 4, 4)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("change", [_scale, _table, _mode, _module])
+@pytest.mark.parametrize("change", [_scale, _table, _array, _window, _partial, _closure, _mode, _module])
 def test_whatever_hangs_on_a_model_is_part_of_the_key_but_its_state(change: Callable[[Scaled], None]) -> None:
     model = Scaled()
     rounded = copy.deepcopy(model).bfloat16()
     assert replay_key(_side(model)) == replay_key(_side(rounded)) is not None
     change(rounded)
     assert replay_key(_side(model)) != replay_key(_side(rounded))
+
+
+class Called:
+    """An object that is called, of which nothing is known."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+UNKNOWN = [torch.ones(2, device="meta"), torch.eye(2).to_sparse(), torch.Generator(), Called(), Called().__call__]
+
+
+@pytest.mark.parametrize("held", UNKNOWN)
+def test_what_cannot_be_told_from_other_is_shared_with_none(held: Any) -> None:
+    model = Scaled()
+    model.table = held
+    assert replay_key(_side(model)) is not None
+    assert replay_key(_side(model)) != replay_key(_side(model))
 
 
 def test_the_call_and_what_surrounds_it_are_part_of_the_key() -> None:
