@@ -140,7 +140,7 @@ def test_processes_in_one_folder_run_each_cell_once_also_where_one_is_killed(tmp
     settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     processes = [subprocess.Popen(command, cwd=tmp_path, env=settings) for _ in range(3)]
     ran = tmp_path / "ran"
-    while not ran.exists() and all(process.poll() is None for process in processes):
+    while not (ran.exists() and ran.stat().st_size) and all(process.poll() is None for process in processes):
         time.sleep(0.01)
     killed = int(ran.read_text().split()[0])
     os.kill(killed, signal.SIGKILL)
