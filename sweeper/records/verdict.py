@@ -26,7 +26,8 @@ class CauseRecord(Record):
         what: what differs; None: nothing that was tried closes the difference, and `explain` looks further.
         put_back: what to type to put it back.
         closed_bitwise: with it put back, the outputs have the same bits.
-        replay_before, replay_after: rel_l2 in the float64 replay without and with it put back; None: not run.
+        replay_before, replay_after: rel_l2 in the float64 replay without and with it put back (of compiled code:
+            in float64, from what is written); None: not run.
         tried: names of what was put back.
         forwards: runs of a side that it took.
         cell_id: the cell in which it was run: the first of those with the same finding.

@@ -50,7 +50,7 @@ def compiled_code(side: Side, name: str, outputs: Outputs) -> CompiledCode | Non
     code = replace(code, floor=_floor(written, expected, native))
     if not native <= FLOOR_MULTIPLE * code.floor:
         code = replace(code, chooses=bool(choices_of(written)))
-    return _in_float64(side, code)
+    return in_float64_too(side, code)
 
 
 def how_compiled(side: Side) -> str:
@@ -66,7 +66,7 @@ def again(side: Side, code: CompiledCode) -> CompiledCode:
     with many_variants():
         native = outputs_rel_l2(run(written), run(side), discrete=False)
     now = replace(code, how=how_compiled(side), native=native)
-    return now if code.exact is None else _in_float64(side, now)
+    return now if code.exact is None else in_float64_too(side, now)
 
 
 def _floor(written: Side, outputs: Outputs, native: float) -> float:
@@ -78,8 +78,8 @@ def _floor(written: Side, outputs: Outputs, native: float) -> float:
     return max(floor.level, operations) if operations == operations else floor.level
 
 
-def _in_float64(side: Side, code: CompiledCode) -> CompiledCode:
-    """Adds the comparison in float64, where it can be run and tells more than the native one."""
+def in_float64_too(side: Side, code: CompiledCode) -> CompiledCode:
+    """The same with the comparison in float64, where it can be run and tells more than the native one; two runs."""
     eps = _coarsest(side)
     if eps <= _FLOAT32_EPS and not code.chooses:
         return code

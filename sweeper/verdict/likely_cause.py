@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from sweeper.comparator.side import Outputs, Side, run
 from sweeper.devices import out_of_memory
@@ -24,8 +25,11 @@ from sweeper.verdict.causes.switches import (
 )
 from sweeper.verdict.causes.tensors import asked_undone, put_back, state_counterfactuals
 from sweeper.verdict.compared import Compared
+from sweeper.verdict.compiled_code import in_float64_too
 from sweeper.verdict.first_divergence import outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
+from sweeper.verdict.measured import CompiledCode
+from sweeper.verdict.repeatability import SIDES
 from sweeper.verdict.rules import Kind
 from sweeper.verdict.state_changes import Change, Provenance
 from sweeper.verdict.thresholds import FLOOR_MULTIPLE
@@ -123,10 +127,13 @@ class _Trials:
         """
         before = self.forwards
         bitwise = False
+        replay, miscompiled = self._comparison.measured.replay, self._comparison.measured.miscompiled
         try:
             with counterfactual.apply(self._pair) as pair:
                 bitwise, near = self._natively(pair)
-                if not bitwise and near and by_replay is None and self._affords(pair):
+                if miscompiled and not bitwise:
+                    by_replay = self._off_what_is_written(pair, miscompiled[0])
+                elif not bitwise and near and by_replay is None and self._affords(pair):
                     by_replay = self._left(pair, precise=True)
         except Exception as error:  # a combination that the model cannot run closes nothing
             if out_of_memory(error):
@@ -135,12 +142,11 @@ class _Trials:
         finally:
             if self.forwards > before:
                 self.tried.append(counterfactual.name)
-        measured = self._comparison.measured
-        replay, replay_before = measured.replay, measured.replay.asked if measured.replay is not None else None
-        collapses = replay is not None and by_replay is not None and by_replay <= replay.weak_bound
-        if measured.miscompiled:  # what is written is not off itself
-            replay_before, by_replay = measured.miscompiled[0].exact, 0.0
-            collapses = replay_before is not None
+        if miscompiled:
+            replay_before, bound = miscompiled[0].exact, miscompiled[0].exact_bound
+        else:
+            replay_before, bound = (replay.asked, replay.weak_bound) if replay is not None else (None, math.nan)
+        collapses = by_replay is not None and by_replay <= bound
         if not bitwise and not collapses:
             return None
         return CauseRecord(
@@ -153,6 +159,14 @@ class _Trials:
             tried=tuple(self.tried),
             forwards=self.forwards,
         )
+
+    def _off_what_is_written(self, pair: Pair, code: CompiledCode) -> float | None:
+        """How far that side's code now is off what is written, in float64; None where it was not run so before."""
+        if code.exact is None:
+            return None
+        self.forwards += 2
+        side = dict(zip(SIDES, pair, strict=True))[code.side]
+        return in_float64_too(side, replace(code, exact=None)).exact
 
     def _natively(self, pair: Pair) -> tuple[bool, bool]:
         """Whether the outputs have the same bits, and whether they are so near that a replay is worth its forwards.

@@ -215,7 +215,7 @@ def test_it_is_named_behind_a_dtype_that_was_asked_for() -> None:
     cause = likely_cause(comparison, pointed_at(comparison), "cell")
     assert "torch.compile" in (cause.what or "")
     assert cause.replay_before is not None
-    assert cause.replay_after == 0
+    assert (cause.replay_after, cause.forwards) == (0, 2), "both runs in float64 are made, not taken for granted"
     assert "torch.compile" in comparison.explain().cause
 
 
