@@ -25,9 +25,9 @@ from sweeper.models.flags import chosen, has_splitk_switch, without_effect
 
 
 _TAKEN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
-"""Of models that were switched: the backends that were looked up everywhere, and were in effect."""
+"""The backends that were looked up everywhere and were in effect, of models that were switched."""
 _CONFIGS: weakref.WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = weakref.WeakKeyDictionary()
-"""Of models that were looked at: `_configs`."""
+"""What `_configs` found, of models that were looked at."""
 
 
 def switch_attention(model: nn.Module, implementation: str) -> str | None:

@@ -17,10 +17,11 @@ from sweeper.verdict.compared import Compared
 from sweeper.verdict.explain import Explanation, explain
 from sweeper.verdict.first_divergence import FirstDivergence, Trace, first_divergence, outputs_rel_l2, trace
 from sweeper.verdict.first_run import FirstRun, run_both
-from sweeper.verdict.gathering import Gathered, Gathering, gather, training_counts
+from sweeper.verdict.gathering import Gathered, gather, training_counts
 from sweeper.verdict.measured import Measured
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import SIDES, Random, random_side, settled
+from sweeper.verdict.replays import Replays
 from sweeper.verdict.rules import Kind, Verdict, judge
 from sweeper.verdict.state_changes import provenance
 
@@ -135,7 +136,7 @@ def _random(
         replay = left.measured.replay
         if full and left.measured.identical:
             with suppressed(Exception):  # how exact a replay is can be said, but nothing depends on it
-                replay = Gathering(settled_run, left.provenance, evidence, full=True).replay()[0]
+                replay = Replays(*settled_run.sides, left.provenance, evidence, full=True).gather()[0]
     measured = Measured(
         identical=False,
         native=outputs_rel_l2(ran.base.outputs, ran.native.outputs, discrete=False),

@@ -25,7 +25,7 @@ from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choic
 from sweeper.verdict.first_divergence import Trace, outputs_rel_l2
 from sweeper.verdict.first_run import FirstRun
 from sweeper.verdict.float64_replay import attention, attention_implementation
-from sweeper.verdict.measured import Measured, OwnError, Replayed
+from sweeper.verdict.measured import Measured, OwnError
 from sweeper.verdict.noise_floor import Floor, measure_floor, raise_floor
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.quantisation import kernel_share, without_quantisation
@@ -81,7 +81,7 @@ class Gathering:
         if self._full:
             self._figures |= self._whole_floor() | self._flips() | self._quantised()
         try:
-            replay, self._replay_trace, truth = self.replay()
+            replay, self._replay_trace, truth = self._replays.gather()
             if not replay.collapsed and (computed := computed_modules(self._reference, self._candidate, self._found)):
                 self._figures["computed"] = {module.name: module.distance for module in computed}
                 replay = replace(replay, computed=self._replays.outside(truth, computed))
@@ -206,10 +206,6 @@ class Gathering:
         outputs = self._base.outputs, self._native.outputs
         share = kernel_share(self._reference, self._candidate, *outputs, self._found, self._floor.level)
         return {"quantised_kernel": share}
-
-    def replay(self) -> tuple[Replayed, Trace | None, Outputs]:
-        """As `Replays.gather`."""
-        return self._replays.gather()
 
     def _located(self, *, operations: bool) -> tuple[dict[str, Any], dict[str, OwnError]]:
         """Which modules do natively what they do not in float64: fields of `Measured`; and each module's own error.
