@@ -5,11 +5,13 @@ import json
 import os
 import socket
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import collect_env
 
-from sweeper.environment import default_device, environment, identity, version
+from sweeper.environment import _driver_version, default_device, environment, identity, version
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -59,12 +61,44 @@ def test_the_default_device_is_cuda_only_where_there_is_a_gpu() -> None:
     assert default_device() == ("cuda" if torch.cuda.device_count() else "cpu")
 
 
+COMPILER = "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Jun  9 17:31:04 UTC 2026",
+        "NVIDIA UNIX x86_64 Kernel Module  580.159.04  Release Build  (dvs-builder@U22-I3-B17-02-5)  Tue Jun  9",
+        "NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (archlinux-builder@)  Tue Jun  9",
+    ],
+)
+def test_the_driver_is_read_from_the_kernel_module(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_env, "run", lambda _command: pytest.fail("nvidia-smi was started"))
+    told = tmp_path / "version"
+    told.write_text(f"NVRM version: {module}\n{COMPILER}")
+    assert _driver_version(told) == "580.159.04"
+
+
+@pytest.mark.parametrize("told", [None, "", f"NVRM version: another driver\n{COMPILER}"])
+def test_nvidia_smi_tells_the_driver_where_the_kernel_module_does_not(
+    told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "| NVIDIA-SMI 580.159.04             Driver Version: 580.159.04     CUDA Version: 13.0     |\n"
+    monkeypatch.setattr(collect_env, "run", lambda _command: (0, header, ""))
+    path = tmp_path / "version"
+    if told is not None:
+        path.write_text(told)
+    assert _driver_version(path) == "580.159.04"
+
+
 @needs_gpu
 def test_a_gpu_is_described() -> None:
     seen = environment("cuda")
     assert seen["gpu"] == torch.cuda.get_device_name()
     assert seen["cuda"] == torch.version.cuda
-    assert seen["driver"]
+    assert seen["driver"] == collect_env.get_nvidia_driver_version(collect_env.run)
     assert seen["cublas"].split(".")[0] == torch.version.cuda.split(".")[0]
 
 
