@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -183,7 +185,14 @@ class ModelPool:
 
     def _make_room(self, device: str, wanted: int) -> None:
         while len(self._models) > 1 and not self._has_room(device, wanted):
-            self._models.popitem(last=False)
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, loaded = self._models.popitem(last=False)
+        model = weakref.ref(loaded.model)
+        del loaded
+        if model() is not None:  # someone else's still, or in a circle (`device_map`, adapters)
+            gc.collect()
 
     def _has_room(self, device: str, wanted: int) -> bool:
         held = sum(loaded.nbytes for loaded in self._models.values())

@@ -20,6 +20,7 @@ from sweeper.records.sharing import SharedRecords
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
+from sweeper.sweep.collector import collect_seldom, collecting_seldom
 from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.finished import finished_cells
 from sweeper.sweep.new_record import begun, ended
@@ -44,7 +45,7 @@ def run(
         launcher: who runs the cells; None is this process.
     """
     launcher = launcher or InlineLauncher()
-    with stopping_signals(), contextlib.closing(launcher):
+    with stopping_signals(), collecting_seldom(), contextlib.closing(launcher):
         return _run(request, sinks, launcher)
 
 
@@ -172,6 +173,7 @@ def _make_runner(
     """Makes a worker, in the process where it is to run."""
     from sweeper.sweep.runner import Runner  # torch and transformers: only once there is something to run
 
+    collect_seldom()
     if deterministic:
         from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
 

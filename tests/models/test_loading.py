@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +122,47 @@ def test_without_room_two_models_stay_and_a_cast_is_loaded_by_itself(
         assert same_state(model, users_model(cell.load_strategy, loading.TORCH_DTYPES[cell.dtype]))
     keys = [WeightsKey.of(cell) for cell in (reference, rounded, auto, rounded)]
     assert reads == keys
+
+
+@contextlib.contextmanager
+def nothing_collected_by_itself() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_a_model_that_the_pool_drops_is_freed_without_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, alive = ModelPool(), dict[Dtype, weakref.ref[nn.Module]]()
+    cells = [cell_of(dtype=dtype) for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16)]
+    cells.append(cell_of(LoadStrategy.CAST_AFTER_LOAD, Dtype.BFLOAT16))
+    with nothing_collected_by_itself():
+        for cell in cells:
+            model = weakref.ref(pool.get(cell, folder())[0].model)
+            alive[cell.dtype] = model
+        monkeypatch.setattr(loading, "free_bytes", lambda _device: 0)
+        monkeypatch.setattr(gc, "collect", lambda: pytest.fail("the collector was needed"))
+        pool.get(cell_of(dtype=Dtype.FLOAT64), folder())
+        assert [dtype for dtype, model in alive.items() if model()] == [Dtype.BFLOAT16]  # two stay, the last used
+
+
+def test_a_dropped_model_that_refers_to_itself_is_freed_before_the_next_is_read(
+    monkeypatch: pytest.MonkeyPatch, reads: list[WeightsKey]
+) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda _device: 0)
+    pool = ModelPool()
+    first: Any = pool.get(cell_of(), folder())[0].model
+    vars(first)["itself"] = first  # as a model that accelerate spread does
+    dropped = weakref.ref(first)
+    del first
+    with nothing_collected_by_itself():
+        for dtype in (Dtype.BFLOAT16, Dtype.FLOAT16):
+            assert dropped() is not None
+            pool.get(cell_of(dtype=dtype), folder())
+        assert dropped() is None
+    assert len(reads) == 3
 
 
 def test_reading_is_told_and_a_cast_of_what_is_there_is_none() -> None:

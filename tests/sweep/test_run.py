@@ -68,10 +68,12 @@ def test_the_same_command_skips_finished_cells(
 def test_stopping_keeps_what_is_finished_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stop: BaseException, code: int
 ) -> None:
+    thresholds = gc.get_threshold()
     with monkeypatch.context() as patch:
         count_runs(patch, stop_at=1, stop=stop)
         assert sweep(tmp_path, "dtype=bfloat16,float32") == code
     assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == thresholds
     assert len(store(tmp_path).records()) == 1
     assert "1 of 2 cells" in capsys.readouterr().err
     ran = count_runs(monkeypatch)
