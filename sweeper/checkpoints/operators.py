@@ -93,7 +93,8 @@ class Operation(nn.Module):
 
     def _cast_add(self) -> Tensor:
         left_NK, right_KD, bias_D = map(self.get_parameter, _OPERANDS["cast_add"])
-        return (left_NK @ right_KD).to(torch.bfloat16).to(bias_D.dtype) + bias_D
+        # the sum promotes, as in the source: a cast back that is written out may be dropped with the cast before it
+        return (left_NK @ right_KD).to(torch.bfloat16) + bias_D
 
 
 class Operator(PreTrainedModel):
