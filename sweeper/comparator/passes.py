@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -110,18 +110,9 @@ def keep_reference(
 
 
 def compare_kept(
-    kept: KeptReference,
-    side: Side,
-    batches: Batches,
-    comparer: Comparer,
-    progress: Progress,
-    *,
-    around_first: AbstractContextManager[object] | None = None,
+    kept: KeptReference, side: Side, batches: Batches, comparer: Comparer, progress: Progress
 ) -> HookedSide:
-    """Runs a candidate and compares it with a reference that was kept, which ran the same batches.
-
-    `around_first` is entered for the run of the first batch.
-    """
+    """Runs a candidate and compares it with a reference that was kept, which ran the same batches."""
     with side.conditions(), torch.inference_mode(), hooked(side, comparer.modules.take) as running:
         for texts, calls, reference in zip(
             _told(batches, progress), side.in_batches(batches), kept.batches, strict=True
@@ -129,10 +120,7 @@ def compare_kept(
             comparer.begin_batch(texts)
             for name, reference_NF in reference.modules:
                 comparer.modules.give(name, reference_NF)
-            with around_first or nullcontext():
-                outputs = running.run(calls)
-            around_first = None
-            comparer.end_batch(texts, reference.outputs, outputs)
+            comparer.end_batch(texts, reference.outputs, running.run(calls))
         return running
 
 

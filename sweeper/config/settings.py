@@ -105,8 +105,9 @@ class Settings(Frozen):
         dry_run: print the plan and stop.
         verdict: judge every cell that differs: rounding or a bug (docs/verdict.md); some ten runs of two texts each, as
             many as decide. `full` gathers all evidence.
-        latency_repeats: bare forwards that are timed a cell, for the median; None is as many as take 0.02 s, 1 to 5;
-            0 is none, and then nothing tells whether a cell repeats its bits.
+        latency_repeats: bare forwards that are timed of each cell, for the median. None is as many as take 0.02 s, 1 to
+            5, of the first cell of those that run the same code on the same shapes and dtypes. 0 is none, and then
+            nothing tells whether a cell repeats its bits.
         weights: `streamed` reads each module's weights from the checkpoint's files for every forward: for models that
             are larger than the device; `spread` lays each model on all GPUs (`device_map="auto"`). Neither changes a
             figure but the cost's.

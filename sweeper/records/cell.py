@@ -211,16 +211,19 @@ class StateFigures(Record):
 class Cost(Record):
     """What the cell cost. `load_time_s` is None when the weights were in memory already (shared with another cell).
 
-    Without bare forwards (`latency_repeats=0`) there is nothing else.
+    Bare forwards are run once for all cells of one process that run the same code on the same shapes and dtypes; each
+    cell has its own where `latency_repeats` says how many, and with `latency_repeats=0` there is nothing else.
 
     Attributes:
         load_time_s: from the folder to the device in the cell's dtype.
+        measured_in: the id of the cell whose bare forwards told what follows; None where it is this one.
         latency_ms: median of bare forwards of the first batch, without hooks (`cost.py`).
         peak_memory_gib: of the device's allocator during one bare forward, weights included; None on the CPU.
         repeatable: a second forward gave the same bits.
     """
 
     load_time_s: float | None
+    measured_in: str | None = None
     latency_ms: float | None = None
     peak_memory_gib: float | None = None
     repeatable: bool | None = None

@@ -255,6 +255,8 @@ def conditions(record: CellRecord) -> Section:
     if record.cost is not None:
         load, latency, memory = record.cost.load_time_s, record.cost.latency_ms, record.cost.peak_memory_gib
         rows += [("weights loaded in", "shared with another cell" if load is None else f"{load:.2f} s")]
+        if record.cost.measured_in is not None:
+            rows += [("bare forwards", f"cell {record.cost.measured_in}'s: the same code, shapes and dtypes")]
         rows += [] if latency is None else [("forward, median", f"{latency:.1f} ms")]
         rows += [] if memory is None else [("peak memory", f"{memory:.2f} GiB")]
         repeats = {None: "was not run", True: "same bits", False: "OTHER BITS: this cell does not repeat"}

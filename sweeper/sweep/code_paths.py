@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
@@ -15,8 +15,11 @@ from sweeper.models import axes
 from sweeper.models.attention import record_kernels
 from sweeper.models.backends import BACKENDS
 from sweeper.models.checks import without_effect_on
+from sweeper.models.kinds import run_one_of_each_kind
 from sweeper.models.loading import LoadedModel
 from sweeper.models.weights import WeightsKey
+from sweeper.planning.plan import PlannedCell
+from sweeper.records.cell import Cost
 
 
 def is_compiled(cell: Cell) -> bool:
@@ -25,12 +28,13 @@ def is_compiled(cell: Cell) -> bool:
 
 
 class CodePaths:
-    """Remembers, for one process, which outputs are overwritten and which kernels run in the attention."""
+    """Remembers for one process which outputs are overwritten, what has no effect, which kernels run, what it costs."""
 
     def __init__(self) -> None:
         self._steady: dict[tuple[Hashable, ...], frozenset[str]] = {}
         self._without_effect: dict[tuple[Hashable, ...], dict[str, str]] = {}
         self._kernels: dict[tuple[Hashable, ...], tuple[str, ...]] = {}
+        self._costs: dict[tuple[Hashable, ...], tuple[str, Cost]] = {}
         self._dtypes: dict[WeightsKey, tuple[torch.dtype, ...]] = {}
 
     def steady(self, cell: Cell, model: nn.Module, token_ids: list[list[int]]) -> frozenset[str]:
@@ -47,39 +51,39 @@ class CodePaths:
             self._without_effect[key] = without_effect_on(model, small_call(cell, model, token_ids), cell)
         return self._without_effect[key]
 
-    @contextmanager
-    def learning_kernels(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
-        """Profiles a forward of the first batch, and of no other model, where nothing is known of its like.
-
-        Not where something may be compiled in it.
-        """
-        if self.knows_kernels(cell, loaded) or is_compiled(cell):
-            yield
-            return
-        with self._profile(cell, loaded):
-            yield
-
     def kernels(self, cell: Cell, loaded: LoadedModel, batch: Sequence[Call]) -> tuple[str, ...]:
-        """What runs in the attention, by a forward of its own where no other has told. Call it warm."""
-        if not self.knows_kernels(cell, loaded):
-            with self._profile(cell, loaded):
+        """What runs in the attention of the first batch."""
+        key = self._key(cell, loaded)
+        if key not in self._kernels:
+            if is_compiled(cell):  # compiling runs kernels that are not the model's
                 run_forwards(loaded.model, batch)
-        return self._kernels[self._kernels_key(cell, loaded)]
+            with record_kernels(cell.device) as found:
+                _run_what_differs(cell, loaded.model, batch)
+            self._kernels[key] = tuple(found)
+        return self._kernels[key]
 
-    def knows_kernels(self, cell: Cell, loaded: LoadedModel) -> bool:
-        """Whether `kernels` runs nothing."""
-        return self._kernels_key(cell, loaded) in self._kernels
+    def cost(self, planned: PlannedCell, loaded: LoadedModel, measure: Callable[[], Cost]) -> Cost:
+        """What bare forwards cost, measured by the first cell of its like; the others name that one."""
+        key = self._key(planned.cell, loaded)
+        if key not in self._costs:
+            self._costs[key] = planned.cell_id, measure()
+        measured_in, cost = self._costs[key]
+        return cost if measured_in == planned.cell_id else cost.model_copy(update={"measured_in": measured_in})
 
-    @contextmanager
-    def _profile(self, cell: Cell, loaded: LoadedModel) -> Iterator[None]:
-        with record_kernels(cell.device) as kernels:
-            yield
-        self._kernels[self._kernels_key(cell, loaded)] = tuple(kernels)
-
-    def _kernels_key(self, cell: Cell, loaded: LoadedModel) -> tuple[Hashable, ...]:
+    def _key(self, cell: Cell, loaded: LoadedModel) -> tuple[Hashable, ...]:
         """The code, the settings around it, all dtypes and all shapes."""
         if loaded.key not in self._dtypes:
             state = [*loaded.model.parameters(), *loaded.model.buffers()]
             self._dtypes[loaded.key] = tuple(tensor.dtype for tensor in state)
         decides = (axes.parts("code", cell), axes.parts("conditions", cell))
         return (*decides, cell.inputs, self._dtypes[loaded.key])
+
+
+def _run_what_differs(cell: Cell, model: nn.Module, batch: Sequence[Call]) -> None:
+    """Runs the batch, of equal layers one; all of them where code is compiled or reads behind a cache."""
+    for call in batch:
+        whole = is_compiled(cell) or call.decoding is not None
+        if whole:
+            run_forwards(model, [call])
+        else:
+            run_one_of_each_kind(model, functools.partial(run_forwards, model, [call]))

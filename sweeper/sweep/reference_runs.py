@@ -186,9 +186,8 @@ class ReferenceRuns:
         loaded = self._load(cell)
         side = side_of(cell, loaded.model, reference.token_ids, reference.grouped)
         comparer = self.comparer(cell, loaded.model, reference.token_ids)
-        around = self._code_paths.learning_kernels(cell, loaded)
         with judging.first_outputs(loaded.model, wanted=self._judged) as outputs, fallbacks_heard() as said:
-            ran = compare_kept(kept, side, reference.grouped, comparer, self._progress, around_first=around)
+            ran = compare_kept(kept, side, reference.grouped, comparer, self._progress)
         return CandidateRun(ran, comparer, outputs, sample, said)
 
     def _compare_in_step(

@@ -212,7 +212,7 @@ class Runner:
         run = self._reference_runs.compare(planned, reference, following)
         ran, loaded = run.side, self._held.loaded(cell)  # again: others may have switched its attention
         was_read |= self._held.was_read_ahead(loaded)
-        bare = self._run_bare(cell, loaded, ran, token_ids, was_read=was_read)
+        bare = self._run_bare(planned, loaded, ran, token_ids, was_read=was_read)
         figures = run.comparer.finish()
         measured = record.model_copy(
             update={
@@ -257,7 +257,7 @@ class Runner:
             return self._reference_runs.comparer(cell, loaded.model, token_ids, is_logits=is_logits)
 
         side, figures, ran, rows = recorded.compare(cell, loaded.model, kind, token_ids, comparer, self._progress)
-        bare = self._run_bare(cell, loaded, side, token_ids, was_read=was_read)
+        bare = self._run_bare(planned, loaded, side, token_ids, was_read=was_read)
         measured = record.model_copy(
             update={
                 **bare,
@@ -290,11 +290,11 @@ class Runner:
         }
 
     def _run_bare(
-        self, cell: Cell, loaded: LoadedModel, ran: HookedSide, token_ids: list[list[int]], *, was_read: bool
+        self, planned: PlannedCell, loaded: LoadedModel, ran: HookedSide, token_ids: list[list[int]], *, was_read: bool
     ) -> dict[str, object]:
         load_time_s = loaded.load_time_s if was_read else None
         repeats = self._latency_repeats
-        return run_bare(cell, loaded, ran, token_ids, self._code_paths, load_time_s=load_time_s, repeats=repeats)
+        return run_bare(planned, loaded, ran, token_ids, self._code_paths, load_time_s=load_time_s, repeats=repeats)
 
     def _judge(self, planned: PlannedCell, figures: Figures) -> VerdictRecord | str | None:
         """The verdict; or, where memory ran out however little was asked of it, what to say. None: not asked for."""

@@ -201,7 +201,7 @@ def test_an_entry_that_says_nothing_shares_nothing(tmp_path: Path) -> None:
     assert axes.parts("code", full) != axes.parts("code", half)
     assert axes.parts("function", full) != axes.parts("function", half)
     assert not same_conditions(full, half)
-    assert CodePaths()._kernels_key(full, loaded(full)) != CodePaths()._kernels_key(half, loaded(full))
+    assert CodePaths()._key(full, loaded(full)) != CodePaths()._key(half, loaded(full))
 
 
 def loaded(cell: Cell) -> Any:

@@ -12,6 +12,7 @@ from sweeper.config import Attention
 from sweeper.environment import environment
 from sweeper.models import attention
 from sweeper.planning.plan import Plan, make_plan
+from sweeper.records.cell import Cost
 from sweeper.sweep import code_paths, cost
 from sweeper.sweep.runner import Runner
 from tests.composing import request_of
@@ -71,16 +72,54 @@ def test_a_pass_in_step_tells_the_candidates_kernels_alone(tmp_path: Path, learn
     assert learned.count("kernels") == 2
 
 
-def test_where_nothing_is_timed_no_forward_is_run_beside_the_compared_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The layers that began to run, of each forward that is not compared."""
+    ran: list[list[str]] = []
+
+    def run_forwards(model: Any, *called: Any) -> Any:
+        ran.append([])
+        layers = enumerate(model.model.layers)
+        handles = [layer.register_forward_pre_hook(lambda *_, n=n: ran[-1].append(f"layer {n}")) for n, layer in layers]
+        try:
+            return forwards.run_forwards(model, *called)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    for module in (cost, code_paths):
+        monkeypatch.setattr(module, "run_forwards", run_forwards)
+    return ran
+
+
+def test_where_nothing_is_timed_no_more_than_a_layer_runs_beside_what_is_compared(
+    tmp_path: Path, bare: list[list[str]]
 ) -> None:
     plan = plan_of(tmp_path, "dtype=bfloat16", "load_strategy=autocast,dtype_at_load")
-    bare = []
-    run_forwards = forwards.run_forwards
-    for module in (cost, code_paths):
-        monkeypatch.setattr(module, "run_forwards", lambda *called: bare.append(called) or run_forwards(*called))
     assert kernels(plan, latency_repeats=0) == [KERNELS[planned.cell.attention] for planned in plan.cells]
-    assert not bare
+    assert bare == [["layer 0"], ["layer 0"]]
+
+
+def costs(plan: Plan, repeats: int | None) -> list[Cost]:
+    running = Runner(plan.environment, verdict=False, say=print, latency_repeats=repeats)
+    return [record.cost for record in (running.run(planned)[0] for planned in plan.cells) if record.cost is not None]
+
+
+def test_what_a_code_path_costs_is_measured_once_and_says_by_whom(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "attention=eager,sdpa", "load_strategy=dtype_at_load,device_map")
+    found = costs(plan, None)
+    for backend in (Attention.EAGER, Attention.SDPA):
+        first, alike = (place for place, planned in enumerate(plan.cells) if planned.cell.attention is backend)
+        assert (found[first].measured_in, found[alike].measured_in) == (None, plan.cells[first].cell_id)
+        assert (found[alike].latency_ms, found[alike].repeatable) == (found[first].latency_ms, True)
+    assert len({cost.latency_ms for cost in found}) == 2
+
+
+def test_each_cell_is_timed_where_it_is_said_how_often(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "load_strategy=dtype_at_load,device_map")
+    first, second = costs(plan, 2)
+    assert first.measured_in is second.measured_in is None
+    assert first.latency_ms != second.latency_ms
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def calls(model: nn.Module) -> Iterator[list[nn.Module]]:
 
 def measured(cell: Cell, model: nn.Module, batch: list[Call], captured_NF: Tensor, **options: Any) -> Cost:
     with torch.inference_mode():
-        return measure_cost(cell, model, batch, captured_NF, **{"load_time_s": None, "repeats": 1, **options})
+        return measure_cost(cell, model, batch, captured_NF, **{"repeats": 1, **options})
 
 
 def output(model: nn.Module, batch: list[Call]) -> Tensor:
@@ -75,9 +75,9 @@ def test_one_forward_serves_for_all_and_more_only_for_the_median(
     captured_NF = output(model, batch)
     calls.clear()
     monkeypatch.setattr(cost, "ENOUGH_MS", enough_ms)
-    found = measured(cell, model, batch, captured_NF, repeats=repeats, load_time_s=2.0)
+    found = measured(cell, model, batch, captured_NF, repeats=repeats)
     assert len(calls) == forwards
-    assert (found.repeatable, found.load_time_s, found.peak_memory_gib) == (True, 2.0, None)
+    assert (found.repeatable, found.peak_memory_gib) == (True, None)
     assert found.latency_ms is not None
     assert found.latency_ms > 0
 
@@ -87,7 +87,7 @@ def test_no_forward_is_run_where_none_is_asked_for(
 ) -> None:
     captured_NF = output(model, batch)
     calls.clear()
-    assert measured(cell, model, batch, captured_NF, repeats=0, load_time_s=2.0) == Cost(load_time_s=2.0)
+    assert measured(cell, model, batch, captured_NF, repeats=0) == Cost(load_time_s=None)
     assert not calls
 
 
