@@ -219,7 +219,8 @@ class SpreadPool(ModelPool):
     """Models that lie on all GPUs, as `device_map="auto"` spreads them."""
 
     def _load(self, folder: Path, key: WeightsKey, attention: str, own: str) -> tuple[nn.Module, bool]:
-        read = dataclasses.replace(key.read, device="auto", device_map=True)
+        place = "auto" if key.read.device == "cuda" else key.read.device  # "auto" is the GPUs wherever there are any
+        read = dataclasses.replace(key.read, device=place, device_map=True)
         model, was_read = super()._load(folder, WeightsKey(read, key.cast), attention, own)
         places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
         if key.read.device == "cuda" and (off := places & {"cpu", "disk"}):
@@ -230,8 +231,8 @@ class SpreadPool(ModelPool):
         return model, was_read
 
     def _has_room(self, device: str, wanted: int) -> bool:
-        if not torch.cuda.is_available():
-            return super()._has_room("cpu", wanted)
+        if device == "cpu":
+            return super()._has_room(device, wanted)
         free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
         unused = sum(
             torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from sweeper.checkpoints import prepare
 from sweeper.comparator.in_turns import twin
-from sweeper.config import SeededCheckpoint, parse
+from sweeper.config import Dtype, SeededCheckpoint, parse
 from sweeper.environment import environment
-from sweeper.models.loading import cast_copy, sharing_copy
+from sweeper.models.loading import ModelPool, SpreadPool, cast_copy, sharing_copy
+from sweeper.models.weights import Read, WeightsKey
 from sweeper.planning.plan import make_plan
 from sweeper.sweep.runner import Runner
 from sweeper.verdict.comparison import compare_models
@@ -80,6 +81,23 @@ def test_a_spread_sweep_has_the_figures_and_verdicts_of_an_ordinary_one(
 ) -> None:
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
     assert repr(records(tmp_path, "spread", device)) == repr(records(tmp_path, "resident", device))
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", "cpu"), ("cuda", "auto")])
+def test_models_are_spread_over_gpus_where_cells_run_on_them(
+    device: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with GPUs "auto" lays a model there, also one that is to run on the CPU."""
+    read = []
+
+    def load(_pool: Any, _folder: Path, key: WeightsKey, *_rest: Any) -> tuple[torch.nn.Module, bool]:
+        read.append(key.read)
+        return torch.nn.Linear(1, 1), True
+
+    monkeypatch.setattr(ModelPool, "_load", load)
+    (cell,) = request_of("checkpoint=tiny_llama").cells
+    SpreadPool()._load(Path(), WeightsKey(Read(cell.checkpoint, device, Dtype.FLOAT32)), "sdpa", "")
+    assert [(one.device, one.device_map) for one in read] == [(place, True)]
 
 
 def test_a_checkpoint_that_is_made_by_module_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
