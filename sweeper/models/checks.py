@@ -6,6 +6,7 @@ cell unsupported.
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from sweeper.config import Attention, Cell, Dtype, Layout, LoadStrategy
 from sweeper.errors import UnsupportedError
 from sweeper.models.backends import BACKENDS
 from sweeper.models.flags import chosen, has_splitk_switch, without_effect
+from sweeper.models.kinds import run_one_of_each_kind
 
 # ---- the attention backend ----------------------------------------------------------------------------------------
 
@@ -174,15 +176,17 @@ def without_effect_on(model: nn.Module, call: Mapping[str, Any], cell: Cell) -> 
         UnsupportedError: a setting is not in force during the forward.
     """
     reasons: dict[str, str] = {}
-    output = _watched(model, call, cell)
-    if call.get("use_cache") and not _has_cache(output):
+    first_layers = _watched(model, call, cell, run=run_one_of_each_kind)
+    if call.get("use_cache") and not _has_cache(_watched(model, call, cell)):
         reasons["use_cache"] = f"{type(model).__name__} gives no cache"
     if cell.layout is Layout.PACKED and not cell.checkpoint.causal:
-        _check_apart(model, call, cell, _first(output))
+        _check_apart(model, call, cell, _first(_watched(model, call, cell)))
     position_BT = call.get("position_ids")
     if position_BT is not None and position_BT.shape[1] > 1:
-        other = _watched(model, {**call, "position_ids": position_BT.flip(1)}, cell)
-        if torch.equal(_first(output), _first(other)):
+        flipped = {**call, "position_ids": position_BT.flip(1)}
+        moved = not _equal(first_layers, _watched(model, flipped, cell, run=run_one_of_each_kind))
+        # positions that a first layer does not see may matter to a later one
+        if not moved and _equal(_watched(model, call, cell), _watched(model, flipped, cell)):
             reasons["positions"] = f"other position_ids change no bit of what {type(model).__name__} gives"
             if cell.layout is Layout.PACKED:
                 reasons["layout"] = (
@@ -208,12 +212,18 @@ def _check_apart(model: nn.Module, call: Mapping[str, Any], cell: Cell, output_1
         )
 
 
-def _watched(model: nn.Module, call: Mapping[str, Any], cell: Cell) -> Any:
-    """The output of a call; looks at the settings when the forward begins."""
+def _whole(_model: nn.Module, run: Callable[[], Any]) -> Any:
+    return run()
+
+
+def _watched(
+    model: nn.Module, call: Mapping[str, Any], cell: Cell, run: Callable[[nn.Module, Callable[[], Any]], Any] = _whole
+) -> Any:
+    """The output of a call that `run` makes; looks at the settings when the forward begins."""
     found: list[str | None] = []
     handle = model.register_forward_pre_hook(lambda *_: found.append(not_in_force(cell)))
     try:
-        output = model(**call)
+        output = run(model, functools.partial(model, **call))
     finally:
         handle.remove()
     if reason := next(filter(None, found), None):
@@ -226,8 +236,18 @@ def _has_cache(output: Any) -> bool:
     return isinstance(output, Mapping) and any(output.get(name) is not None for name in names)
 
 
+def _equal(output: Any, other: Any) -> bool:
+    """Whether the first tensors are; where there is none, nothing tells them apart."""
+    first, second = next(_tensors(output), None), next(_tensors(other), None)
+    return first is None or second is None or torch.equal(first, second)
+
+
 def _first(output: Any) -> Tensor:
+    return next(_tensors(output))
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
     values = (
         output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else [output]
     )
-    return next(value for value in values if isinstance(value, Tensor))
+    return (value for value in values if isinstance(value, Tensor))

@@ -19,27 +19,34 @@ _BY_VALUE = (bool, int, float, str, dtype, type, type(None))
 class _AllRan(Exception):
     """A module of each kind has run."""
 
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
 
-def run_one_of_each_kind(model: nn.Module, call: Callable[[], object]) -> None:
+
+def run_one_of_each_kind(model: nn.Module, call: Callable[[], Any]) -> Any:
     """Makes a call that runs the model, and ends it when a module of each kind has run: of equal layers, one.
 
     Two modules are of one kind where class, attributes, shapes and dtypes are the same, and so of all that is in them.
     What holds the layers does not count: of what it does behind them, only what is a module is waited for. Where a
     kind never runs, nothing is repeated, or weights come and go with their modules, all of the model runs.
+
+    Returns:
+        What the module gave that ended the call; of a call that ran to its end, what that gave.
     """
     kinds = _kinds_to_run(model)
     missing = set(kinds.values())
 
-    def ran(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def ran(module: nn.Module, _inputs: Any, output: Any) -> None:
         missing.discard(kinds[module])
         if not missing:
-            raise _AllRan
+            raise _AllRan(output)
 
     handles = [module.register_forward_hook(ran) for module in kinds]
     try:
-        call()
-    except _AllRan:
-        pass
+        return call()
+    except _AllRan as ended:
+        return ended.output
     finally:
         for handle in handles:
             handle.remove()

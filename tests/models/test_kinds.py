@@ -85,6 +85,16 @@ def test_one_layer_of_each_kind_runs(model: Any, layers: set[str], is_whole: boo
 
 
 @torch.inference_mode()
+def test_the_call_gives_what_ended_it() -> None:
+    hidden_BTF = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0))
+    equal, unequal = (Layers(Layer(own=True), Layer(own=True), Layer(own=own)) for own in (True, False))
+    found = run_one_of_each_kind(equal, functools.partial(equal, hidden_BTF))
+    assert torch.equal(found, equal.layers[0](hidden_BTF))
+    found = run_one_of_each_kind(unequal, functools.partial(unequal, hidden_BTF))
+    assert torch.equal(found, unequal(hidden_BTF))
+
+
+@torch.inference_mode()
 def test_the_kernels_are_those_of_the_whole_model() -> None:
     for attention in ("eager", "sdpa"):
         model = llama(attention=attention)
