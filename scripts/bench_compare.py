@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
@@ -117,10 +118,10 @@ class GraphTables(Tables):
 
     def __init__(self) -> None:
         super().__init__()
-        self._late: list[tuple[Tensor, list[int]]] = []
-        self._captured: list[tuple[Tensor, list[int]]] = []  # graphs read these as long as they live
+        self._late: list[tuple[Tensor, np.ndarray]] = []
+        self._captured: list[tuple[Tensor, np.ndarray]] = []  # graphs read these as long as they live
 
-    def send(self, slot: int, numbers: list[int], device: torch.device) -> Tensor:
+    def send(self, slot: int, numbers: np.ndarray, device: torch.device) -> Tensor:
         if not torch.cuda.is_current_stream_capturing():
             return super().send(slot, numbers, device)
         # the slot's memory of the time before: the graph's own would be overwritten in every replay, by what used it
@@ -134,7 +135,7 @@ class GraphTables(Tables):
     def upload(self) -> None:
         """Sends what a capture held back."""
         for table, numbers in self._late:
-            table.copy_(torch.tensor(numbers))
+            table.copy_(torch.from_numpy(numbers))
         self._captured += self._late
         self._late = []
 

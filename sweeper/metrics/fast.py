@@ -10,6 +10,7 @@ import logging
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,14 +46,17 @@ def _say_slower(device: str, reason: str) -> None:
 
 
 class Measured(NamedTuple):
-    """A pair's partials, which are still to be added to the state."""
+    """Pairs' partials, which are still to be added to their states; S pairs.
 
-    state: State
-    partials: Tensor  # of the whole launch, [fields, partials]
-    first: int
-    number: int
-    N: int
-    F: int
+    Attributes:
+        states: S of them.
+        partials: of each launch, [fields, partials].
+        shares_S5: each pair's launch, the first of its partials there and their number, N and F.
+    """
+
+    states: list[State]
+    partials: list[Tensor]
+    shares_S5: np.ndarray
 
 
 class Tables:
@@ -69,22 +73,22 @@ class Tables:
     def __init__(self) -> None:
         self.measured: list[Measured] = []
         self.measured_bytes = 0
-        self.sent: list[tuple[list[int], Tensor]] = []
+        self.sent: list[tuple[np.ndarray, Tensor]] = []
         self._slot = 0
 
     def rewind(self) -> None:
         """The next launch is the first of a batch; what was not joined of the one before is forgotten."""
         self.measured, self.measured_bytes, self._slot = [], 0, 0
 
-    def place(self, numbers: list[int], device: torch.device) -> Tensor:
-        """The numbers on the device, int64."""
+    def place(self, numbers: np.ndarray, device: torch.device) -> Tensor:
+        """The numbers on the device, int64, in one row. Nobody may write to the array any more."""
         slot, self._slot = self._slot, self._slot + 1
-        if slot < len(self.sent) and self.sent[slot][0] == numbers:
+        if slot < len(self.sent) and np.array_equal(self.sent[slot][0], numbers):
             return self.sent[slot][1]
         table = self.send(slot, numbers, device)
         self.sent[slot : slot + 1] = [(numbers, table)]
         return table
 
-    def send(self, slot: int, numbers: list[int], device: torch.device) -> Tensor:
+    def send(self, slot: int, numbers: np.ndarray, device: torch.device) -> Tensor:
         """The numbers on the device, for the first time."""
         return to_device(numbers, device)

@@ -110,14 +110,14 @@ class Update(NamedTuple):
 
 
 @torch.no_grad()
-def update_all(updates: Sequence[Update], tables: Tables | None = None) -> None:
+def update_all(updates: Sequence[tuple[PairAccumulator, Tensor, Tensor]], tables: Tables | None = None) -> None:
     """`PairAccumulator.update` for each; those that are measured in one pass take few launches together.
 
     Args:
-        updates: on one device.
+        updates: on one device; each an `Update`, or a tuple of the same.
         tables: the launches' addresses, kept from batch to batch. With them, the states are complete after `join_all`.
     """
-    fused = fast_module(updates[0].reference_NF.device.type, "pair") if updates else None
+    fused = fast_module(updates[0][1].device.type, "pair") if updates else None
     pairs = []
     for accumulator, reference_NF, candidate_NF in updates:
         accumulator._check(reference_NF, candidate_NF)

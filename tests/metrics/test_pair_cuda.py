@@ -149,13 +149,13 @@ def test_many_pairs_a_launch_are_the_same_bits_as_one() -> None:
 def test_no_launch_has_more_pairs_than_a_grid_takes() -> None:
     """Small outputs of many texts, one after the other: 100,000 places, of two kinds, that nobody reads."""
     dtypes = torch.bfloat16, torch.bfloat16
-    places = tuple((dtypes, 64 * pair, 64 * pair, 1, 8 + pair % 2, 16, 1, 16, 1) for pair in range(200_000))
-    launches, shares = fused._plan.__wrapped__(places)
-    assert all(launch.pairs <= 2**16 - 1 for launch in launches)
-    assert len({share[:2] for share in shares}) == len(places)
-    for place, (launch, first, *_) in zip(places, shares, strict=True):
-        assert launches[launch].numbers[10 * first] == place[1]  # one partial a pair
-        assert launches[launch].kind.aligned == (place[4] == 8)
+    shapes = tuple((*dtypes, 1, 8 + pair % 2, (16, 1, 16, 1), True) for pair in range(200_000))
+    launches, shares = fused._plan.__wrapped__(shapes, tuple(range(len(shapes))))
+    assert all(len(launch.members) <= 2**16 - 1 for launch in launches)
+    assert len({tuple(share[:2]) for share in shares.tolist()}) == len(shapes)
+    for number, (launch, first, *_) in enumerate(shares.tolist()):
+        assert launches[launch].members[first] == number  # one partial a pair
+        assert launches[launch].kind.aligned == (shapes[number][3] == 8)
 
 
 @pytest.mark.parametrize("limit", [1, 2**28])

@@ -11,11 +11,10 @@ that needs no pairs any more, so once a batch is enough. Shapes: N tokens, F fea
 from __future__ import annotations
 
 import functools
-import itertools
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -50,39 +49,40 @@ class _Kind(NamedTuple):
     rows: int  # that are measured at a time
 
 
-class _Place(NamedTuple):
-    """Where the two tensors of a pair are, and of what kind."""
-
-    dtypes: tuple[torch.dtype, torch.dtype]
-    reference: int
-    candidate: int
-    N: int
-    F: int
-    reference_row: int
-    reference_column: int
-    candidate_row: int
-    candidate_column: int
-
-
 class _Launch:
-    """Pairs of one kind, as the kernel's table has them."""
+    """Pairs of one kind, as the kernel's table has them but for the addresses.
+
+    Attributes:
+        members: which pairs.
+    """
 
     def __init__(self, kind: _Kind) -> None:
         self.kind = kind
-        self.numbers: list[int] = []
-        self.pairs = 0
+        self.members: list[int] = []
         self.partials = 0
         self.most_warps = 0
+        self._numbers: list[int] = []
 
-    def add(self, place: _Place) -> tuple[int, int]:
+    def add(self, pair: int, N: int, F: int, strides: Sequence[int]) -> tuple[int, int]:
         """Which partials are to be its own: the first, and how many."""
-        rows = max(1, _ELEMENTS_A_WARP // (self.kind.rows * place.F)) * self.kind.rows
-        warps, first = -(-place.N // rows), self.partials
-        self.numbers += (*place[1:], rows, first)
-        self.pairs += 1
+        rows = max(1, _ELEMENTS_A_WARP // (self.kind.rows * F)) * self.kind.rows
+        warps, first = -(-N // rows), self.partials
+        self.members.append(pair)
+        self._numbers += (0, 0, N, F, *strides, rows, first)
         self.partials += warps
         self.most_warps = max(self.most_warps, warps)
         return first, warps
+
+    @functools.cached_property
+    def blank(self) -> np.ndarray:
+        """The table without addresses, a row a pair."""
+        return np.array(self._numbers, np.int64).reshape(len(self.members), -1)
+
+    def table(self, addresses_P2: np.ndarray) -> np.ndarray:
+        """The table, in one row; the addresses are those of all pairs of the plan."""
+        numbers = self.blank.copy()
+        numbers[:, :2] = addresses_P2[self.members]
+        return numbers.ravel()
 
 
 def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
@@ -94,56 +94,59 @@ def update(pairs: Sequence[Pair], tables: Tables | None = None) -> None:
         tables: the launches' addresses. With them, the states have the rows only after `join`.
     """
     kept = tables or Tables()
+    addresses, shapes, firsts = [], [], []
+    known: dict[tuple[Any, ...], int] = {}
+    for number, (_, reference, candidate) in enumerate(pairs):  # a loop without calls: it runs once a pair and batch
+        at = reference.data_ptr(), candidate.data_ptr()
+        strides = *reference.stride(), *candidate.stride()
+        shape = (reference.dtype, candidate.dtype, *reference.shape, strides, (at[0] | at[1]) % 16 == 0)
+        addresses.append(at)
+        shapes.append(shape)
+        firsts.append(known.setdefault((at, shape), number))
     plan = _plan if len(pairs) <= _MOST_REMEMBERED else _plan.__wrapped__
-    launches, shares = plan(tuple([_place(*pair) for pair in pairs]))
-    partials = [_launch(launch, kept, pairs[0].reference_NF.device) for launch in launches]
-    kept.measured += [
-        Measured(pair.state, partials[launch], *share) for pair, (launch, *share) in zip(pairs, shares, strict=True)
-    ]
+    launches, shares_S5 = plan(tuple(shapes), tuple(firsts))
+    addresses_P2, device = np.array(addresses, np.int64), pairs[0].reference_NF.device
+    partials = [_launch(launch, addresses_P2, kept, device) for launch in launches]
+    kept.measured.append(Measured([pair.state for pair in pairs], partials, shares_S5))
     kept.measured_bytes += sum(one.nbytes for one in partials)
     if tables is None or kept.measured_bytes > _MEASURED_BYTES:
         join(kept)
 
 
-def _place(_: State, reference: Tensor, candidate: Tensor) -> tuple[Any, ...]:
-    """The fields of `_Place`."""
-    return (
-        *((reference.dtype, candidate.dtype), reference.data_ptr(), candidate.data_ptr()),
-        *(*reference.shape, *reference.stride(), *candidate.stride()),
-    )
+@functools.lru_cache(maxsize=256)  # layers, batches and candidates repeat their shapes, though not their addresses
+def _plan(shapes: tuple[tuple[Any, ...], ...], firsts: tuple[int, ...]) -> tuple[list[_Launch], np.ndarray]:
+    """The launches; and of each pair its launch, the first of its partials and their number, N and F.
 
-
-@functools.lru_cache(maxsize=256)  # batches of one shape mostly have the addresses of the one before
-def _plan(places: tuple[tuple[Any, ...], ...]) -> tuple[list[_Launch], list[tuple[int, int, int, int, int]]]:
-    """The launches; and of each pair its launch, the first of its partials and their number, N and F."""
+    Args:
+        shapes: of each pair: both dtypes, N, F, the strides (row and column, of both), whether both addresses are
+            whole 16-byte words.
+        firsts: of each pair, the first one that is the same memory: itself, or one before it.
+    """
     launches: list[_Launch] = []
     filling: dict[_Kind, int] = {}
-    known: dict[tuple[Any, ...], tuple[int, int, int, int, int]] = {}
-    for fields in places:
-        if fields not in known:
-            place = _Place(*fields)
-            kind = _Kind(*place.dtypes, _is_aligned(place), 4 if place.F < _LONG_ROW else 1)
-            if kind not in filling or launches[filling[kind]].pairs == _MOST_PAIRS:
-                filling[kind] = len(launches)
-                launches.append(_Launch(kind))
-            known[fields] = (filling[kind], *launches[filling[kind]].add(place), place.N, place.F)
-    return launches, [known[fields] for fields in places]
+    shares: list[tuple[int, int, int, int, int]] = []
+    for number, ((reference, candidate, N, F, strides, whole), first) in enumerate(zip(shapes, firsts, strict=True)):
+        if first < number:
+            shares.append(shares[first])
+            continue
+        kind = _Kind(reference, candidate, whole and _is_aligned(F, *strides), 4 if F < _LONG_ROW else 1)
+        if kind not in filling or len(launches[filling[kind]].members) == _MOST_PAIRS:
+            filling[kind] = len(launches)
+            launches.append(_Launch(kind))
+        shares.append((filling[kind], *launches[filling[kind]].add(number, N, F, strides), N, F))
+    return launches, np.array(shares, np.int64)
 
 
-def _is_aligned(place: _Place) -> bool:
-    return (
-        place.reference_column == place.candidate_column == 1
-        and (place.F | place.reference_row | place.candidate_row) % 8 == 0
-        and (place.reference | place.candidate) % 16 == 0
-    )
+def _is_aligned(F: int, reference_row: int, reference_column: int, candidate_row: int, candidate_column: int) -> bool:
+    return reference_column == candidate_column == 1 and (F | reference_row | candidate_row) % 8 == 0
 
 
-def _launch(launch: _Launch, tables: Tables, device: torch.device) -> Tensor:
+def _launch(launch: _Launch, addresses_P2: np.ndarray, tables: Tables, device: torch.device) -> Tensor:
     """The partials, [fields, partials]; fields that are integers as their bits."""
-    table = tables.place(launch.numbers, device)
+    table = tables.place(launch.table(addresses_P2), device)
     partials = table.new_empty((kernels.PARTIAL_FIELDS.value, launch.partials), dtype=torch.float64)
     with torch.cuda.device_of(table):
-        kernels.measure[(launch.most_warps, launch.pairs)](
+        kernels.measure[(launch.most_warps, len(launch.members))](
             *(table, partials, launch.partials), **_constants(launch.kind), **_OPTIONS
         )
     return partials
@@ -166,15 +169,22 @@ def join(tables: Tables) -> None:
     """Adds all that was measured with these tables to its states, in one launch."""
     if not tables.measured:
         return
-    targets = [
-        (
-            *(state.reals.data_ptr(), state.counts.data_ptr(), partials.data_ptr() + 8 * first, partials.shape[1]),
-            *(number, N, F),
-        )
-        for state, partials, first, number, N, F in tables.measured
-    ]
-    targets.sort(key=operator.itemgetter(0))  # what a state gets stays in its order
-    table = tables.place([*itertools.chain.from_iterable(targets)], tables.measured[0].partials.device)
+    targets = np.concatenate([_targets(*measured) for measured in tables.measured])
+    targets = targets[targets[:, 0].argsort(kind="stable")]  # what a state gets stays in its order
+    table = tables.place(targets.ravel(), tables.measured[0].partials[0].device)
     with torch.cuda.device_of(table):
         joining.join[(len(targets),)](table, len(targets), num_warps=8)
     tables.measured, tables.measured_bytes = [], 0
+
+
+def _targets(states: Sequence[State], partials: Sequence[Tensor], shares_S5: np.ndarray) -> np.ndarray:
+    """The rows of `joining.join`'s table."""
+    launch_S = shares_S5[:, 0]
+    starts, apart = (np.array(numbers) for numbers in zip(*((p.data_ptr(), p.shape[1]) for p in partials), strict=True))
+    targets = np.empty((len(states), joining.TARGET_COLUMNS.value), np.int64)
+    targets[:, 0] = [state.reals.data_ptr() for state in states]
+    targets[:, 1] = [state.counts.data_ptr() for state in states]
+    targets[:, 2] = starts[launch_S] + 8 * shares_S5[:, 1]
+    targets[:, 3] = apart[launch_S]
+    targets[:, 4:] = shares_S5[:, 2:]
+    return targets
