@@ -28,7 +28,7 @@ _GROUP_BYTES = {"cuda": 2**24, "cpu": 2**18}
 
 @dataclass
 class _Batch:
-    """What is watched of one batch: some of its texts, their rows, and what came of each layer so far."""
+    """What is watched of one batch: some of its texts, their rows, and what came of its layers so far."""
 
     tokens: int
     texts: list[int]  # that are watched
@@ -36,7 +36,20 @@ class _Batch:
     lengths: list[int]  # how many rows of each
     rows: list[int]
     seen: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    pieces: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    measured: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)  # names_G, figures_GN2
+
+    def complete(self) -> tuple[list[str], list[Tensor]]:
+        """The layers that gave all rows, in the order in which they were measured first, and their figures: tensors
+        that are [L, W, 2] behind one another."""
+        names = [name for together, _ in self.measured for name in together]
+        if len({*names}) == len(names) and all(self.seen[name] == self.tokens for name in names):
+            return names, [figures_GN2 for _, figures_GN2 in self.measured]  # nearly always
+        pieces: defaultdict[str, list[Tensor]] = defaultdict(list)
+        for together, figures_GN2 in self.measured:
+            for name, figures_1N2 in zip(together, figures_GN2.split(1), strict=True):
+                pieces[name].append(figures_1N2)
+        names = [name for name in pieces if self.seen[name] == self.tokens]
+        return names, [torch.cat(pieces[name], dim=1) for name in names]
 
 
 class TokenAccumulator:
@@ -107,9 +120,7 @@ class TokenAccumulator:
         for group in groups.values():
             names, references, candidates = zip(*group, strict=True)
             sides = (torch.stack(side) if len(side) > 1 else side[0][None] for side in (references, candidates))
-            figures_GN2 = self._figures(*sides)
-            for name, figures_N2 in zip(names, figures_GN2, strict=True):
-                self._batch.pieces[name].append(figures_N2)
+            self._batch.measured.append((names, self._figures(*sides)))
         self._waiting, self._waiting_bytes = [], 0
 
     def _figures(self, reference_GNF: Tensor, candidate_GNF: Tensor) -> Tensor:
@@ -130,12 +141,11 @@ class TokenAccumulator:
             return
         self._measure()
         batch, self._batch = self._batch, None
-        complete = [name for name in batch.pieces if batch.seen[name] == batch.tokens]
+        complete, figures = batch.complete()
         self._names = self._names or complete
         if not complete or self._names != complete:  # rows that are no tokens, or layers that do not always run
             return
-        figures_LW2 = torch.stack([torch.cat(batch.pieces[name]) for name in complete])
-        self._keep(batch, figures_LW2, moved_S.nan_to_num(nan=torch.inf))
+        self._keep(batch, torch.cat(figures), moved_S.nan_to_num(nan=torch.inf))
 
     def _keep(self, batch: _Batch, figures_LW2: Tensor, moved_S: Tensor) -> None:
         device = figures_LW2.device
