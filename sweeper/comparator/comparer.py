@@ -81,9 +81,8 @@ class Comparer:
         launch_bytes: int = 0,
     ) -> None:
         self._tokens = TokenAccumulator([len(ids) for ids in token_ids])
-        # not a method: a comparer in a circle would be on the device until Python's collector comes by
-        watch = functools.partial(_watch, self._tokens)
-        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes, watch=watch)
+        # no method of its own: a comparer in a circle would be on the device until Python's collector comes by
+        self.modules = ModulePairs(steady=steady, launch_bytes=launch_bytes, watch=self._tokens.take, watched=_is_layer)
         self._token_ids = token_ids
         self._texts: TextAccumulator | None = None
         self._is_logits = is_logits
@@ -158,9 +157,8 @@ class Comparer:
         )
 
 
-def _watch(tokens: TokenAccumulator, name: str, reference_NF: Tensor, candidate_NF: Tensor) -> None:
-    if layer_and_kind(name)[1] == "layer":
-        tokens.take(name, reference_NF, candidate_NF)
+def _is_layer(name: str) -> bool:
+    return layer_and_kind(name)[1] == "layer"
 
 
 def _module_row(order: int, name: str, pair: ModulePair, places: Places, measures: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from sweeper.inputs.layout import Step, Tokens, is_second_map, to_tokens
 
@@ -55,9 +56,12 @@ class Capture:
 
     def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
         self._take = take
+        self._id = RemovableHandle(OrderedDict()).id  # of all its hooks: no other has it
         self._calls: dict[str, int] = {}
         self._tokens: Tokens | None = None
         self._home = torch.device("cpu")  # of the tokens of the call
+        self._home_number = -1  # what `get_device` says there
+        self._B = self._T = -1
         self._index_N: Tensor | None = None  # of the tokens; None where there are no pads
         self._places: list[Tensor] = []  # of the tokens of each step, in a call that is made in steps
         self._steps: dict[str, tuple[str, list[Tensor]]] = {}
@@ -68,7 +72,8 @@ class Capture:
         self._calls.clear()
         if isinstance(tokens, Step):
             self._places.append(tokens.place_N)
-        self._home = tokens.flat_N.device
+        self._home, self._home_number = tokens.flat_N.device, tokens.flat_N.get_device()
+        self._B, self._T = tokens.shape
         self._index_N = None if len(tokens.flat_N) == math.prod(tokens.shape) else tokens.flat_N
 
     def end(self) -> None:
@@ -88,8 +93,7 @@ class Capture:
         self._steps.clear()
 
     def hook(self, name: str, module_type: str, _module: nn.Module | None, _inputs: Any, output: Any) -> None:
-        """The forward hook of a module: hands over what it gave. Runs thousands of times a second; on a GPU the host is
-        the limit."""
+        """The forward hook of a module: hands over what it gave."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         called = name_of_call(name, call)
@@ -103,7 +107,23 @@ class Capture:
 
     def register(self, name: str, module: nn.Module) -> list[Any]:
         """Hooks one module, but not the model itself: its output is what the caller gets. Gives the handles."""
-        return [module.register_forward_hook(functools.partial(self.hook, name, type(module).__name__))] if name else []
+        return [_Handle(module, self._id, self._hook_of(name, type(module).__name__))] if name else []
+
+    def _hook_of(self, name: str, module_type: str) -> Callable[[nn.Module, Any, Any], None]:
+        """`hook` of one module. It runs thousands of times a second, and on a GPU the host is the limit: hence one flat
+        function for a tensor that a module gives in its first call; all else goes through `hook`."""
+        calls, rows_of, take, hook = self._calls, self._rows_of, self._take, self.hook
+
+        def flat(module: nn.Module, args: Any, output: Any) -> None:
+            if type(output) is Tensor and name not in calls and not self._places and output.is_floating_point():
+                tensor_NF = rows_of(output)
+                if tensor_NF is not None:
+                    calls[name] = 1
+                    take(ModuleOutput(name, module_type, tensor_NF, output))
+                    return
+            hook(name, module_type, module, args, output)
+
+        return flat
 
     @property
     def _begun(self) -> Tokens:
@@ -128,11 +148,26 @@ class Capture:
 
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
         """`rows`, in the fewest operations for what nearly all modules give."""
-        tokens, tensor = self._begun, self._at_home(tensor)
-        if tensor.dim() == 3 and tensor.shape[:2] == tokens.shape:
-            flat_NF = tensor.flatten(0, 1)
-            return flat_NF if self._index_N is None else flat_NF.index_select(0, self._index_N)
-        return self.rows(tensor, tokens)
+        shape, index_N = tensor.shape, self._index_N
+        if len(shape) != 3 or shape[0] != self._B or shape[1] != self._T or tensor.get_device() != self._home_number:
+            return self.rows(self._at_home(tensor), self._begun)
+        # a view where it can be one: `flatten` finds that out in twice the time
+        flat_NF = tensor.view(self._B * self._T, shape[2]) if tensor.is_contiguous() else tensor.flatten(0, 1)
+        return flat_NF if index_N is None else flat_NF.index_select(0, index_N)
+
+
+class _Handle:
+    """A forward hook of a module, until it is removed. torch's own handle, which looks through the hooks of other kinds
+    and can be pickled, takes ten times as long to make, once a module and cell."""
+
+    __slots__ = ("_hooks", "_id")
+
+    def __init__(self, module: nn.Module, number: int, hook: Callable[[nn.Module, Any, Any], None]) -> None:
+        self._hooks, self._id = module._forward_hooks, number
+        module._forward_hooks[number] = hook
+
+    def remove(self) -> None:
+        self._hooks.pop(self._id, None)
 
 
 def name_of_call(name: str, call: int) -> str:
@@ -253,14 +288,27 @@ def steady_in_call(model: nn.Module, tokens: Tokens, call: Callable[[], object])
     with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
         running.begin(tokens)
         call()
-        # whether it is the same is read once for all
-        home = tokens.flat_N.device
-        same = torch.stack([(tensor == copy).all().to(home) for _, tensor, _, copy in seen]).tolist() if seen else []
+        same = _same([tensor for _, tensor, _, _ in seen], [copy for *_, copy in seen])
     return frozenset(
         name
         for (name, tensor, writes, _), is_same in zip(seen, same, strict=True)
         if is_same and _writes(tensor) == writes
     )
+
+
+def _same(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[bool]:
+    """Whether each tensor equals its copy: first all of a kind at once, as one by one each takes three operations."""
+    kinds: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for number, tensor in enumerate(tensors):
+        kinds[tensor.device, tensor.dtype].append(number)
+    same = [True] * len(tensors)
+    for numbers in kinds.values():
+        now, before = (torch.cat([side[number].flatten() for number in numbers]) for side in (tensors, copies))
+        if not (now == before).all():
+            each = torch.stack([(tensors[number] == copies[number]).all() for number in numbers]).tolist()
+            for number, is_same in zip(numbers, each, strict=True):
+                same[number] = is_same
+    return same
 
 
 def _writes(tensor: Tensor) -> int:

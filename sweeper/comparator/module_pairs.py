@@ -7,9 +7,9 @@ out among calls as they like. Shapes: N tokens, F features.
 from __future__ import annotations
 
 import functools
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.errors import AlignmentError
 from sweeper.metrics.fast import Tables
-from sweeper.metrics.pair import PairAccumulator, Update, join_all, update_all
+from sweeper.metrics.pair import PairAccumulator, join_all, update_all
 from sweeper.metrics.sums import State, empty_block, rows_of
 
 # Bytes of both sides that wait for a launch: the fewer launches, the less the host costs, the more seldom a GPU runs
@@ -32,14 +32,25 @@ def launch_bytes(device: str) -> int:
     return _LAUNCH_BYTES[device]
 
 
-@dataclass(frozen=True)
-class ModulePair:
+class ModulePair(NamedTuple):
     """One output on both sides."""
 
     module_type: str
     reference_dtype: str
     candidate_dtype: str
     accumulator: PairAccumulator
+
+
+class _Meeting:
+    """Where both sides' rows of one output meet. Its accumulator is there once the candidate has given some."""
+
+    __slots__ = ("accumulator", "steady", "waiting", "watched")
+
+    def __init__(self, *, steady: bool, watched: bool) -> None:
+        self.waiting: deque[Tensor] = deque()
+        self.accumulator: PairAccumulator | None = None
+        self.steady = steady
+        self.watched = watched
 
 
 class ModulePairs:
@@ -49,7 +60,8 @@ class ModulePairs:
         steady: outputs of the candidate that no later module overwrites; the others are copied.
         launch_bytes: of both sides, that may wait for a launch.
         tables: the launches' addresses; None: tables of its own.
-        watch: is given the name and both sides' rows of every pair.
+        watch: is given the name and both sides' rows of the pairs that are watched.
+        watched: says of which outputs, by name; asked once each.
 
     Attributes:
         modules: what has been compared, by name, in the candidate's order of execution.
@@ -62,21 +74,23 @@ class ModulePairs:
         launch_bytes: int = 0,
         tables: Tables | None = None,
         watch: Callable[[str, Tensor, Tensor], None] = lambda _name, _reference_NF, _candidate_NF: None,
+        watched: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self.modules: dict[str, ModulePair] = {}
         self._tables = Tables() if tables is None else tables
         self._steady = steady
         self._watch = watch
+        self._watched = watched
         self._launch_bytes = launch_bytes
-        self._waiting: defaultdict[str, deque[Tensor]] = defaultdict(deque)
-        self._pending: list[Update] = []
+        self._meetings: dict[str, _Meeting] = {}
+        self._pending: list[tuple[PairAccumulator, Tensor, Tensor]] = []
         self._pending_bytes = 0
         self._only_candidate: set[str] = set()
         self._empty: list[State] = []  # for modules that are still to come
 
     def give(self, name: str, reference_NF: Tensor) -> None:
         """Takes the reference's next rows of an output, which nobody may overwrite."""
-        self._waiting[name].append(reference_NF)
+        (self._meetings.get(name) or self._new_meeting(name)).waiting.append(reference_NF)
 
     def take(self, output: ModuleOutput, *, more_may_come: bool = False) -> bool:
         """Compares the candidate's output with the reference's next rows; of a copy, where it has to wait.
@@ -87,43 +101,52 @@ class ModulePairs:
         Raises:
             AlignmentError: the reference's has other features, or not as many rows are left of it.
         """
-        waiting, candidate_NF = self._waiting[output.name], output.tensor_NF
+        name, _, candidate_NF, _ = output
+        meeting = self._meetings.get(name) or self._new_meeting(name)
+        waiting = meeting.waiting
         if waiting and waiting[0].shape == candidate_NF.shape:
-            self._compare(output, waiting.popleft())
+            self._compare(meeting, output, waiting.popleft())
             return True
         rows = candidate_NF.shape[0]
         if more_may_come and (not waiting or sum(piece.shape[0] for piece in waiting) < rows):
             return False
         if not waiting:
-            self._only_candidate.add(output.name)  # an error, once all names of the batch are known
+            self._only_candidate.add(name)  # an error, once all names of the batch are known
             return True
         reference_NF = _next_rows(waiting, rows)
         if reference_NF.shape != candidate_NF.shape:
             raise AlignmentError(
-                f"{output.name}: {tuple(reference_NF.shape)} (tokens, features) in the reference, "
+                f"{name}: {tuple(reference_NF.shape)} (tokens, features) in the reference, "
                 f"{tuple(candidate_NF.shape)} in the candidate"
             )
-        self._compare(output, reference_NF)
+        self._compare(meeting, output, reference_NF)
         return True
 
-    def _compare(self, output: ModuleOutput, reference_NF: Tensor) -> None:
-        pair = self.modules.get(output.name) or self._started(output, reference_NF)
-        candidate_NF = output.lasting(self._steady)
-        if reference_NF.device != candidate_NF.device:
+    def _new_meeting(self, name: str) -> _Meeting:
+        meeting = self._meetings[name] = _Meeting(steady=name in self._steady, watched=self._watched(name))
+        return meeting
+
+    def _compare(self, meeting: _Meeting, output: ModuleOutput, reference_NF: Tensor) -> None:
+        """Puts rows that meet among those that wait for a launch. Runs once an output and batch: see `Capture`."""
+        accumulator = meeting.accumulator or self._started(meeting, output, reference_NF)
+        candidate_NF = output.tensor_NF if meeting.steady else output.lasting(())
+        if reference_NF.get_device() != candidate_NF.get_device():
             reference_NF = reference_NF.to(candidate_NF.device)
-        self._watch(output.name, reference_NF, candidate_NF)
-        self._pending.append(Update(pair.accumulator, reference_NF, candidate_NF))
+        if meeting.watched:
+            self._watch(output.name, reference_NF, candidate_NF)
+        self._pending.append((accumulator, reference_NF, candidate_NF))
         self._pending_bytes += reference_NF.nbytes + candidate_NF.nbytes
         if self._pending_bytes >= self._launch_bytes:
             self.flush()
 
-    def _started(self, output: ModuleOutput, reference_NF: Tensor) -> ModulePair:
-        dtypes = reference_NF.dtype, output.tensor_NF.dtype
+    def _started(self, meeting: _Meeting, output: ModuleOutput, reference_NF: Tensor) -> PairAccumulator:
+        reference, candidate = reference_NF.dtype, output.tensor_NF.dtype
         self._empty = self._empty or rows_of(empty_block(_STATES_AT_ONCE, output.tensor_NF.device))
-        accumulator = PairAccumulator(*dtypes, self._empty.pop())
-        pair = ModulePair(output.module_type, _name_of(dtypes[0]), _name_of(dtypes[1]), accumulator)
-        self.modules[output.name] = pair
-        return pair
+        accumulator = meeting.accumulator = PairAccumulator(reference, candidate, self._empty.pop())
+        self.modules[output.name] = ModulePair(
+            output.module_type, _name_of(reference), _name_of(candidate), accumulator
+        )
+        return accumulator
 
     def flush(self) -> None:
         """Measures what waits for a launch; a GPU's figures are in the accumulators at the end of the batch."""
@@ -133,7 +156,8 @@ class ModulePairs:
 
     def drop(self) -> None:
         """Lets go of what waits, of a candidate that has failed."""
-        self._waiting.clear()
+        for meeting in self._meetings.values():
+            meeting.waiting.clear()
         self._pending.clear()
 
     def end_batch(self) -> None:
@@ -145,7 +169,7 @@ class ModulePairs:
         self.flush()
         join_all(self._tables)
         self._tables.rewind()
-        only_reference = {name for name, waiting in self._waiting.items() if waiting}
+        only_reference = {name for name, meeting in self._meetings.items() if meeting.waiting}
         if only_reference or self._only_candidate:
             raise AlignmentError(
                 f"modules that ran only in the reference: {_some(only_reference)}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from sweeper.config import Cell
 from sweeper.models import axes
@@ -51,5 +51,6 @@ def in_force(switches: Mapping[str, Switch]) -> Iterator[None]:
     """The switches set, for a run that goes on."""
     with ExitStack() as stack:
         for switch in switches.values():
-            stack.enter_context(switch.context())
+            if switch.context is not nullcontext:  # most flags are at their default, and turns are many
+                stack.enter_context(switch.context())
         yield
