@@ -49,6 +49,17 @@ class Copied(nn.Module):
         return self
 
 
+class Reduced(nn.Module):
+    """Leaves something out of its copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out = [1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "left_out": []}
+
+
 def tensors(model: nn.Module) -> dict[int, Any]:
     return {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
 
@@ -104,6 +115,31 @@ def test_modules_that_restore_themselves(inner: nn.Module) -> None:
 def test_a_module_that_says_how_it_is_copied_is_asked() -> None:
     inner = Copied()
     assert copied_model(nn.Sequential(inner), {})[0] is inner  # type: ignore[index]
+
+
+def test_one_that_was_given_a_way_to_be_copied_is_asked() -> None:
+    inner = nn.Linear(2, 2)
+    vars(inner)["__deepcopy__"] = lambda _own: inner
+    assert copied_model(nn.Sequential(inner), {})[0] is inner  # type: ignore[index]
+
+
+def test_modules_that_say_what_is_copied_are_asked() -> None:
+    reduced = Reduced()
+    copied: Any = copied_model(nn.Sequential(reduced, nn.ReLU()), {})
+    assert (reduced.left_out, copied[0].left_out) == ([1], [])
+
+
+def test_hooks_are_copied_and_what_modules_have_in_common_stays_common(model: Model) -> None:
+    first, second, _ = model.blocks
+    second._forward_hooks = first._forward_hooks  # none yet
+    model.register_forward_pre_hook(print)
+    copied: Any = copied_model(model, {})
+    assert copied.blocks[0]._forward_hooks is copied.blocks[1]._forward_hooks is not first._forward_hooks
+    assert [*copied._forward_pre_hooks.values()] == [print]
+    copied.register_forward_hook(print)
+    copied.blocks[0].register_forward_hook(print)
+    assert not model._forward_hooks
+    assert not first._forward_hooks
 
 
 def test_a_parametrized_module_is_copied_by_its_own_way() -> None:
