@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,13 +274,15 @@ class HookedSide:
 
 
 @contextlib.contextmanager
-def hooked(side: Side, take: Callable[[ModuleOutput], object]) -> Iterator[HookedSide]:
-    """Hooks a side; `take` gets every module's output the moment it exists."""
+def hooked(
+    side: Side, take: Callable[[ModuleOutput], object], steady: Container[str] = frozenset()
+) -> Iterator[HookedSide]:
+    """Hooks a side; `take` gets every module's output the moment it exists. `steady` as in `Capture`."""
     compiled = compiles(side.switches)
     unhooked = _unhooked(side) if compiled else None
     with (
         hooks_inside(side.switches),
-        capture(side.model, take, compiled=compiled) as running,
+        capture(side.model, take, steady=steady, compiled=compiled) as running,
         hidden_for_pooling(side) as hidden,
     ):
         yield HookedSide(side, running, hidden, unhooked)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +49,8 @@ class Capture:
 
     Args:
         take: gets every output of a module.
+        steady: names of outputs that no later module overwrites: where a block gives its last module's output on, the
+            rows that were picked out of it are handed over again.
 
     Attributes:
         unaligned: outputs that have no token dimension, by name, with the shape.
@@ -54,8 +58,10 @@ class Capture:
 
     rows = staticmethod(to_tokens)
 
-    def __init__(self, take: Callable[[ModuleOutput], object]) -> None:
+    def __init__(self, take: Callable[[ModuleOutput], object], steady: Container[str] = frozenset()) -> None:
         self._take = take
+        self._steady = steady
+        self._picked: tuple[Callable[[], Tensor | None], Callable[[], Tensor | None]] = _nothing, _nothing
         self._id = RemovableHandle(OrderedDict()).id  # of all its hooks: no other has it
         self._calls: dict[str, int] = {}
         self._tokens: Tokens | None = None
@@ -74,6 +80,7 @@ class Capture:
             self._places.append(tokens.place_N)
         self._home, self._home_number = tokens.flat_N.device, tokens.flat_N.get_device()
         self._B, self._T = tokens.shape
+        self._picked = _nothing, _nothing
         self._index_N = None if len(tokens.flat_N) == math.prod(tokens.shape) else tokens.flat_N
 
     def end(self) -> None:
@@ -113,12 +120,15 @@ class Capture:
         """`hook` of one module. It runs thousands of times a second, and on a GPU the host is the limit: hence one flat
         function for a tensor that a module gives in its first call; all else goes through `hook`."""
         calls, rows_of, take, hook = self._calls, self._rows_of, self._take, self.hook
+        is_steady = name in self._steady
 
         def flat(module: nn.Module, args: Any, output: Any) -> None:
             if type(output) is Tensor and name not in calls and not self._places and output.is_floating_point():
                 tensor_NF = rows_of(output)
                 if tensor_NF is not None:
                     calls[name] = 1
+                    if is_steady and self._index_N is not None:  # weak, so that memory goes when it would have gone
+                        self._picked = weakref.ref(output), weakref.ref(tensor_NF)
                     take(ModuleOutput(name, module_type, tensor_NF, output))
                     return
             hook(name, module_type, module, args, output)
@@ -153,7 +163,16 @@ class Capture:
             return self.rows(self._at_home(tensor), self._begun)
         # a view where it can be one: `flatten` finds that out in twice the time
         flat_NF = tensor.view(self._B * self._T, shape[2]) if tensor.is_contiguous() else tensor.flatten(0, 1)
-        return flat_NF if index_N is None else flat_NF.index_select(0, index_N)
+        if index_N is None:
+            return flat_NF
+        picked_from, picked = self._picked
+        if picked_from() is tensor and (rows_NF := picked()) is not None:
+            return rows_NF
+        return flat_NF.index_select(0, index_N)
+
+
+def _nothing() -> None:
+    return None
 
 
 class _Handle:
@@ -245,9 +264,15 @@ def _copied(leaf: Any) -> Any:
 
 
 @contextmanager
-def capture(model: nn.Module, take: Callable[[ModuleOutput], object], *, compiled: bool = False) -> Iterator[Capture]:
-    """Hands over every module's output over real tokens, and nothing else."""
-    running = CompiledCapture(take) if compiled else Capture(take)
+def capture(
+    model: nn.Module,
+    take: Callable[[ModuleOutput], object],
+    *,
+    steady: Container[str] = frozenset(),
+    compiled: bool = False,
+) -> Iterator[Capture]:
+    """Hands over every module's output over real tokens, and nothing else. `steady` as in `Capture`."""
+    running = CompiledCapture(take) if compiled else Capture(take, steady)
     with capturing(model, running):
         yield running
 
@@ -284,9 +309,11 @@ def steady_in_call(model: nn.Module, tokens: Tokens, call: Callable[[], object])
     def take(output: ModuleOutput) -> None:
         seen.append((output.name, output.original, _writes(output.original), output.original.clone()))
 
+    # nobody looks at rows: without pads none have to be picked out
+    whole = dataclasses.replace(tokens, flat_N=torch.arange(math.prod(tokens.shape), device=tokens.flat_N.device))
     # leaving inference mode turns gradients on
     with torch.inference_mode(False), torch.no_grad(), capture(model, take) as running:
-        running.begin(tokens)
+        running.begin(whole)
         call()
         same = _same([tensor for _, tensor, _, _ in seen], [copy for *_, copy in seen])
     return frozenset(

@@ -57,7 +57,7 @@ class ModulePairs:
     """Compares the outputs of modules while they come; no device synchronisation.
 
     Args:
-        steady: outputs of the candidate that no later module overwrites; the others are copied.
+        steady: outputs of the candidate that no later module overwrites; the others are copied. An attribute, too.
         launch_bytes: of both sides, that may wait for a launch.
         tables: the launches' addresses; None: tables of its own.
         watch: is given the name and both sides' rows of the pairs that are watched.
@@ -78,7 +78,7 @@ class ModulePairs:
     ) -> None:
         self.modules: dict[str, ModulePair] = {}
         self._tables = Tables() if tables is None else tables
-        self._steady = steady
+        self.steady = steady
         self._watch = watch
         self._watched = watched
         self._launch_bytes = launch_bytes
@@ -123,7 +123,7 @@ class ModulePairs:
         return True
 
     def _new_meeting(self, name: str) -> _Meeting:
-        meeting = self._meetings[name] = _Meeting(steady=name in self._steady, watched=self._watched(name))
+        meeting = self._meetings[name] = _Meeting(steady=name in self.steady, watched=self._watched(name))
         return meeting
 
     def _compare(self, meeting: _Meeting, output: ModuleOutput, reference_NF: Tensor) -> None:

@@ -113,13 +113,14 @@ def compare_kept(
     kept: KeptReference, side: Side, batches: Batches, comparer: Comparer, progress: Progress
 ) -> HookedSide:
     """Runs a candidate and compares it with a reference that was kept, which ran the same batches."""
-    with side.conditions(), torch.inference_mode(), hooked(side, comparer.modules.take) as running:
+    pairs = comparer.modules
+    with side.conditions(), torch.inference_mode(), hooked(side, pairs.take, pairs.steady) as running:
         for texts, calls, reference in zip(
             _told(batches, progress), side.in_batches(batches), kept.batches, strict=True
         ):
             comparer.begin_batch(texts)
             for name, reference_NF in reference.modules:
-                comparer.modules.give(name, reference_NF)
+                pairs.give(name, reference_NF)
             comparer.end_batch(texts, reference.outputs, running.run(calls))
         return running
 
@@ -160,9 +161,11 @@ def compare_in_step(
     with ExitStack() as stack:
         stack.enter_context(sides[1].conditions() if same_conditions else nullcontext())
         stack.enter_context(torch.inference_mode())
-        left = stack.enter_context(hooked(reference, in_step.give))
+        left = stack.enter_context(hooked(reference, in_step.give, steady))
         rights = [
-            stack.enter_context(hooked(candidate.side, functools.partial(in_step.take, place)))
+            stack.enter_context(
+                hooked(candidate.side, functools.partial(in_step.take, place), candidate.comparer.modules.steady)
+            )
             for place, candidate in enumerate(candidates)
         ]
         ended: list[HookedSide | Exception] = [*rights]

@@ -238,6 +238,37 @@ def test_only_what_is_overwritten_and_shares_memory_is_copied() -> None:
     assert torch.equal(copied, tensor)
 
 
+class GivesOn(nn.Module):
+    """Gives its module's output on, as an attention gives that of its last projection."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.writes = writes
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        output_BTD = self.inner(hidden_BTD)
+        return output_BTD.add_(1) if self.writes else output_BTD
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_rows_are_picked_out_once_where_nothing_writes_to_them(writes: bool) -> None:
+    options = {"layout": Layout.PADDED_LEFT, "positions": Positions.IMPLICIT, "pad_id": 0, "device": "cpu"}
+    (forward,) = lay_out([[1, 2, 3], [4]], [0, 1], **options)
+    model, hidden_BTD = nn.Sequential(GivesOn(writes=writes)), torch.randn(2, 3, 4)
+    seen: list[ModuleOutput] = []
+    with torch.inference_mode():
+        steady = steady_in_call(model, forward, lambda: model(hidden_BTD))
+        with capture(model, seen.append, steady=steady) as running:
+            running.begin(forward)
+            given_BTD = model(hidden_BTD)
+        expected_ND = given_BTD.flatten(0, 1)[forward.flat_N]
+    (inner_ND, block_ND) = (output.tensor_NF for output in seen)
+    assert torch.equal(block_ND, expected_ND)
+    torch.testing.assert_close(inner_ND, expected_ND - 1 if writes else expected_ND)
+    assert (inner_ND.data_ptr() == block_ND.data_ptr()) is not writes
+
+
 def test_steady_outputs_are_found_of_a_model_made_in_inference_mode_and_without_gradients() -> None:
     (forward,) = lay_out([[1, 2]], [0], layout=Layout.SINGLE, positions=Positions.IMPLICIT, pad_id=0, device="cpu")
     grad_modes = []
