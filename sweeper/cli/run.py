@@ -31,11 +31,15 @@ def main(arguments: Sequence[str]) -> int:
     _let_threads_rest()
     if any(word.startswith(("launcher=", "isolation=")) for word in arguments):
         from sweeper.launchers.worker_process import start_early
+        from sweeper.sweep.needed import NEEDED
 
-        start_early(arguments)
-    from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
+        start_early(arguments, NEEDED)
+    from sweeper.launchers.collector import collecting_seldom
 
-    return start(arguments, config_folder(), carry_out)
+    with collecting_seldom():
+        from sweeper.cli.compose import start  # Hydra: half a second that --help does not need
+
+        return start(arguments, config_folder(), carry_out)
 
 
 def carry_out(request: SweepRequest) -> int:

@@ -31,7 +31,7 @@ class ProcessLauncher:
         """Plans while the workers start."""
         if not request.settings.dry_run:
             for slot in self._slots:
-                slot.start()
+                slot.start(device=request.device)
         end_early()
         return plan_here(request)
 
@@ -51,6 +51,8 @@ class ProcessLauncher:
             self.close()
 
     def close(self) -> None:
+        for slot in self._slots:
+            slot.stop()  # all, before any is waited for: a driver takes a second to let go of a GPU's memory
         for slot in self._slots:
             slot.close()
 
@@ -81,10 +83,10 @@ class _Slot:
     def seconds_left(self) -> float | None:
         return self.run.seconds_left if self.run is not None else None
 
-    def start(self) -> None:
-        """Starts a worker, if none is there."""
+    def start(self, device: str | None = None) -> None:
+        """Starts a worker, if none is there; `device` as for `worker_process`."""
         if self._process is None:
-            self._process = worker_process(self._environment)
+            self._process = worker_process(self._environment, device)
 
     def give(self, unit: Unit, make_worker: MakeWorker) -> None:
         self.run = UnitRun(unit, self._timeout_s)
@@ -110,6 +112,11 @@ class _Slot:
         self._go_on(make_worker)
         if lost:
             yield lost
+
+    def stop(self) -> None:
+        """As `close`, without waiting until it has ended."""
+        if self._process is not None:
+            self._process.stop()
 
     def close(self) -> None:
         """Ends the worker, whatever it is at."""

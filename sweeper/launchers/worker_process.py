@@ -17,7 +17,11 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from sweeper.launchers.collector import collect_seldom
+from sweeper.launchers.ready import make_ready
 
 if TYPE_CHECKING:
     from sweeper.launchers.launcher import MakeWorker
@@ -29,9 +33,13 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _started_early: list[WorkerProcess] = []
 
 
-def start_early(arguments: Sequence[str]) -> None:
+def start_early(arguments: Sequence[str], needed: Mapping[str, Sequence[str]]) -> None:
     """Starts the workers that a command line will want, while its request is composed: both take seconds, most of them
-    for importing torch. Where it guesses too few, the launcher starts more; where too many, it ends the rest."""
+    for importing torch. Where it guesses too few, the launcher starts more; where too many, it ends the rest.
+
+    Args:
+        needed: what cells import, by device: the workers have it imported when the plan is made.
+    """
     given = dict(word.partition("=")[::2] for word in arguments)
     if given.get("dry_run") == "true" or _started_early:
         return
@@ -43,7 +51,7 @@ def start_early(arguments: Sequence[str]) -> None:
         count = int(workers) if workers.isdecimal() else gpus
     elif given.get("isolation") == "process":
         count = 1
-    _started_early.extend(WorkerProcess() for _ in range(min(count, os.cpu_count() or 1)))
+    _started_early.extend(WorkerProcess(needed) for _ in range(min(count, os.cpu_count() or 1)))
 
 
 def end_early() -> None:
@@ -52,31 +60,36 @@ def end_early() -> None:
         _started_early.pop().kill()
 
 
-def worker_process(environment: Mapping[str, str]) -> WorkerProcess:
+def worker_process(environment: Mapping[str, str], device: str | None = None) -> WorkerProcess:
     """A process that was started early, or a new one.
 
     Args:
         environment: variables that it sets before it makes its worker, and so before it touches a GPU.
+        device: what it may make ready meanwhile; None where it gets its work at once.
     """
     process = _started_early.pop() if _started_early else WorkerProcess()
-    process.place(environment)
+    process.place(environment, device)
     return process
 
 
 class WorkerProcess:
-    """Starts at once, spawned: it shares nothing with this process, and nothing that breaks in it breaks here."""
+    """Starts at once, spawned: it shares nothing with this process, and nothing that breaks in it breaks here.
 
-    def __init__(self) -> None:
+    Args:
+        needed: device -> what it imports while it waits for work.
+    """
+
+    def __init__(self, needed: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
         spawn = get_context("spawn")
         self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs, dict(needed)), daemon=True)
         self._process.start()
         theirs.close()
         self._is_made = False
 
-    def place(self, environment: Mapping[str, str]) -> None:
-        """Tells it its variables, once and before all else."""
-        self._send(dict(environment))
+    def place(self, environment: Mapping[str, str], device: str | None) -> None:
+        """Tells it its variables and its device, once and before all else."""
+        self._send((dict(environment), device))
 
     @property
     def ears(self) -> Connection:
@@ -112,9 +125,13 @@ class WorkerProcess:
         self.kill()
         return how_it_ended(self._process.exitcode or 0)
 
+    def stop(self) -> None:
+        """Ends it, wherever it is, without waiting until it has."""
+        self._process.kill()
+
     def kill(self) -> None:
         """Ends it, wherever it is."""
-        self._process.kill()
+        self.stop()
         self._process.join()
         self._connection.close()
 
@@ -134,8 +151,9 @@ def from_outside(ended: str) -> bool:
     return "SIGKILL" in ended or "SIGTERM" in ended
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, needed: Mapping[str, Sequence[str]]) -> None:
     """What the process does: makes a worker, runs what it is given, and ends when nobody is there to give more."""
+    collect_seldom()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch  # noqa: F401 (seconds, while the first process plans)
@@ -147,7 +165,10 @@ def _serve(connection: Connection) -> None:
         connection.send_bytes(pickle.dumps(message))
 
     with contextlib.suppress(EOFError, OSError):
-        os.environ.update(pickle.loads(connection.recv_bytes()))
+        environment, device = pickle.loads(connection.recv_bytes())
+        os.environ.update(environment)
+        if device is not None:
+            make_ready(device, needed.get(device, ()))
         making = connection.recv_bytes()
         try:
             speaker = Speaker(pickle.loads(making), say)

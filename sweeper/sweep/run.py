@@ -11,8 +11,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import ConfigError, DamagedError, SweeperError
+from sweeper.launchers.collector import collect_seldom, collecting_seldom
 from sweeper.launchers.inline import InlineLauncher
 from sweeper.launchers.launcher import Finished, Lost
+from sweeper.launchers.ready import make_ready
 from sweeper.planning.plan import Plan
 from sweeper.recordings.wanted import Recordings, recordings_of
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
@@ -20,9 +22,9 @@ from sweeper.records.sharing import SharedRecords
 from sweeper.records.store import SWEEP_FILE, Store
 from sweeper.records.sweep import PlannedIds, SweepDescription, read_description
 from sweeper.sinks.sink import AllSinks, Sink
-from sweeper.sweep.collector import collect_seldom, collecting_seldom
 from sweeper.sweep.exit_code import exit_code
 from sweeper.sweep.finished import finished_cells
+from sweeper.sweep.needed import NEEDED
 from sweeper.sweep.new_record import begun, ended
 from sweeper.sweep.shared_work import SharedWork
 from sweeper.sweep.signals import INTERRUPTED, stopping_signals
@@ -171,9 +173,10 @@ def _make_runner(
     recordings: Recordings | None,
 ) -> Runner:
     """Makes a worker, in the process where it is to run."""
+    collect_seldom()
+    make_ready(environment["device"], NEEDED[environment["device"]])
     from sweeper.sweep.runner import Runner  # torch and transformers: only once there is something to run
 
-    collect_seldom()
     if deterministic:
         from sweeper.models.flags import CUBLAS_WORKSPACE_CONFIG, DETERMINISTIC_WORKSPACE
 

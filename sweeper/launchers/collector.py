@@ -1,4 +1,5 @@
-"""Python's garbage collector during a sweep: it finds nothing there, and takes a twentieth of the host's time to."""
+"""Python's garbage collector during a sweep: it finds nothing there, and takes a twentieth of the host's time to; of
+the time that imports take, a fifth."""
 
 from __future__ import annotations
 

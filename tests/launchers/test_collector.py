@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sweeper.sweep.collector import collect_seldom, collecting_seldom
+from sweeper.launchers.collector import collect_seldom, collecting_seldom
 
 
 @pytest.fixture(autouse=True)

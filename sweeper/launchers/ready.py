@@ -1,0 +1,36 @@
+"""What the first cell of a process waits for, at once and, in a worker, before there is a cell: the GPU, and imports.
+
+Light to import, as `worker_process` is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from importlib import import_module
+
+
+def make_ready(device: str, modules: Sequence[str]) -> None:
+    """Starts the GPU, if one is meant, and imports meanwhile. What goes wrong is for the first cell to say.
+
+    To be called when CUDA_VISIBLE_DEVICES is what it should be: packages may look at the GPUs as they are imported, and
+    the first look settles what is visible.
+    """
+    gpu = threading.Thread(target=_start_gpu, daemon=True)
+    if device == "cuda":
+        gpu.start()
+    for name in modules:
+        with contextlib.suppress(Exception):  # numba and Triton may be missing
+            import_module(name)
+    if device == "cuda":
+        gpu.join()
+
+
+def _start_gpu() -> None:
+    """Makes this process's context on its GPU, and computes nothing: cuBLAS reads at its first product what a worker
+    sets once it is made."""
+    import torch
+
+    with contextlib.suppress(Exception):
+        torch.cuda.synchronize()
