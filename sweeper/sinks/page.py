@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from sweeper.records.cell import CellRecord, ModuleRecord
 from sweeper.records.store import PAGE_FILE, write_whole
-from sweeper.records.sweep import Sweep
 from sweeper.reports.answer import worst_first
 from sweeper.reports.page.data import MOST_IN_FULL
 from sweeper.reports.page.page import page
@@ -30,4 +29,4 @@ class PageSink(Sink):
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         known = {key: modules for key, (_, modules) in self._worst.items()}
-        write_whole(self.plan.folder / PAGE_FILE, page(Sweep.read(self.plan.folder), known))
+        write_whole(self.plan.folder / PAGE_FILE, page(self.swept, known))

@@ -10,7 +10,6 @@ from sweeper.published.lookup import compare_with_published
 from sweeper.published.page import print_reproductions
 from sweeper.published.publication import Publication
 from sweeper.records.cell import CellRecord
-from sweeper.records.sweep import Sweep
 from sweeper.reports.terminal import output_console, say
 from sweeper.sinks.sink import Sink
 
@@ -29,7 +28,7 @@ class PublishedSink(Sink):
         self._publication: Publication = parse(Publication, reported, "reported")
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
-        compared = compare_with_published(self._publication, Sweep.read(self.plan.folder))
+        compared = compare_with_published(self._publication, self.swept)
         path = compared.write(self.plan.folder)
         out = output_console()
         print_reproductions(compared, out)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from sweeper.records.sweep import Sweep
 
 if TYPE_CHECKING:
     from sweeper.planning.plan import Plan, PlannedCell
@@ -22,6 +25,12 @@ class Sink:
     """
 
     plan: Plan
+    _read_together: Callable[[], Sweep] | None = None
+
+    @property
+    def swept(self) -> Sweep:
+        """The sweep as it lies in its folder, once it is over. Sinks that are told together read it once."""
+        return Sweep.read(self.plan.folder) if self._read_together is None else self._read_together()
 
     def sweep_started(self, plan: Plan) -> None:
         """Called once, before any cell. Keeps the plan."""
@@ -65,6 +74,7 @@ class AllSinks(Sink):
         self.failed = False
 
     def sweep_started(self, plan: Plan) -> None:
+        super().sweep_started(plan)
         self._tell(lambda sink: sink.sweep_started(plan))
 
     def cell_skipped(self, record: CellRecord) -> None:
@@ -85,7 +95,14 @@ class AllSinks(Sink):
                 sink.said(line)
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
-        self._tell(lambda sink: sink.sweep_finished(records))
+        read = functools.cache(lambda: Sweep.read(self.plan.folder))
+        for sink in self._all:
+            sink._read_together = read
+        try:
+            self._tell(lambda sink: sink.sweep_finished(records))
+        finally:
+            for sink in self._all:
+                sink._read_together = None
 
     def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._tell(lambda sink: sink.interrupted(records))

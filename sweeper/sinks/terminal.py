@@ -12,7 +12,7 @@ from rich.table import Column
 
 from sweeper.errors import printable
 from sweeper.records.cell import CellRecord, ModuleRecord, Status
-from sweeper.records.sweep import Sweep, short_label, varying_axes
+from sweeper.records.sweep import short_label, varying_axes
 from sweeper.reports.terminal import MOST_ROWS, SteadyConsole, output_console, print_sweep
 from sweeper.sinks.sink import Sink
 
@@ -83,7 +83,7 @@ class TerminalSink(Sink):
 
     def sweep_finished(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()
-        print_sweep(Sweep.read(self.plan.folder), self._out, most_rows=MOST_ROWS if self._out.is_terminal else None)
+        print_sweep(self.swept, self._out, most_rows=MOST_ROWS if self._out.is_terminal else None)
 
     def interrupted(self, records: Sequence[CellRecord]) -> None:
         self._progress.stop()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sweeper.records.cell import CellRecord
+from sweeper.records.sweep import Sweep
 from sweeper.sinks.registry import SINKS, make_sinks
 from sweeper.sinks.sink import AllSinks, Sink
 from tests.composing import request_of
+from tests.sinks.records import SmallPlan
+from tests.sinks.sweeps import report_1
 
 CALLS = [name for name, _ in inspect.getmembers(Sink, inspect.isfunction) if not name.startswith("_")]
 
@@ -62,3 +70,28 @@ def test_a_request_gets_the_sinks_that_it_asks_for() -> None:
     assert list(make_sinks(request_of("checkpoint=tiny_llama", "reported=public_issues"))) == every
     few = make_sinks(request_of("checkpoint=tiny_llama", "wandb.mode=disabled"))
     assert list(few) == [name for name in every if name not in ("wandb", "published figures")]
+
+
+class Reading(Sink):
+    """Notes what it reads when a sweep is over."""
+
+    def sweep_finished(self, records: Sequence[CellRecord]) -> None:
+        self.read = self.swept
+
+
+def test_sinks_that_are_told_together_read_a_sweep_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = report_1(tmp_path)
+    reads: list[Path] = []
+    original = Sweep.read
+    monkeypatch.setattr(Sweep, "read", lambda folder: (reads.append(folder), original(folder))[1])
+    first, second = Reading(), Reading()
+    told = AllSinks({"first": first, "deaf": Sink(), "second": second})
+    told.sweep_started(SmallPlan(tmp_path, ()))  # type: ignore[arg-type]
+    assert not reads
+    told.sweep_finished(sweep.records)
+    assert reads == [tmp_path]
+    assert [record.cell_id for record in first.read.records] == [record.cell_id for record in sweep.records]
+    assert second.read is first.read
+    told.sweep_finished(sweep.records)
+    assert len(reads) == 2  # what lies there may be another
+    assert second.read is not first.swept

@@ -103,7 +103,7 @@ class WandbSink(Sink):
         for record in self._skipped:
             self._writer.cell(record, partial(store.modules, record.cell_id))
         try:  # its folder may hold cells of earlier commands too
-            sweep = Sweep.read(self.plan.folder)
+            sweep = self.swept
         except (ConfigError, DamagedError):
             self._writer.sweep(records)
         else:
