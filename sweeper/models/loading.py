@@ -73,9 +73,14 @@ def _read(folder: Path, read: Read, attention: str) -> nn.Module:
         **({"device_map": read.device} if read.device_map else {}),
     }
     model = whole_model(folder, read.checkpoint, options)
+    return model.eval() if read.device_map else _moved(model, read)
+
+
+def _moved(model: nn.Module, read: Read) -> nn.Module:
+    """The model on the read's device, cast before."""
     if read.cast_before_move is not None:
         model = _to(model, TORCH_DTYPES[read.cast_before_move])
-    return (model if read.device_map else _to(model, read.device)).eval()
+    return _to(model, read.device).eval()
 
 
 def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -135,11 +140,12 @@ class ModelPool:
     """The models in memory: as many as half of the memory that is not taken otherwise holds, at least two.
 
     A reference's and a candidate's are always there; the least recently used one goes first. What differs in the last
-    cast alone is read once.
+    cast alone is read once, and so is what differs in a cast before the move, where the host has memory for it.
     """
 
     def __init__(self) -> None:
         self._models: OrderedDict[_Slot, LoadedModel] = OrderedDict()
+        self._on_host: tuple[Read, nn.Module] | None = None  # the last one that was moved, as it was read
 
     def get(self, cell: Cell, folder: Path) -> tuple[LoadedModel, bool]:
         """The cell's model with the cell's attention backend, and whether its weights had to be read.
@@ -174,14 +180,28 @@ class ModelPool:
         wanted = _estimated_bytes(folder, key)
         self._make_room(key.read.device, wanted)
         if key.cast is None:
-            return load(folder, key, attention), True
+            return self._read(folder, key.read, attention, own)
         must_read = read not in self._models
         if must_read:
             if not self._has_room(key.read.device, wanted + _estimated_bytes(folder, read[0])):
                 return load(folder, key, attention), True
-            self._models[read] = LoadedModel(load(folder, read[0], attention), read[0], 0)
+            model, _ = self._read(folder, key.read, attention, own)
+            self._models[read] = LoadedModel(model, read[0], 0)
             self._models.move_to_end(read, last=False)  # nobody's model: the first to go
         return cast_copy(self._models[read].model, TORCH_DTYPES[key.cast]), must_read
+
+    def _read(self, folder: Path, read: Read, attention: str, own: str) -> tuple[nn.Module, bool]:
+        """The model, and whether its files had to be read; without, with the backend of whom they were read for."""
+        as_read = dataclasses.replace(read, cast_before_move=None)
+        stays = not (own or read.device_map or read.device == "cpu") and read.dtype is Dtype.FLOAT32
+        if not stays or _estimated_bytes(folder, WeightsKey(as_read)) > free_bytes("cpu") // 8:
+            return load(folder, WeightsKey(read), attention), True
+        must_read = self._on_host is None or self._on_host[0] != as_read
+        if must_read:
+            self._on_host = None
+            self._on_host = as_read, load(folder, WeightsKey(dataclasses.replace(as_read, device="cpu")), attention)
+        assert self._on_host is not None, "it was there, or was read"
+        return _moved(sharing_copy(self._on_host[1]), read), must_read
 
     def _make_room(self, device: str, wanted: int) -> None:
         while len(self._models) > 1 and not self._has_room(device, wanted):
@@ -213,6 +233,7 @@ class ModelPool:
 
     def clear(self) -> None:
         self._models.clear()
+        self._on_host = None
 
 
 class SpreadPool(ModelPool):

@@ -74,6 +74,9 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[WeightsKey]:
     keys = []
@@ -169,3 +172,39 @@ def test_reading_is_told_and_a_cast_of_what_is_there_is_none() -> None:
     pool = ModelPool()
     asked = [cell_of(), cell_of(LoadStrategy.CAST_AFTER_LOAD, Dtype.BFLOAT16), cell_of()]
     assert [pool.get(cell, folder())[1] for cell in asked] == [True, False, False]
+
+
+def places(model: nn.Module) -> list[tuple[str, torch.dtype, str]]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor.dtype, tensor.device.type) for name, tensor in tensors]
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_cast_before_the_move_is_made_of_what_was_read_for_others(
+    device: str, order: int, reads: list[WeightsKey]
+) -> None:
+    pool = ModelPool()
+    strategies = (LoadStrategy.DTYPE_AT_LOAD, LoadStrategy.CAST_BEFORE_MOVE)
+    pairs = [(strategy, dtype) for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16) for strategy in strategies][::order]
+    for strategy, dtype in [*pairs, *pairs]:
+        cell = cell_of(strategy, dtype).model_copy(update={"device": device})
+        pooled = pool.get(cell, folder())[0].model
+        expected = users_model.__wrapped__(strategy, loading.TORCH_DTYPES[dtype]).to(device)
+        assert places(pooled) == places(expected)
+        assert device == "meta" or same_state(pooled, expected)
+    # float32 on the host once for all that is made of it, and bfloat16 at load
+    assert sorted((key.read.dtype, key.read.device) for key in reads) == [
+        (Dtype.BFLOAT16, device),
+        (Dtype.FLOAT32, "cpu"),
+    ]
+
+
+def test_where_the_host_has_no_room_for_it_a_cast_before_the_move_is_read_by_itself(
+    monkeypatch: pytest.MonkeyPatch, reads: list[WeightsKey]
+) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda _device: 0)
+    pool = ModelPool()
+    for strategy, dtype in ((STRATEGIES[0], Dtype.FLOAT32), (LoadStrategy.CAST_BEFORE_MOVE, Dtype.BFLOAT16)):
+        pool.get(cell_of(strategy, dtype).model_copy(update={"device": "meta"}), folder())
+    assert [key.read.device for key in reads] == ["meta", "meta"]
