@@ -158,12 +158,13 @@ def _tokenize(
     for start in range(0, len(plain), _TOKENISED_TOGETHER):
         some = plain[start : start + _TOKENISED_TOGETHER]
         ids = tokenizer(some, add_special_tokens=special, verbose=False)["input_ids"]
-        for place, text in enumerate(some):
-            if max_tokens is not None and len(ids[place]) > max_tokens:
-                number_cut += 1
-                ids[place] = tokenizer(text, add_special_tokens=special, truncation=True, max_length=max_tokens)[
-                    "input_ids"
-                ]
+        longer = [place for place, one in enumerate(ids) if max_tokens is not None and len(one) > max_tokens]
+        if longer:  # cut by the tokenizer, which keeps the special token at the end, if it has one
+            again = [some[place] for place in longer]
+            cut = tokenizer(again, add_special_tokens=special, truncation=True, max_length=max_tokens)["input_ids"]
+            for place, one in zip(longer, cut, strict=True):
+                ids[place] = one
+        number_cut += len(longer)
         token_ids += ids
     notes = {"prompt": f"{prompt!r} before every text" if special else "none: messages have no place for it"}
     notes = notes if prompt else {}
