@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -297,14 +298,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def module_rows(modules: Sequence[ModuleRecord]) -> list[dict[str, Any]]:
-    """One flat dict a module: the fields of `ModuleRecord`, then those of its measures."""
-    rows = [{**vars(module), **vars(module.measures)} for module in modules]
-    for row in rows:
-        del row["measures"], row["tokens"]
-    return rows
-
-
 @functools.cache
 def modules_schema() -> pyarrow.Schema:
     """The columns of `modules.parquet`, derived from the records, so that the two cannot drift apart."""
@@ -320,9 +313,18 @@ def modules_schema() -> pyarrow.Schema:
 
 
 def _parquet(modules: Sequence[ModuleRecord]) -> bytes:
+    """A row a module: the fields of `ModuleRecord`, then those of its measures."""
     import pyarrow
 
-    return _parquet_bytes(pyarrow.Table.from_pylist(module_rows(modules), schema=modules_schema()))
+    schema = modules_schema()
+    own = [name for name in schema.names if name in ModuleRecord.model_fields]
+    rows = (
+        map(attrgetter(*own), modules),
+        map(attrgetter(*PairMeasures.model_fields), (one.measures for one in modules)),
+    )
+    columns = [column for part in rows for column in zip(*part, strict=True)] if modules else [()] * len(schema)
+    arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return _parquet_bytes(pyarrow.Table.from_arrays(arrays, schema=schema))
 
 
 def _parquet_bytes(table: pyarrow.Table) -> bytes:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sweeper.records.cell import ModuleRecord, TokenFigures
 from sweeper.records.schema import SCHEMA_VERSION
@@ -30,15 +33,20 @@ def tokens_table(modules: Sequence[ModuleRecord]) -> pyarrow.Table | None:
     """What the modules have of figures by token; None where they have none."""
     import pyarrow
 
-    columns: dict[str, list[Any]] = {name: [] for name in tokens_schema().names}
-    for module in modules:
-        if module.tokens is not None:
-            count = len(module.tokens.text)
-            columns["name"] += [module.name] * count
-            columns["layer"] += [module.layer] * count
-            for name, values in vars(module.tokens).items():
-                columns[name] += values
-    return pyarrow.Table.from_pydict(columns, schema=tokens_schema()) if columns["name"] else None
+    watched = [(module, module.tokens) for module in modules if module.tokens is not None]
+    if not watched:
+        return None
+    schema = tokens_schema()
+    of_N = np.repeat(np.arange(len(watched)), [len(tokens.text) for _, tokens in watched])
+    columns = {
+        name: pyarrow.array([getattr(module, name) for module, _ in watched], schema.field(name).type).take(of_N)
+        for name in ("name", "layer")
+    }
+    for name in TokenFigures.model_fields:
+        kind = schema.field(name).type
+        every = itertools.chain.from_iterable(getattr(tokens, name) for _, tokens in watched)
+        columns[name] = pyarrow.array(np.fromiter(every, kind.to_pandas_dtype(), len(of_N)))
+    return pyarrow.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def tokens_by_layer(table: pyarrow.Table) -> dict[str, TokenFigures]:

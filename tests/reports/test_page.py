@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.records.cell import Status, TokenFigures
+from sweeper.records.cell import ModuleRecord, Status, TokenFigures
 from sweeper.reports.answer import worst_first
 from sweeper.reports.page import data
 from sweeper.reports.page.page import headline, page, telling_axes
@@ -160,6 +160,26 @@ def test_layers_of_encoder_and_decoder_are_told_apart(tmp_path: Path) -> None:
     assert one["kinds"] == ["encoder fc1", "encoder layer", "decoder fc1", "decoder layer"]
     assert one["max_abs"] == [[0.25], [0.25], [0.5], [0.5]]
     assert one["texts"][0]["layers"] == ["encoder 0"]
+
+
+def test_cells_that_have_the_same_figures_and_no_others_have_the_same_maps() -> None:
+    def with_tokens(rel_l2: float, difference: float = 0.25) -> tuple[list[ModuleRecord], dict[str, TokenFigures]]:
+        tokens = TokenFigures(text=(0,), position=(0,), max_abs=(1.0,), rel_l2=(rel_l2,))
+        modules = layered(difference)
+        return modules, {row.name: tokens for row in modules if row.kind == "layer"}
+
+    first, second = (measured(cell_id, choices={"inputs": {"texts": ["one"]}}) for cell_id in ("aaaa", "bbbb"))
+    of = data.CellMaps().of
+    shared = of(first, *with_tokens(1.0))
+    assert of(second, *with_tokens(1.0)) is shared
+    others = [
+        of(second, *with_tokens(2.0)),
+        of(second, *with_tokens(1.0, 0.5)),
+        of(second, with_tokens(1.0)[0], {}),
+        of(second, [row for row in layered(0.25) if row.kind != "self_attn.v_proj"], with_tokens(1.0)[1]),
+        of(measured("cccc", choices={"inputs": {"texts": ["two"]}}), *with_tokens(1.0)),
+    ]
+    assert len({json.dumps(one) for one in [shared, *others]}) == 6
 
 
 def test_fifty_cells_of_thirty_layers_are_less_than_two_megabytes(tmp_path: Path) -> None:

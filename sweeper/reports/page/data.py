@@ -5,10 +5,10 @@ All of it is bounded, so that a page of thousands of cells is still opened at on
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,6 +168,30 @@ def cell_maps(record: CellRecord, modules: Sequence[ModuleRecord], tokens: dict[
     return maps
 
 
+class CellMaps:
+    """`cell_maps` of many cells, made once for those that have the same figures: cells of a sweep often do."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, dict[str, Any]] = {}
+
+    def of(
+        self, record: CellRecord, modules: Sequence[ModuleRecord], tokens: dict[str, TokenFigures]
+    ) -> dict[str, Any]:
+        """A cell's; not to be changed."""
+        measured = tuple(
+            (module.name, module.layer, module.kind, module_differs(module), *_module_figures(module.measures))
+            for module in modules
+        )
+        told = tuple((name, token.text, token.rel_l2) for name, token in tokens.items())
+        key = texts_of(record), measured, told
+        if key not in self._made:
+            self._made[key] = cell_maps(record, modules, tokens)
+        return self._made[key]
+
+
+_module_figures = operator.attrgetter(*MODULE_FIGURES)
+
+
 def _stack(module: ModuleRecord) -> str:
     """`encoder` of `model.encoder.layers.3.fc1`: what tells two stacks of layers apart."""
     path = module.name.partition(f".{module.layer}")[0].split(".")
@@ -189,15 +213,11 @@ def _token_maps(
     maps = []
     for text in dict.fromkeys(first.text):
         start, count = first.text.index(text), first.text.count(text)  # a text's tokens follow one another
-        figures = [_rounded(layer.rel_l2[start : start + count]) for layer in tokens.values()]
+        rows = (layer.rel_l2[start : start + count] for layer in tokens.values())
+        figures = [[figure(value, 3) for value in row] for row in rows]
         words = texts[text][:TEXT_LETTERS] if text < len(texts) else None
         maps.append({"text": text, "words": words, "layers": layers, "rel_l2": figures})
     return maps
-
-
-@functools.lru_cache(maxsize=512)  # cells of one worth stand side by side, and many have the same figures
-def _rounded(values: tuple[float, ...]) -> list[float | str]:
-    return [figure(value, 3) for value in values]
 
 
 def curve_data(curves: Sequence[Layers]) -> list[dict[str, Any]]:
@@ -218,8 +238,11 @@ def shared_maps(maps: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     of: list[tuple[str, int]] = []
     modules_left, tokens_left = MODULE_BYTES, TOKEN_BYTES
     kept: list[dict[str, Any]] = []
+    written: dict[int, str] = {}
     for cell_id, one in maps:
-        key = json.dumps(one)
+        if id(one) not in written:
+            written[id(one)] = json.dumps(one)
+        key = written[id(one)]
         if key not in places:
             texts, whole = len(json.dumps(one.get("texts", ""))), len(key)
             if whole - texts > modules_left:

@@ -95,7 +95,8 @@ def page(sweep: Sweep, known: Mapping[tuple[str, str], Modules] = MappingProxyTy
     """
     records = worst_first(sweep.records)
     asked = [record for record in records[MOST_IN_FULL:] if record.cell_id == full]
-    views = [_view(sweep, record, known) for record in [*asked, *records[:MOST_IN_FULL]]]
+    maps = data.CellMaps()
+    views = [_view(sweep, record, known, maps) for record in [*asked, *records[:MOST_IN_FULL]]]
     return _template().render(
         sweep=sweep,
         records=records,
@@ -162,7 +163,7 @@ def _drawn(sweep: Sweep, records: Sequence[CellRecord], views: Sequence[_View]) 
     }
 
 
-def _view(sweep: Sweep, record: CellRecord, known: Mapping[tuple[str, str], Modules]) -> _View:
+def _view(sweep: Sweep, record: CellRecord, known: Mapping[tuple[str, str], Modules], maps: data.CellMaps) -> _View:
     modules = known.get((record.cell_id, record.attempt))
     tokens: dict[str, TokenFigures] = {}
     if modules is None:
@@ -173,7 +174,7 @@ def _view(sweep: Sweep, record: CellRecord, known: Mapping[tuple[str, str], Modu
         record=record,
         sections=sections(record, modules),
         layers=data.layers_of(modules),
-        maps=data.cell_maps(record, modules, tokens),
+        maps=maps.of(record, modules, tokens),
     )
 
 
