@@ -12,6 +12,7 @@ runs each text alone and another all at once, one of them has to be kept for a w
 from __future__ import annotations
 
 import traceback
+from collections import defaultdict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -46,7 +47,9 @@ class InStep:
     Args:
         pairs: where the outputs meet, one a candidate.
         steady: outputs of the reference that no later module overwrites; the others are copied.
-        conditions: make the contexts of the reference's turns and of each candidate's; empty: none.
+        conditions: make the contexts of the reference's turns and of each candidate's; empty: none. Candidates that
+            have the same one take their turns behind one another, in one context: there are thousands of turns, and to
+            set all that is global takes longer than to change sides.
         turn_bytes: of the reference's outputs in one turn; at least one output is given, whatever its size.
     """
 
@@ -94,6 +97,9 @@ class InStep:
         first, others = greenlet(reference), {place: greenlet(run) for place, run in candidates.items()}
         given: Any = None
         results: dict[int, Any] = {}
+        together: defaultdict[Turn, list[int]] = defaultdict(list)
+        for place in candidates:
+            together[self._conditions[1 + place]].append(place)
         self._complete, self._running = False, set(candidates)
         try:
             while not (first.dead and all(side.dead for side in others.values())):
@@ -102,24 +108,31 @@ class InStep:
                     with self._conditions[0]():
                         given = _switch(first)
                     self._complete = first.dead
-                for place, side in others.items():
-                    if not side.dead:
-                        results[place] = self._turn(place, side)
+                for condition, places in together.items():
+                    self._turns(condition, {place: others[place] for place in places}, results)
         finally:
             for side in (first, *others.values()):
                 if side:  # suspended in its forward by an error of another
                     side.throw()
         return given, results
 
-    def _turn(self, place: int, side: greenlet) -> Any:
-        try:
-            with self._conditions[1 + place]():
-                return _switch(side)
-        except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # which hold what its model had made
-            self._running.discard(place)
-            self._pairs[place].drop()
-            return error
+    def _turns(self, condition: Turn, sides: Mapping[int, greenlet], results: dict[int, Any]) -> None:
+        """A turn of each side that is not at its end. An error ends its side, and passes through the context, which may
+        tell it in other words; the sides behind it have a context of their own."""
+        waiting = deque(place for place, side in sides.items() if not side.dead)
+        while waiting:
+            place = waiting.popleft()
+            try:
+                with condition():
+                    results[place] = _switch(sides[place])
+                    while waiting:
+                        place = waiting.popleft()
+                        results[place] = _switch(sides[place])
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # which hold what its model had made
+                self._running.discard(place)
+                self._pairs[place].drop()
+                results[place] = error
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")

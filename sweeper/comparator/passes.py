@@ -7,7 +7,7 @@ What is kept serves every cell that names the reference. In step nothing is kept
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from sweeper.comparator.forwards import HookedSide, hooked
 from sweeper.comparator.hooks import ModuleOutput
 from sweeper.comparator.in_turns import InStep, Turn, bytes_a_turn
 from sweeper.comparator.side import Side, text_lengths
-from sweeper.models.conditions import begin, in_force
+from sweeper.models.conditions import begin, in_force, key_of
 
 # Of the outputs of a reference that one cell names, on the device. With what waits for a launch (`module_pairs.py`) the
 # comparison takes less than 2 GB beyond the models, and that is no more than in step.
@@ -150,11 +150,12 @@ def compare_in_step(
 
     Args:
         candidates: no two of them on one model, nor on the reference's.
-        same_conditions: the first candidate's are set once, around all; else each turn runs under its own.
+        same_conditions: the first candidate's are set once, around all; else each turn runs under its own, which
+            neighbours share where they are known to be the same.
         steady: of the reference. turn_bytes: 0: what suits the device. Both as in `InStep`.
     """
     sides = [reference, *(candidate.side for candidate in candidates)]
-    turns = [] if same_conditions else [_turn(side) for side in sides]
+    turns = [] if same_conditions else _turns(sides)
     turn_bytes = turn_bytes or bytes_a_turn(reference.calls[0].forward.flat_N.device.type)
     pairs = [candidate.comparer.modules for candidate in candidates]
     in_step = InStep(pairs, steady=steady, conditions=turns, turn_bytes=turn_bytes)
@@ -198,10 +199,15 @@ def _compared(
     return None
 
 
-def _turn(side: Side) -> Turn:
-    """What is around the turns of a side, for a run that begins."""
-    begin(side.switches)
-    return functools.partial(in_force, side.switches)
+def _turns(sides: Sequence[Side]) -> list[Turn]:
+    """What is around the turns of each side, for a run that begins; one thing for sides of the same conditions."""
+    turns: list[Turn] = []
+    known: dict[Hashable, Turn] = {}
+    for side in sides:
+        begin(side.switches)
+        turn, key = functools.partial(in_force, side.switches), key_of(side.switches)
+        turns.append(turn if key is None else known.setdefault(key, turn))
+    return turns
 
 
 def _told(batches: Batches, progress: Progress) -> Iterator[tuple[int, ...]]:

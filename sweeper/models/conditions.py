@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 
 from sweeper.config import Cell
@@ -10,14 +10,33 @@ from sweeper.models import axes
 from sweeper.models.axis import Switch
 
 
-def switches(cell: Cell) -> dict[str, Switch]:
+class CellSwitches(dict[str, Switch]):
+    """A cell's switches, by name.
+
+    Attributes:
+        key: what decides them; forwards of cells that have the same may run in one another's conditions.
+    """
+
+    key: Hashable = None
+
+
+def switches(cell: Cell) -> CellSwitches:
     """Everything global that a cell asks for, one thing each, so that one alone can be put back. Outermost first."""
-    return {name: switch for axis in reversed(axes.table()) for name, switch in axis.switches_of(cell).items()}
+    found = CellSwitches(
+        (name, switch) for axis in reversed(axes.table()) for name, switch in axis.switches_of(cell).items()
+    )
+    found.key = axes.parts("conditions", cell)
+    return found
 
 
 def same_conditions(reference: Cell, candidate: Cell) -> bool:
     """Whether one cell's forwards may run in the other's conditions."""
     return axes.parts("conditions", reference) == axes.parts("conditions", candidate)
+
+
+def key_of(switches: Mapping[str, Switch]) -> Hashable | None:
+    """What sides share that run in the same conditions; None where that is not known: a copy with a switch put back."""
+    return switches.key if isinstance(switches, CellSwitches) else None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import pytest
@@ -210,3 +210,55 @@ def test_candidates_of_one_run_are_compared_as_each_alone_and_one_may_fail(
         pairs[place].end_batch()
         ended = finish([pair.accumulator for pair in pairs[place].modules.values()])
         assert dict(zip(pairs[place].modules, ended, strict=True)) == expected
+
+
+@pytest.mark.parametrize("turn_bytes", [1, 2**30])
+def test_candidates_of_the_same_conditions_share_a_context_and_an_error_passes_through_it(
+    models: tuple[Model, Model], turn_bytes: int
+) -> None:
+    batch = forward([[1, 2, 3], [4]])
+    wrong = dataclasses.replace(batch, inputs={"input_ids": torch.tensor([[1, 2, 99], [4, 0, 0]])})
+    now: list[str] = []
+    begun: list[str] = []
+
+    def turn(name: str) -> Turn:
+        @contextlib.contextmanager
+        def context() -> Iterator[None]:
+            now.append(name)
+            begun.append(name)
+            try:
+                yield
+            except IndexError as error:
+                raise ValueError(f"told by {name}") from error
+            finally:
+                now.remove(name)
+
+        return context
+
+    of_reference, one, other = map(turn, ("reference", "one", "other"))
+    pairs = [ModulePairs() for _ in range(4)]
+    in_step = InStep(pairs, conditions=[of_reference, one, other, one, one], turn_bytes=turn_bytes)
+    inputs, expected = [batch, batch, wrong, batch], ["one", "other", "one", "one"]
+    ran: list[tuple[int, list[str]]] = []
+
+    def running(place: int, model: nn.Module) -> Tensor:
+        output = model(**inputs[place].inputs)
+        ran.append((place, [*now]))
+        return output
+
+    sides = [copy.deepcopy(models[1]) for _ in range(4)]
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.enter_context(capture(models[0], in_step.give)).begin(batch)
+        for place, model in enumerate(sides):
+            stack.enter_context(capture(model, functools.partial(in_step.take, place))).begin(inputs[place])
+        runs = {place: functools.partial(running, place, model) for place, model in enumerate(sides)}
+        _, taken = in_step.run(lambda: models[0](**batch.inputs), runs)
+    assert isinstance(taken[2], ValueError)
+    assert str(taken[2]) == "told by one"
+    assert sorted(ran) == [(place, [expected[place]]) for place in (0, 1, 3)]
+    assert now == []
+    if turn_bytes == 2**30:  # the third ends the context that it shares
+        assert begun == ["reference", "one", "one", "other"]
+    with torch.inference_mode():
+        expected_BTD = models[1](**batch.inputs)
+    assert all(torch.equal(taken[place], expected_BTD) for place in (0, 1, 3))
