@@ -1,7 +1,8 @@
 """`python -m scripts.bench_cards`: 64 cells on one card, on all, and 16 of them once more with a worker killed.
 
 Each is a command of its own, start included; `python scripts/compare_sweeps.py` then compares the folders that are
-named. The checkpoint is prepared and the kernels are compiled before. Prints one JSON line. To try it on a CPU:
+named. The checkpoint is prepared before, kernels and Python's byte code are compiled, as pip leaves them. Prints one
+JSON line. To try it on a CPU:
 `--checkpoint tiny_llama --device cpu --texts 8 --batch 4 --tokens 32`.
 
 - --cards: those that the second and third sweep take; the first takes card 0.
@@ -49,7 +50,8 @@ def words_of(asked: argparse.Namespace, folder: Path) -> list[str]:
 
 def started(words: list[str], folder: Path, **variables: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sweeper", *words, f"output_dir={folder}"]
-    return subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.Popen(command, env={**environment, **variables}, stdout=subprocess.DEVNULL)
 
 
 def seconds(words: list[str], folder: Path, **variables: str) -> float:

@@ -16,6 +16,9 @@ def make_ready(device: str, modules: Sequence[str]) -> None:
 
     To be called when CUDA_VISIBLE_DEVICES is what it should be: packages may look at the GPUs as they are imported, and
     the first look settles what is visible.
+
+    Args:
+        device: `cpu` or `cuda`; empty before it is known.
     """
     gpu = threading.Thread(target=_start_gpu, daemon=True)
     if device == "cuda":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
+_SLOW: Mapping[str, Sequence[str]] = MappingProxyType({"": ("torch", "transformers")})
 _started_early: list[WorkerProcess] = []
 
 
@@ -76,10 +77,10 @@ class WorkerProcess:
     """Starts at once, spawned: it shares nothing with this process, and nothing that breaks in it breaks here.
 
     Args:
-        needed: device -> what it imports while it waits for work.
+        needed: device -> what it imports while it waits for work; under no name, what it does before it has a device.
     """
 
-    def __init__(self, needed: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+    def __init__(self, needed: Mapping[str, Sequence[str]] = _SLOW) -> None:
         spawn = get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, dict(needed)), daemon=True)
@@ -156,8 +157,7 @@ def _serve(connection: Connection, needed: Mapping[str, Sequence[str]]) -> None:
     collect_seldom()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch  # noqa: F401 (seconds, while the first process plans)
-    import transformers  # noqa: F401
+    make_ready("", needed.get("", ()))
 
     from sweeper.launchers.messages import CannotStart, Speaker
 
