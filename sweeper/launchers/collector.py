@@ -26,4 +26,7 @@ def collecting_seldom() -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()  # they are old ones now: as young ones they would be looked through at once
         gc.set_threshold(*before)

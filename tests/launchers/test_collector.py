@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,13 @@ def thresholds() -> Iterator[tuple[int, int, int]]:
     before = gc.get_threshold()
     yield before
     gc.set_threshold(*before)
+
+
+class Node:
+    """In a circle with a list."""
+
+    def __init__(self, around: list[object]) -> None:
+        around.append(self)
 
 
 def collections() -> int:
@@ -38,6 +46,20 @@ def test_it_is_as_before_where_a_worker_was_made_inside_too(thresholds: tuple[in
     with collecting_seldom():
         collect_seldom()
     assert gc.get_threshold() == thresholds
+
+
+def test_what_was_made_is_not_looked_through_when_the_context_ends_but_once_it_is_old() -> None:
+    gc.collect()
+    with collecting_seldom():
+        lasting: list[object] = [[] for _ in range(20_000)]
+        lasting.append(lasting)
+        place = weakref.ref(Node(lasting))
+        del lasting
+    assert gc.get_count()[0] < 1_000
+    assert gc.get_freeze_count() == 0
+    assert place() is not None
+    gc.collect()
+    assert place() is None
 
 
 @pytest.mark.parametrize("young", [0, 10**9])
