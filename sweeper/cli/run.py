@@ -44,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def carry_out(request: SweepRequest) -> int:
     """Runs a sweep, or prints its plan. Returns the exit code."""
+    from sweeper.launchers.ready import start_driver
     from sweeper.launchers.registry import make_launcher
+
+    if request.device == "cuda":
+        start_driver()  # while torch is imported
 
     launcher = make_launcher(request.settings)
     if request.settings.dry_run:
