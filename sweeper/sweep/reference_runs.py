@@ -195,8 +195,7 @@ class ReferenceRuns:
     ) -> dict[str, CandidateRun | Exception]:
         """One run of the reference with all of these candidates; what each left behind, by its id."""
         first, *others = together = [cells[0].reference, *(planned.cell for planned in cells)]
-        sharing = Counter(WeightsKey.of(cell) for cell in together)
-        models = [self._model_of_its_own(cell, sharing) for cell in together]
+        models = self._models_of_their_own(together)
         pairs = list(zip(together, models, strict=True))
         beside, *sides = [side_of(*pair, reference.token_ids, reference.grouped) for pair in pairs]
         comparers = [self.comparer(*pair, reference.token_ids) for pair in pairs[1:]]
@@ -240,10 +239,15 @@ class ReferenceRuns:
             found.append(other)
         return found
 
-    def _model_of_its_own(self, cell: Cell, sharing: Counter[WeightsKey]) -> nn.Module:
-        """The cell's model with its own attention backend, whatever other cells of its weights make of theirs."""
-        model = self._load(cell).model
-        return twin(model) if sharing[WeightsKey.of(cell)] > 1 else model
+    def _models_of_their_own(self, cells: Sequence[Cell]) -> list[nn.Module]:
+        """Each cell's model, with its own attention backend whatever the others of its weights make of theirs: the last
+        of these has the model itself."""
+        left, models = Counter(map(WeightsKey.of, cells)), []
+        for cell in cells:
+            left[WeightsKey.of(cell)] -= 1
+            model = self._load(cell).model
+            models.append(twin(model) if left[WeightsKey.of(cell)] else model)
+        return models
 
 
 def output_kind(cell: Cell) -> str:
