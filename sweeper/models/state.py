@@ -111,8 +111,10 @@ def compare_state(reference: Mapping[str, StateEntry], candidate: Mapping[str, S
     """
     _check_names_and_shapes(reference, candidate)
     same_dtype = [name for name, entry in reference.items() if entry.held.dtype == candidate[name].held.dtype]
-    equal = _gathered({name: _equal(reference[name], candidate[name]) for name in same_dtype})
-    unequal = [name for name in reference if not equal.get(name)]
+    shared = {name for name in same_dtype if _shares(reference[name], candidate[name])}
+    read = [name for name in same_dtype if name not in shared]
+    equal = _gathered({name: _equal(reference[name].tensor, candidate[name].tensor) for name in read})
+    unequal = [name for name in reference if name not in shared and not equal.get(name)]
     max_abs = _gathered({name: _max_abs(reference[name].tensor, candidate[name].tensor) for name in unequal})
     pairs = [_difference(name, entry, candidate[name], max_abs.get(name, 0.0)) for name, entry in reference.items()]
     parameters = [pair for pair in pairs if pair.kind == "parameter"]
@@ -148,13 +150,17 @@ def _gathered(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, torch.stack([value.to(device) for value in values.values()]).tolist(), strict=True))
 
 
-def _equal(reference: StateEntry, candidate: StateEntry) -> Tensor:
-    """Whether two tensors of one dtype are sure to hold the same values."""
+def _shares(reference: StateEntry, candidate: StateEntry) -> bool:
+    """Whether two tensors of one dtype are the same in memory, or in a file."""
     if reference.is_same(candidate):
-        return torch.tensor(True)
-    left, right = reference.tensor, candidate.tensor
-    if left.data_ptr() == right.data_ptr():
-        return torch.tensor(True, device=left.device)
+        return True
+    in_memory = all(entry.quantised is None and not entry.held.is_meta for entry in (reference, candidate))
+    streamed = reference.key is not None or candidate.key is not None
+    return in_memory and not streamed and reference.held.data_ptr() == candidate.held.data_ptr()
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    """Whether two tensors of one dtype are sure to hold the same values."""
     return left.eq(right.to(left.device)).all()
 
 

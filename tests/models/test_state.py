@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sweeper.errors import AlignmentError
+from sweeper.models import state
 from sweeper.models.state import compare_state, state_of
 
 
@@ -61,6 +62,19 @@ def test_nan_is_a_difference() -> None:
     candidate.kept = torch.tensor([float("nan")])
     figures = compare_state(state_of(reference), state_of(candidate))
     assert figures.buffers_equal == 1
+
+
+def test_tensors_that_two_models_share_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, candidate = Rotary(), Rotary()
+    candidate.linear.weight, candidate.kept = reference.linear.weight, reference.kept
+    candidate.linear.bias = nn.Parameter(reference.linear.bias.detach().clone())
+    reference.linear.weight.data[0, 0] = math.nan  # as it is on both sides
+    read: list[torch.Tensor] = []
+    equal = state._equal
+    monkeypatch.setattr(state, "_equal", lambda left, right: (read.append(left), equal(left, right))[1])
+    figures = compare_state(state_of(reference), state_of(candidate))
+    assert (figures.parameters_equal, figures.buffers_equal, figures.differing) == (4, 2, ())
+    assert [len(tensor) for tensor in read] == [2, 2, 2]  # the bias, under both its names, and inv_freq
 
 
 def test_a_large_tensor_is_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
