@@ -39,16 +39,22 @@ class ProcessLauncher:
         try:
             while True:
                 for slot in self._slots:
-                    beside = [other.run.unit for other in self._slots if other.run is not None and other.is_busy]
-                    if not slot.is_busy and (unit := work.take(slot.run.unit if slot.run else None, beside)):
-                        slot.give(unit, make_worker)
+                    self._keep_busy(slot, work, make_worker)
                 busy = [slot for slot in self._slots if slot.is_busy]
                 if not busy:
                     return
                 for slot in _next_to_speak(busy):
-                    yield from slot.listen(make_worker, sink, alone=len(self._slots) == 1)
+                    for result in slot.listen(make_worker, sink, alone=len(self._slots) == 1):
+                        self._keep_busy(slot, work, make_worker)  # first: storing takes a tenth of a second
+                        yield result
         finally:
             self.close()
+
+    def _keep_busy(self, slot: _Slot, work: Work, make_worker: MakeWorker) -> None:
+        """Gives a worker that has nothing to do the next unit, if there is one."""
+        beside = [other.run.unit for other in self._slots if other.run is not None and other.is_busy]
+        if not slot.is_busy and (unit := work.take(slot.run.unit if slot.run else None, beside)):
+            slot.give(unit, make_worker)
 
     def close(self) -> None:
         for slot in self._slots:

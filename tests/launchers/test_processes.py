@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -154,6 +155,19 @@ def test_in_this_process_a_risky_cell_and_all_after_a_lost_device_run_in_another
     }
     here = str(os.getpid())
     assert [process == here for process, _ in ran] == [True, False, True, False]
+
+
+def test_a_worker_has_its_next_unit_before_the_last_result_is_stored(tmp_path: Path) -> None:
+    cells = planned_cells("dtype=float32,bfloat16")
+    units = [Unit(reference_id=planned.reference_id, cells=(planned,)) for planned in cells]
+    with contextlib.closing(
+        ProcessLauncher([{}]).launch(Listed(units), partial(Mortal, folder=tmp_path, acts={}), Listening())
+    ) as running:
+        next(running)  # and whoever asked for it is storing it
+        deadline = time.monotonic() + 60
+        while len((tmp_path / "ran").read_text().splitlines()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [line.split()[1] for line in (tmp_path / "ran").read_text().splitlines()] == ids(cells)
 
 
 def test_closing_it_early_ends_its_workers(tmp_path: Path) -> None:
