@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from sweeper.models.swapping import Source, sharing_parameter
 # Bytes of the reference's outputs in one turn; with the candidate's, what fills a launch (`module_pairs.py`). On a CPU,
 # what waits is to be in the caches still.
 _TURN_BYTES = {"cuda": 2**29, "cpu": 2**24}
+_A_GROUP = 4  # candidates in one context
 
 Turn = Callable[[], AbstractContextManager[object]]
 """Makes the context of a turn: what is global in torch and the other side does not share."""
@@ -84,7 +85,10 @@ class InStep:
             _switch(getcurrent().parent)
 
     def run(
-        self, reference: Callable[[], R], candidates: Mapping[int, Callable[[], C]]
+        self,
+        reference: Callable[[], R],
+        candidates: Mapping[int, Callable[[], C]],
+        ended: Callable[[int, R, C | Exception], object] = lambda _place, _given, _taken: None,
     ) -> tuple[R, dict[int, C | Exception]]:
         """Runs all to their ends.
 
@@ -92,15 +96,15 @@ class InStep:
         gives; the others go on.
 
         Args:
-            candidates: by their places.
+            candidates: by their places, in the order of their turns.
+            ended: is called for each candidate, outside of all conditions, once it and the reference are at their ends.
+                A GPU still computes what others have asked of it meanwhile.
         """
         first, others = greenlet(reference), {place: greenlet(run) for place, run in candidates.items()}
         given: Any = None
         results: dict[int, Any] = {}
-        together: defaultdict[Turn, list[int]] = defaultdict(list)
-        for place in candidates:
-            together[self._conditions[1 + place]].append(place)
-        self._complete, self._running = False, set(candidates)
+        groups = self._groups(candidates)
+        self._complete, self._running, going = False, set(candidates), set(candidates)
         try:
             while not (first.dead and all(side.dead for side in others.values())):
                 if not first.dead:
@@ -108,13 +112,27 @@ class InStep:
                     with self._conditions[0]():
                         given = _switch(first)
                     self._complete = first.dead
-                for condition, places in together.items():
+                for condition, places in groups:
                     self._turns(condition, {place: others[place] for place in places}, results)
+                    for place in places if self._complete else ():
+                        if place in going and others[place].dead:
+                            going.remove(place)
+                            ended(place, given, results[place])
         finally:
             for side in (first, *others.values()):
                 if side:  # suspended in its forward by an error of another
                     side.throw()
         return given, results
+
+    def _groups(self, candidates: Iterable[int]) -> list[tuple[Turn, list[int]]]:
+        """Who takes turns in one context; a few each, so that what has ended is looked at before all have."""
+        together: defaultdict[Turn, list[int]] = defaultdict(list)
+        for place in candidates:
+            together[self._conditions[1 + place]].append(place)
+        starts = (
+            (turn, places, start) for turn, places in together.items() for start in range(0, len(places), _A_GROUP)
+        )
+        return [(turn, places[start : start + _A_GROUP]) for turn, places, start in starts]
 
     def _turns(self, condition: Turn, sides: Mapping[int, greenlet], results: dict[int, Any]) -> None:
         """A turn of each side that is not at its end. An error ends its side, and passes through the context, which may

@@ -6,10 +6,10 @@ What is kept serves every cell that names the reference. In step nothing is kept
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -164,39 +164,47 @@ def compare_in_step(
         stack.enter_context(torch.inference_mode())
         left = stack.enter_context(hooked(reference, in_step.give, steady))
         rights = [
-            stack.enter_context(
-                hooked(candidate.side, functools.partial(in_step.take, place), candidate.comparer.modules.steady)
-            )
+            stack.enter_context(hooked(candidate.side, partial(in_step.take, place), candidate.comparer.modules.steady))
             for place, candidate in enumerate(candidates)
         ]
         ended: list[HookedSide | Exception] = [*rights]
         of_all = [side.in_batches(batches) for side in sides]
+        # those that a GPU is busy with longest come last, so that it has work while their batch is brought to its end
+        order = sorted(range(len(rights)), key=lambda place: _itemsize(candidates[place].side))
         for texts, first, *others in zip(_told(batches, progress), *of_all, strict=True):
-            going = {place: right for place, right in enumerate(rights) if ended[place] is right}
+            going = [place for place in order if ended[place] is rights[place]]
             for place in going:
                 candidates[place].comparer.begin_batch(texts)
-            runs = {place: functools.partial(right.run, others[place]) for place, right in going.items()}
-            given, taken = in_step.run(functools.partial(left.run, first), runs)
-            for place, outputs in taken.items():
-                if error := _compared(candidates[place].comparer, texts, given, outputs):
-                    ended[place] = error
+            runs = {place: partial(rights[place].run, others[place]) for place in going}
+            in_step.run(partial(left.run, first), runs, partial(_end_batch, candidates, texts, ended))
             if all(isinstance(one, Exception) for one in ended):
                 break
         return left, ended
 
 
-def _compared(
-    comparer: Comparer, texts: tuple[int, ...], reference: BatchOutputs, candidate: BatchOutputs | Exception
-) -> Exception | None:
-    """Ends a batch of one candidate; its error, if it has one."""
-    if isinstance(candidate, Exception):
-        return candidate
+def _end_batch(
+    candidates: Sequence[Candidate],
+    texts: tuple[int, ...],
+    ended: list[HookedSide | Exception],
+    place: int,
+    given: BatchOutputs,
+    taken: BatchOutputs | Exception,
+) -> None:
+    """Ends a batch of the candidate in that place; if it has an error, that stands in its place from then on."""
+    comparer = candidates[place].comparer
+    if isinstance(taken, Exception):
+        ended[place] = taken
+        return
     try:
-        comparer.end_batch(texts, reference, candidate)
+        comparer.end_batch(texts, given, taken)
     except Exception as error:
         comparer.modules.drop()
-        return error
-    return None
+        ended[place] = error
+
+
+def _itemsize(side: Side) -> int:
+    """Bytes a number of the model's weights; 0 of one without."""
+    return max((parameter.itemsize for parameter in side.model.parameters()), default=0)
 
 
 def _turns(sides: Sequence[Side]) -> list[Turn]:
@@ -205,7 +213,7 @@ def _turns(sides: Sequence[Side]) -> list[Turn]:
     known: dict[Hashable, Turn] = {}
     for side in sides:
         begin(side.switches)
-        turn, key = functools.partial(in_force, side.switches), key_of(side.switches)
+        turn, key = partial(in_force, side.switches), key_of(side.switches)
         turns.append(turn if key is None else known.setdefault(key, turn))
     return turns
 

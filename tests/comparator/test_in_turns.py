@@ -212,6 +212,45 @@ def test_candidates_of_one_run_are_compared_as_each_alone_and_one_may_fail(
         assert dict(zip(pairs[place].modules, ended, strict=True)) == expected
 
 
+@pytest.mark.parametrize("turn_bytes", [1, 1000, 2**30])
+def test_who_is_at_its_end_is_looked_at_while_others_go_on(models: tuple[Model, Model], turn_bytes: int) -> None:
+    """On a GPU, whose work for the others does not wait for it."""
+    batch = forward([[1, 2, 3], [4]])
+    wrong = dataclasses.replace(batch, inputs={"input_ids": torch.tensor([[1, 2, 99], [4, 0, 0]])})
+    inputs = [batch, batch, wrong, *[batch] * 4]
+    sides = [copy.deepcopy(models[1]) for _ in inputs]
+    conditions: list[int] = []
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        conditions.append(1)
+        yield
+        conditions.clear()
+
+    def running(place: int) -> Tensor:
+        output: Tensor = sides[place](**inputs[place].inputs)
+        told.append(f"{place} ran")
+        return output
+
+    def ended(place: int, given: Tensor, taken: Tensor | Exception) -> None:
+        assert isinstance(taken, IndexError) if place == 2 else taken.shape == given.shape  # type: ignore[union-attr]
+        assert not conditions
+        told.append(f"{place} ended")
+
+    in_step = InStep([ModulePairs() for _ in sides], conditions=[turn] * (1 + len(sides)), turn_bytes=turn_bytes)
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.enter_context(capture(models[0], in_step.give)).begin(batch)
+        for place, model in enumerate(sides):
+            stack.enter_context(capture(model, functools.partial(in_step.take, place))).begin(inputs[place])
+        runs = {place: functools.partial(running, place) for place in reversed(range(len(sides)))}
+        in_step.run(lambda: models[0](**batch.inputs), runs, ended)
+    assert [word for word in told if "ended" in word] == [f"{place} ended" for place in (6, 5, 4, 3, 2, 1, 0)]
+    if turn_bytes > 1:  # else the reference is behind its last output still when all candidates are at their ends
+        assert told.index("6 ended") < told.index("0 ran")
+    assert len(told) == 2 * len(sides) - 1
+
+
 @pytest.mark.parametrize("turn_bytes", [1, 2**30])
 def test_candidates_of_the_same_conditions_share_a_context_and_an_error_passes_through_it(
     models: tuple[Model, Model], turn_bytes: int
