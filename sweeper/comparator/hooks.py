@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import weakref
 from collections import OrderedDict, defaultdict
@@ -114,26 +115,25 @@ class Capture:
 
     def register(self, name: str, module: nn.Module) -> list[Any]:
         """Hooks one module, but not the model itself: its output is what the caller gets. Gives the handles."""
-        return [_Handle(module, self._id, self._hook_of(name, type(module).__name__))] if name else []
+        # a partial: of a closure, each name that it remembers would be an object for Python's collector to look through
+        hook = functools.partial(self._flat, name, type(module).__name__, name in self._steady)
+        return [_Handle(module, self._id, hook)] if name else []
 
-    def _hook_of(self, name: str, module_type: str) -> Callable[[nn.Module, Any, Any], None]:
-        """`hook` of one module. It runs thousands of times a second, and on a GPU the host is the limit: hence one flat
-        function for a tensor that a module gives in its first call; all else goes through `hook`."""
-        calls, rows_of, take, hook = self._calls, self._rows_of, self._take, self.hook
-        is_steady = name in self._steady
+    def _flat(self, name: str, module_type: str, is_steady: bool, module: nn.Module, args: Any, output: Any) -> None:
+        """`hook` in one function, for a tensor that a module gives in its first call; all else goes through `hook`.
 
-        def flat(module: nn.Module, args: Any, output: Any) -> None:
-            if type(output) is Tensor and name not in calls and not self._places and output.is_floating_point():
-                tensor_NF = rows_of(output)
-                if tensor_NF is not None:
-                    calls[name] = 1
-                    if is_steady and self._index_N is not None:  # weak, so that memory goes when it would have gone
-                        self._picked = weakref.ref(output), weakref.ref(tensor_NF)
-                    take(ModuleOutput(name, module_type, tensor_NF, output))
-                    return
-            hook(name, module_type, module, args, output)
-
-        return flat
+        Runs thousands of times a second, and on a GPU the host is the limit.
+        """
+        calls = self._calls
+        if type(output) is Tensor and name not in calls and not self._places and output.is_floating_point():
+            tensor_NF = self._rows_of(output)
+            if tensor_NF is not None:
+                calls[name] = 1
+                if is_steady and self._index_N is not None:  # weak, so that memory goes when it would have gone
+                    self._picked = weakref.ref(output), weakref.ref(tensor_NF)
+                self._take(ModuleOutput(name, module_type, tensor_NF, output))
+                return
+        self.hook(name, module_type, module, args, output)
 
     @property
     def _begun(self) -> Tokens:
