@@ -3,7 +3,8 @@
 Runs `+grid=bf16_vs_fp32` in this process through the code of the command line: a fresh folder, no verdicts, no W&B.
 Two cells are run before, elsewhere, in both dtypes, so that imports, the device's start and compiled kernels are not
 counted anywhere.
-Prints one JSON line for each kind of inputs: the default sentences, and long texts (`--texts` x `--tokens`).
+Prints one JSON line for each kind of inputs, the default sentences, and long texts (`--texts` x `--tokens`): the round
+whose ratio is the median of `--rounds`, and the `ratios` of all. The first round pays for what a process does once.
 
 - sweep_s: wall time of `sweeper.cli.run.carry_out`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
@@ -206,8 +207,29 @@ def free(model: nn.Module | None, device: str) -> None:
     synchronize(device)
 
 
-def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any]:
-    asked = request(*overrides, f"output_dir={folder}")
+def bench(overrides: list[str], naive_cells: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """The round whose ratio is the median, and the ratios of all."""
+    found = sorted(
+        (one_round([*overrides, f"output_dir={folder / str(number)}"]) for number in range(rounds)), key=ratio
+    )
+    result = {**found[len(found) // 2], "ratios": [ratio(one) for one in found]}
+    if naive_cells:
+        asked = request(*overrides, f"output_dir={folder}")
+        pairs = runnable(asked)
+        local = prepare(pairs[0][0].checkpoint, device=pairs[0][0].device, say=print)
+        result |= naive_seconds(pairs, local.folder, local, naive_cells)
+        result["naive_over_sweep"] = result["naive"] / result["sweep_s"]
+    return result
+
+
+def ratio(found: dict[str, Any]) -> float:
+    value: float = found["over_unique_loads_and_forwards"]
+    return value
+
+
+def one_round(overrides: list[str]) -> dict[str, Any]:
+    """The sweep, then each of its loads and forwards by itself."""
+    asked = request(*overrides)
     pairs = runnable(asked)
     device = pairs[0][0].device
     local = prepare(pairs[0][0].checkpoint, device=device, say=print)
@@ -222,7 +244,7 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
     seconds["machinery"] = sweep - sum(seconds.values()) + seconds["timed"]
     token_ids = read_texts(pairs[0][0], local, load(local.folder, WeightsKey.of(pairs[0][1]), "eager")).token_ids
     unique = unique_seconds(pairs, local.folder, token_ids)
-    result: dict[str, Any] = {
+    return {
         "cells": len(asked.cells),
         "ran": len(pairs),
         "texts": len(token_ids),
@@ -235,10 +257,6 @@ def bench(overrides: list[str], naive_cells: int, folder: Path) -> dict[str, Any
         "machinery_ms_a_cell": 1e3 * seconds["machinery"] / len(asked.cells),
         "machinery_cpu_ms_a_cell": 1e3 * machinery_cpu / len(asked.cells),
     }
-    if naive_cells:
-        result |= naive_seconds(pairs, local.folder, local, naive_cells)
-        result["naive_over_sweep"] = result["naive"] / sweep
-    return result
 
 
 def long_texts(folder: Path, texts: int) -> Path:
@@ -252,6 +270,8 @@ def long_texts(folder: Path, texts: int) -> Path:
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -263,6 +283,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=32, help="of the long inputs; in batches of 8")
     parser.add_argument("--tokens", type=int, default=512, help="of each of the long texts")
     parser.add_argument("--naive-cells", type=int, default=1000, help="at most so many; 0: none")
+    parser.add_argument("--rounds", type=int, default=3, help="of the sweep and of what it is over, in turns")
     parser.add_argument("--override", nargs="*", default=[], help="of the sweep's configuration: latency_repeats=0")
     asked = parser.parse_args()
     common = [f"checkpoint={asked.checkpoint}", f"device={asked.device}", "verdict=false", "wandb.mode=disabled"]
@@ -278,7 +299,7 @@ def main() -> None:
         print(json.dumps({"device": gpu or device, "threads": torch.get_num_threads(), "torch": torch.__version__}))
         for inputs in asked.inputs:
             overrides = ["+grid=bf16_vs_fp32", *common, *of[inputs]]
-            result = bench(overrides, asked.naive_cells, folder / inputs)
+            result = bench(overrides, asked.naive_cells, asked.rounds, folder / inputs)
             print(json.dumps(rounded({"checkpoint": asked.checkpoint, "inputs": inputs, **result})), flush=True)
 
 
