@@ -76,6 +76,7 @@ def record_kernels(device: str) -> Iterator[list[str]]:
     with _quiet_profiler(), profile(activities=activities) as profiled:
         yield kernels
     kernels += kernels_that_ran(profiled)
+    profiled.profiler = None  # megabytes of events, in a circle, for which the collector seldom comes
 
 
 def kernels_that_ran(profiled: profile) -> tuple[str, ...]:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import gc
 import os
 import warnings
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sweeper.config import Attention
 from sweeper.errors import UnsupportedError
+from sweeper.models import attention
 from sweeper.models.attention import (
     PINNED,
     forget_compiled,
@@ -81,6 +85,24 @@ def test_the_kernel_that_ran_is_recorded(
     with record_kernels("cpu") as kernels:
         forward(model, attention, dtype)
     assert kernels == [expected]
+
+
+def test_what_was_profiled_is_freed_without_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    profiled: list[weakref.ref[object]] = []
+    original = attention.kernels_that_ran
+
+    def kernels_that_ran(one: profile) -> tuple[str, ...]:
+        profiled.append(weakref.ref(one.profiler))  # holds the events
+        return original(one)
+
+    monkeypatch.setattr(attention, "kernels_that_ran", kernels_that_ran)
+    gc.disable()
+    try:
+        with record_kernels("cpu"):
+            F.softmax(torch.ones(2, 2) @ torch.ones(2, 2), -1)
+        assert [events() for events in profiled] == [None]
+    finally:
+        gc.enable()
 
 
 def test_several_kernels_are_sorted_and_named_once() -> None:
