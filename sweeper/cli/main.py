@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,6 @@ def main() -> NoReturn:
     except OutputError as error:
         print(f"sweeper: {one_line(str(error))}", file=sys.stderr)
         exit_code = BAD_INPUT
-    gc.freeze()  # Python's end would look through all that torch and transformers made: a second
     sys.exit(exit_code)
 
 

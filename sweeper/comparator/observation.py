@@ -18,7 +18,7 @@ from sweeper.comparator.side import POOLING, Side, run, uncompiled_side
 from sweeper.devices import free_bytes
 
 # Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
-WINDOW_BYTES = 2**31
+WINDOW_BYTES = 3 * 2**29
 _WITHOUT_ASKING = 2**29  # where as much is free: more is a fortieth of what is free
 
 Within = Callable[[], AbstractContextManager[Side]]
