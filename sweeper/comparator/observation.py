@@ -18,8 +18,7 @@ from sweeper.comparator.side import POOLING, Side, run, uncompiled_side
 from sweeper.devices import free_bytes
 
 # Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
-WINDOW_BYTES = 3 * 2**29
-_WITHOUT_ASKING = 2**29  # where as much is free: more is a fortieth of what is free
+WINDOW_BYTES = 2**29
 
 Within = Callable[[], AbstractContextManager[Side]]
 """Makes the context in which a side runs as it is observed."""
@@ -96,8 +95,7 @@ def _part(names: Sequence[str], room: int, *sizes: Mapping[str, int]) -> list[st
 
 def window_bytes(device: str) -> int:
     """How much of one side's run is kept at once: less where little memory is free."""
-    free = free_bytes(device)
-    return min(WINDOW_BYTES, max(_WITHOUT_ASKING, free // 40), free // 8)
+    return min(WINDOW_BYTES, free_bytes(device) // 8)
 
 
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
