@@ -1,6 +1,6 @@
 """`python -m sweeper`."""
 
-from sweeper.cli.main import main
+from sweeper.cli.main import command
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -28,11 +31,35 @@ SUBCOMMANDS = {
 """Each is a module of `sweeper.cli` whose `main` takes its arguments and returns the exit code."""
 
 
+def command() -> NoReturn:
+    """`sweeper` and `python -m sweeper`: `main` in a process of its own, which ends once all that Python code has to do
+    at its end is done. What native libraries free behind that takes a second, and has aborted (pyarrow, CUDA)."""
+    code = FAILED  # of an error that is not ours
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else FAILED if ended.code else 0
+        raise
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        raise
+
+
 def main() -> NoReturn:
-    """`sweeper` and `python -m sweeper`. Exit code 0, 1 (a cell failed), 2 (bad input), 130 (Ctrl-C)."""
+    """Runs what the command line asks for. Exit code 0, 1 (a cell failed), 2 (bad input), 130 (Ctrl-C)."""
     exit_code: int | str | None = 0  # of who reads no further
     try:
         with usable_streams():
+            with contextlib.suppress(Exception):  # standard error is nothing that a crash can write to
+                faulthandler.enable()  # where native code crashes, it says which line of ours called it
             exit_code = dispatch(sys.argv[1:])
     except OutputError as error:
         print(f"sweeper: {one_line(str(error))}", file=sys.stderr)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,45 @@ def test_a_wrong_word_behind_the_command_is_one_line(tmp_path: Path, arguments: 
     done = sweeper(*arguments.split(), cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(line)
+
+
+_ABORTS_AT_ITS_END = """
+import atexit, ctypes, sys
+library = ctypes.CDLL(None)
+library.__cxa_atexit(ctypes.cast(library.abort, ctypes.c_void_p), None, None)
+from sweeper.cli import main as cli
+def dispatch(arguments):
+    atexit.register(print, "what Python code has to do at its end")
+    print("told")
+    {end}
+cli.dispatch = dispatch
+cli.command()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("return 0", 0),
+        ("return None", 0),
+        ("return 2", 2),
+        ("raise SystemExit('a sentence')", 1),
+        ("raise ValueError('an error that is not ours')", 1),
+        ("raise KeyboardInterrupt", 130),
+    ],
+)
+def test_a_native_library_that_aborts_at_the_end_does_no_harm(end: str, code: int) -> None:
+    words = [sys.executable, "-c", _ABORTS_AT_ITS_END.format(end=end)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout.splitlines() == ["told", "what Python code has to do at its end"]
+    assert ("an error that is not ours" in done.stderr) is ("ValueError" in end)
+
+
+def test_a_crash_in_native_code_says_which_line_called_it() -> None:
+    crash = "import ctypes\n    ctypes.CDLL(None).abort()"
+    words = [sys.executable, "-c", _ABORTS_AT_ITS_END.format(end=crash)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert "in dispatch" in done.stderr
