@@ -340,7 +340,7 @@ def test_a_pooled_output_is_placed_by_its_text() -> None:
 
 def test_the_code_in_the_docs_runs() -> None:
     docs = Path(__file__).parents[2] / "docs" / "verdict.md"
-    notebook, suite = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    notebook, suite, compilers = re.findall(r"```python\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
     padded, row = padded_left(), packed()
     names = {
         "folder": folder(),
@@ -354,6 +354,12 @@ def test_the_code_in_the_docs_runs() -> None:
     assert "inv_freq: float32 -> bfloat16" in names["comparison"].explain().cause
     exec(suite, names)
     names["test_packing_changes_nothing"]()
+    assert '"cuda"' in compilers
+    assert '"inductor", ' in compilers  # which takes a C++ compiler, and its time
+    here = compilers.replace('"cuda"', '"cpu"').replace('"inductor", ', "")
+    names["__name__"] = "__main__"  # of which the functions of a script are
+    exec(here, names)
+    assert names["found"].verdict.kind == "semantic"
 
 
 def test_flipped_experts_of_a_real_mixture_are_named_with_their_router() -> None:
