@@ -148,6 +148,8 @@ class InStep:
                         results[place] = _switch(sides[place])
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)  # which hold what its model had made
+                if not sides[place].dead:  # of the context itself: the side would be waited for, for ever
+                    sides[place].throw()
                 self._running.discard(place)
                 self._pairs[place].drop()
                 results[place] = error

@@ -301,3 +301,31 @@ def test_candidates_of_the_same_conditions_share_a_context_and_an_error_passes_t
     with torch.inference_mode():
         expected_BTD = models[1](**batch.inputs)
     assert all(torch.equal(taken[place], expected_BTD) for place in (0, 1, 3))
+
+
+@pytest.mark.parametrize("at_turn", [1, 2])
+def test_a_context_that_cannot_be_entered_ends_its_side_alone(models: tuple[Model, Model], at_turn: int) -> None:
+    batch = forward([[1, 2, 3], [4]])
+    turns = 0
+
+    @contextlib.contextmanager
+    def refused() -> Iterator[None]:
+        nonlocal turns
+        turns += 1
+        if turns >= at_turn:
+            if turns > 50:
+                pytest.fail("the side is waited for")  # no Exception: that would be the side's
+            raise ValueError("refused")
+        yield
+
+    in_step = InStep([ModulePairs(), ModulePairs()], conditions=[nullcontext, refused, nullcontext], turn_bytes=1)
+    sides = [copy.deepcopy(models[1]) for _ in range(2)]
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.enter_context(capture(models[0], in_step.give)).begin(batch)
+        for place, model in enumerate(sides):
+            stack.enter_context(capture(model, functools.partial(in_step.take, place))).begin(batch)
+        runs = {place: functools.partial(model, **batch.inputs) for place, model in enumerate(sides)}
+        _, taken = in_step.run(lambda: models[0](**batch.inputs), runs)
+    assert turns == at_turn
+    assert str(taken[0]) == "refused"
+    assert isinstance(taken[1], Tensor)
