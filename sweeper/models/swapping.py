@@ -87,6 +87,11 @@ class Source:
         return self._absent.view(dtype)[0].expand(shape)
 
 
+def is_streamed(model: nn.Module) -> bool:
+    """Whether parameters of the model are read as they are used."""
+    return any(Source.of(parameter) is not None for parameter in model.parameters())
+
+
 def sharing_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """A parameter of its own on the same memory, or with the same source."""
     own = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)

@@ -17,6 +17,7 @@ from sweeper.models.backends import BACKENDS
 from sweeper.models.checks import without_effect_on
 from sweeper.models.kinds import run_one_of_each_kind
 from sweeper.models.loading import LoadedModel
+from sweeper.models.swapping import is_streamed
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.records.cell import Cost
@@ -64,7 +65,8 @@ class CodePaths:
 
     def cost(self, planned: PlannedCell, loaded: LoadedModel, measure: Callable[[], Cost]) -> Cost:
         """What bare forwards cost, measured by the first cell of its like; the others name that one."""
-        key = self._key(planned.cell, loaded)
+        # where memory ran out, one cell is streamed among others that are not
+        key = (*self._key(planned.cell, loaded), is_streamed(loaded.model))
         if key not in self._costs:
             self._costs[key] = planned.cell_id, measure()
         measured_in, cost = self._costs[key]

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from sweeper.comparator import forwards
 from sweeper.config import Attention
 from sweeper.environment import environment
 from sweeper.models import attention
+from sweeper.models.swapping import Source
 from sweeper.planning.plan import Plan, make_plan
 from sweeper.records.cell import Cost
 from sweeper.sweep import code_paths, cost
@@ -113,6 +116,32 @@ def test_what_a_code_path_costs_is_measured_once_and_says_by_whom(tmp_path: Path
         assert (found[first].measured_in, found[alike].measured_in) == (None, plan.cells[first].cell_id)
         assert (found[alike].latency_ms, found[alike].repeatable) == (found[first].latency_ms, True)
     assert len({cost.latency_ms for cost in found}) == 2
+
+
+def test_a_cell_that_runs_streamed_among_others_is_measured_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "dtype=bfloat16", "load_strategy=dtype_at_load,device_map")
+    running = Runner(plan.environment, verdict=False, say=print)
+    first, short = plan.cells
+    resident = running.run(first)[0].cost
+    assert resident is not None
+    forward = nn.Embedding.forward
+
+    def out_of_memory(self: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if Source.of(self.weight) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, ids)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.Embedding, "forward", out_of_memory)
+        record = running.run(short)[0]
+    assert record.without_effect["weights"].endswith("streamed, which the cost is of")
+    assert record.cost is not None
+    assert record.cost.measured_in is None
+    again = running.run(first)[0].cost
+    assert again is not None
+    assert again.latency_ms == resident.latency_ms
 
 
 def test_each_cell_is_timed_where_it_is_said_how_often(tmp_path: Path) -> None:
