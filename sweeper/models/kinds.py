@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from torch import dtype, nn
+from torch.jit import ScriptModule
 
 from sweeper.models.once import once_a_model
-from sweeper.models.swapping import Source
+from sweeper.models.swapping import is_streamed
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _INTERNALS = vars(nn.Module()).keys()
@@ -29,7 +30,8 @@ def run_one_of_each_kind(model: nn.Module, call: Callable[[], Any]) -> Any:
 
     Two modules are of one kind where class, attributes, shapes and dtypes are the same, and so of all that is in them.
     What holds the layers does not count: of what it does behind them, only what is a module is waited for. Where a
-    kind never runs, nothing is repeated, or weights come and go with their modules, all of the model runs.
+    kind never runs, nothing is repeated, weights come and go with their modules, or a module is scripted and takes no
+    hooks, all of the model runs.
 
     Returns:
         What the module gave that ended the call; of a call that ran to its end, what that gave.
@@ -55,7 +57,7 @@ def run_one_of_each_kind(model: nn.Module, call: Callable[[], Any]) -> Any:
 @once_a_model
 def _kinds_to_run(model: nn.Module) -> dict[nn.Module, int]:
     """The kind of each module that is waited for; of none where all of the model is to run."""
-    if any(Source.of(parameter) is not None for parameter in model.parameters()):
+    if is_streamed(model) or any(isinstance(module, ScriptModule) for module in model.modules()):
         return {}
     kinds: dict[nn.Module, int] = {}
     _number(model, "", kinds, {})

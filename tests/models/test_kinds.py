@@ -176,6 +176,14 @@ def test_where_weights_come_and_go_with_their_modules_all_of_them_end() -> None:
     assert {"", "layers.1"} <= ran(model, functools.partial(model, torch.ones(1, 2, 4)))
 
 
+def test_beside_a_scripted_module_all_of_it_runs() -> None:
+    """It takes no hooks."""
+    model = Layers(Layer(own=True), Layer(own=True), torch.jit.script(nn.Linear(4, 4)))
+    hidden_BTF = torch.ones(1, 2, 4)
+    found = run_one_of_each_kind(model, functools.partial(model, hidden_BTF))
+    assert torch.equal(found, model(hidden_BTF))
+
+
 def test_an_error_passes_and_no_hook_stays() -> None:
     model = Layers(Layer(own=True), Layer(own=True))
     with pytest.raises(RuntimeError, match="shapes"):
