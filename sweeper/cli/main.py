@@ -43,6 +43,8 @@ def command() -> NoReturn:
         os._exit(code)
 
     atexit.register(leave)  # the first to be registered is the last to be called
+    with contextlib.suppress(Exception):  # standard error is closed, or nothing that a crash can write to
+        faulthandler.enable()  # where native code crashes, it says which line of ours called it
     try:
         main()
     except SystemExit as ended:
@@ -58,8 +60,6 @@ def main() -> NoReturn:
     exit_code: int | str | None = 0  # of who reads no further
     try:
         with usable_streams():
-            with contextlib.suppress(Exception):  # standard error is nothing that a crash can write to
-                faulthandler.enable()  # where native code crashes, it says which line of ours called it
             exit_code = dispatch(sys.argv[1:])
     except OutputError as error:
         print(f"sweeper: {one_line(str(error))}", file=sys.stderr)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from sweeper.config import Attention, Cell
+from sweeper.devices import synchronize
 from sweeper.errors import UnsupportedError
 from sweeper.models.axis import Switch
 from sweeper.models.backends import BACKENDS, EAGER
@@ -73,10 +74,12 @@ def record_kernels(device: str) -> Iterator[list[str]]:
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     kernels: list[str] = []
+    synchronize(device)  # what was asked for before is none of it
     with _quiet_profiler(), profile(activities=activities) as profiled:
         yield kernels
     kernels += kernels_that_ran(profiled)
-    profiled.profiler = None  # megabytes of events, in a circle, for which the collector seldom comes
+    if device == "cpu":  # on a GPU CUPTI may hold buffers that would be freed with them
+        profiled.profiler = None  # megabytes of events, in a circle, for which the collector seldom comes
 
 
 def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
