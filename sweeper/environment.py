@@ -112,7 +112,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _driver_version(path: Path) -> str | None:
-    """As nvidia-smi has it, which takes 0.2 s to start; None where neither tells.
+    """The version of NVIDIA's driver, from the kernel module or else nvidia-smi, which is slow; None: neither tells it.
 
     Args:
         path: where the kernel module says it, on Linux.

@@ -33,7 +33,7 @@ SUBCOMMANDS = {
 
 def command() -> NoReturn:
     """`sweeper` and `python -m sweeper`: `main` in a process of its own, which ends once all that Python code has to do
-    at its end is done. What native libraries free behind that takes a second, and has aborted (pyarrow, CUDA)."""
+    at its end is done. What native libraries free behind that takes a second, and pyarrow has aborted there."""
     code = FAILED  # of an error that is not ours
 
     def leave() -> None:

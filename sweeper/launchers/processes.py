@@ -120,7 +120,7 @@ class _Slot:
             yield lost
 
     def stop(self) -> None:
-        """As `close`, without waiting until it has ended."""
+        """Kills the worker; `close` waits until it has ended."""
         if self._process is not None:
             self._process.stop()
 
