@@ -159,6 +159,7 @@ class ModulePairs:
         for meeting in self._meetings.values():
             meeting.waiting.clear()
         self._pending.clear()
+        self._pending_bytes = 0
 
     def end_batch(self) -> None:
         """Measures what is left of the batch.
