@@ -222,7 +222,7 @@ class Cost(Record):
         repeatable: a second forward gave the same bits.
     """
 
-    load_time_s: float | None
+    load_time_s: float | None = None
     measured_in: str | None = None
     latency_ms: float | None = None
     peak_memory_gib: float | None = None

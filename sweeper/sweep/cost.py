@@ -46,7 +46,7 @@ def measure_cost(
         repeats: how many forwards are timed; None is five, or fewer that take `ENOUGH_MS` together.
     """
     if repeats == 0:
-        return Cost(load_time_s=None)
+        return Cost()
     allocated = _start_of_peak() if cell.device == "cuda" else None
     time_ms, again_NF = _timed_ms(cell, model, batch)
     peak_memory_gib = None if allocated is None else _peak_memory_gib(model, allocated)
@@ -56,7 +56,6 @@ def measure_cost(
     while len(times) < (repeats or MOST_REPEATS) and (repeats or sum(times) < ENOUGH_MS):
         times.append(_timed_ms(cell, model, batch)[0])
     return Cost(
-        load_time_s=None,
         latency_ms=statistics.median(times),
         peak_memory_gib=peak_memory_gib,
         repeatable=repeatable,
