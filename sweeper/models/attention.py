@@ -78,8 +78,7 @@ def record_kernels(device: str) -> Iterator[list[str]]:
     with _quiet_profiler(), profile(activities=activities) as profiled:
         yield kernels
     kernels += kernels_that_ran(profiled)
-    if device == "cpu":  # on a GPU CUPTI may hold buffers that would be freed with them
-        profiled.profiler = None  # megabytes of events, in a circle, for which the collector seldom comes
+    profiled.profiler = None  # megabytes of events, in a circle, for which the collector seldom comes
 
 
 def kernels_that_ran(profiled: profile) -> tuple[str, ...]:
