@@ -4,7 +4,8 @@ Runs `+grid=bf16_vs_fp32` in this process through the code of the command line: 
 Two cells are run before, elsewhere, in both dtypes, so that imports, the device's start and compiled kernels are not
 counted anywhere.
 Prints one JSON line for each kind of inputs, the default sentences, and long texts (`--texts` x `--tokens`): the round
-whose ratio is the median of `--rounds`, and the `ratios` of all. The first round pays for what a process does once.
+whose ratio is the median of `--rounds`, and the `ratios` of all, in order. They come behind a `first` one, which alone
+pays for what a process does once: a GPU loads each kernel as it is first launched.
 
 - sweep_s: wall time of `sweeper.cli.run.carry_out`, from the plan to the page.
 - phases_s: where it went: models (reading, casting, switching), compare (forwards with hooks, with the comparison),
@@ -208,11 +209,10 @@ def free(model: nn.Module | None, device: str) -> None:
 
 
 def bench(overrides: list[str], naive_cells: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """The round whose ratio is the median, and the ratios of all."""
-    found = sorted(
-        (one_round([*overrides, f"output_dir={folder / str(number)}"]) for number in range(rounds)), key=ratio
-    )
-    result = {**found[len(found) // 2], "ratios": [ratio(one) for one in found]}
+    """The round whose ratio is the median, the ratios of all, and that of the first, which is none of them."""
+    first, *found = (one_round([*overrides, f"output_dir={folder / str(number)}"]) for number in range(1 + rounds))
+    median = sorted(found, key=ratio)[len(found) // 2]
+    result = {**median, "ratios": [ratio(one) for one in found], "first": ratio(first)}
     if naive_cells:
         asked = request(*overrides, f"output_dir={folder}")
         pairs = runnable(asked)
