@@ -5,6 +5,7 @@ Shapes: A pairs, K numbers of a `State`; S texts, D hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,17 +26,43 @@ def cosine(
     return ratio.masked_fill_(difference_squares == 0, 1.0)
 
 
+def rel_l2(reference_squares: Tensor, difference_squares: Tensor) -> Tensor:
+    """The 2-norm of the difference over that of the reference, from sums: exactly 0 where nothing differs."""
+    return (difference_squares.sqrt() / reference_squares.sqrt()).masked_fill_(difference_squares == 0, 0.0)
+
+
+class Distance(NamedTuple):
+    """Those fields of `PairMeasures` that say how far two tensors are apart, and whether that means anything."""
+
+    rel_l2: float
+    finite: int
+    nonfinite_mismatch: int
+
+
+def distance(state: State) -> Distance:
+    """The same figures as those of `figures`, bit for bit, with a single transfer from the device."""
+    reals_K1, counts_K1 = _on_host([state])
+    finite, mismatch = counts_K1[Count.FINITE].item(), counts_K1[Count.NONFINITE_MISMATCH].item()
+    relative = rel_l2(reals_K1[Real.REFERENCE_SQUARES], reals_K1[Real.DIFFERENCE_SQUARES]).item()
+    return Distance(relative if finite else math.nan, int(finite), int(mismatch))
+
+
 def figures(states: Sequence[State], tolerances: Sequence[Tolerance]) -> list[dict[str, Any]]:
     """The fields of `PairMeasures` of each pair, with a single transfer from the device that all states share."""
     if not states:
         return []
+    columns = _columns(*_on_host(states), tolerances)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _on_host(states: Sequence[State]) -> State:
+    """A block of the states, a column each ([K, A])."""
     reals_AK = torch.stack([state.reals for state in states])
     counts_AK = torch.stack([state.counts for state in states])
     host_AK = torch.cat([reals_AK.view(torch.int64), counts_AK], dim=1).cpu()
     # contiguous: torch may use another square root and logarithm for what is not, which differ in the last bit
     host_KA = host_AK.T.contiguous()
-    columns = _columns(host_KA[: len(Real)].view(torch.float64), host_KA[len(Real) :], tolerances)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return State(host_KA[: len(Real)].view(torch.float64), host_KA[len(Real) :])
 
 
 def _columns(reals_KA: Tensor, counts_KA: Tensor, tolerances: Sequence[Tolerance]) -> dict[str, list[Any]]:
@@ -74,13 +101,13 @@ def _reals(reals_KA: Tensor, counts_KA: Tensor) -> dict[str, Tensor]:
     finite, ulp = counts_KA[Count.FINITE], counts_KA[Count.MAX_ULP]
     references, candidates = reals_KA[Real.REFERENCE_SQUARES], reals_KA[Real.CANDIDATE_SQUARES]
     differences = reals_KA[Real.DIFFERENCE_SQUARES]
-    rel_l2 = (differences.sqrt() / references.sqrt()).masked_fill(differences == 0, 0.0)
+    relative = rel_l2(references, differences)
     return {
         "max_abs": reals_KA[Real.MAX_ABS],
         "mean_abs": reals_KA[Real.ABS_SUM] / finite,
         "rms": (differences / finite).sqrt(),
-        "rel_l2": rel_l2,
-        "sqnr_db": -20 * rel_l2.log10(),
+        "rel_l2": relative,
+        "sqnr_db": -20 * relative.log10(),
         "cosine": cosine(references, candidates, differences, reals_KA[Real.PRODUCTS]),
         "min_token_cosine": reals_KA[Real.MIN_TOKEN_COSINE],
         "max_ulp": (ulp ^ INT64_MIN).view(torch.uint64).double(),

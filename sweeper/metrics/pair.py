@@ -6,7 +6,7 @@ Shapes: N tokens, F features, A accumulators, P planes (reference, candidate, di
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from sweeper.metrics.fast import Tables, fast_module
-from sweeper.metrics.figures import cosine, figures
+from sweeper.metrics.figures import Distance, cosine, distance, figures, rel_l2
 from sweeper.metrics.precision import INT64_MIN, coarser_dtype, default_tolerance, max_ulp_distance
 from sweeper.metrics.sums import Count, Pair, State, empty_state, merge
 from sweeper.records.cell import PairMeasures
@@ -90,12 +90,7 @@ class PairAccumulator:
         if reference_NF.numel() == 0:
             self.state.counts[Count.ROWS] += len(reference_NF)
             return
-        features = reference_NF.shape[1]
-        rows = max(1, (_CPU_CHUNK if reference_NF.device.type == "cpu" else _GPU_CHUNK) // features)
-        # shared by all chunks: memory that is fresh for every chunk costs a third of the time on a CPU
-        planes_PNF = reference_NF.new_empty((3, min(rows, len(reference_NF)), features), dtype=torch.float64)
-        chunks = zip(reference_NF.split(rows), candidate_NF.split(rows), strict=True)
-        parts = [_part(*chunk, planes_PNF, self.coarser) for chunk in chunks]
+        parts = [_part(*chunk, self.coarser) for chunk in _chunks(reference_NF, candidate_NF)]
         merged = merge(self.state, _joined(parts, reference_NF, candidate_NF))
         for mine, value in zip(self.state, merged, strict=True):
             mine.copy_(value)
@@ -142,6 +137,31 @@ def measure(reference_NF: Tensor, candidate_NF: Tensor) -> PairMeasures:
     return finish([accumulator])[0]
 
 
+@torch.no_grad()
+def measure_distance(reference_NF: Tensor, candidate_NF: Tensor) -> Distance:
+    """The same of `measure`, bit for bit, at a fraction of its price. Raises like `PairAccumulator`."""
+    accumulator = PairAccumulator(reference_NF.dtype, candidate_NF.dtype, reference_NF.device)
+    accumulator._check(reference_NF, candidate_NF)
+    plain = torch.float64 in accumulator.dtypes or fast_module(reference_NF.device.type, "pair") is None
+    if plain and reference_NF.numel():
+        squares_P = _squares(reference_NF, candidate_NF)
+        if squares_P[:2].isfinite().all():  # then so are all elements
+            return Distance(rel_l2(squares_P[:1], squares_P[2:]).item(), reference_NF.numel(), 0)
+    accumulator.update(reference_NF, candidate_NF)
+    return distance(accumulator.state)
+
+
+def _squares(reference_NF: Tensor, candidate_NF: Tensor) -> Tensor:
+    """The planes' sums of squares, on the host: those of `PairAccumulator._update` where they are finite."""
+    inner_NPP = torch.cat(
+        [
+            _equal_inner(reference) if _are_equal(reference, candidate) else _inner(reference, candidate, planes_PNF)
+            for reference, candidate, planes_PNF in _chunks(reference_NF, candidate_NF)
+        ]
+    )
+    return inner_NPP.sum(0).diagonal().contiguous().cpu()
+
+
 def finish(accumulators: Sequence[PairAccumulator]) -> list[PairMeasures]:
     """The figures of accumulators that share a device, with a single transfer to the host."""
     return _MEASURES.validate_python(finished(accumulators))
@@ -154,10 +174,26 @@ def finished(accumulators: Sequence[PairAccumulator]) -> list[dict[str, Any]]:
     )
 
 
+def _chunks(reference_NF: Tensor, candidate_NF: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of both, a chunk after the other, and memory for their planes."""
+    features = reference_NF.shape[1]
+    rows = max(1, (_CPU_CHUNK if reference_NF.device.type == "cpu" else _GPU_CHUNK) // features)
+    # shared by all chunks: memory that is fresh for every chunk costs a third of the time on a CPU
+    planes_PNF = reference_NF.new_empty((3, min(rows, len(reference_NF)), features), dtype=torch.float64)
+    for reference, candidate in zip(reference_NF.split(rows), candidate_NF.split(rows), strict=True):
+        yield reference, candidate, planes_PNF[:, : len(reference)]
+
+
+def _are_equal(reference_NF: Tensor, candidate_NF: Tensor) -> bool:
+    """Whether a chunk is the same on both sides; asked on the CPU alone, where looking synchronises nothing."""
+    same_kind = reference_NF.device.type == "cpu" and reference_NF.dtype == candidate_NF.dtype
+    return same_kind and torch.equal(reference_NF, candidate_NF)
+
+
 def _part(reference_NF: Tensor, candidate_NF: Tensor, planes_PNF: Tensor, coarser: torch.dtype) -> _Part:
     """Measures a chunk; the easy cases with less work on the CPU, where looking at the values synchronises nothing."""
     if reference_NF.device.type == "cpu":
-        if reference_NF.dtype == candidate_NF.dtype and torch.equal(reference_NF, candidate_NF):
+        if _are_equal(reference_NF, candidate_NF):
             part = _equal_part(reference_NF)
             if part.inner_NPP.isfinite().all():
                 return part
@@ -169,32 +205,41 @@ def _part(reference_NF: Tensor, candidate_NF: Tensor, planes_PNF: Tensor, coarse
 
 def _equal_part(reference_NF: Tensor) -> _Part:
     """Measures a chunk that equals the other side's and is finite."""
+    inner_NPP = _equal_inner(reference_NF)
+    zero = inner_NPP.new_zeros(())
+    return _Part(
+        inner_NPP=inner_NPP,
+        max_abs_N=inner_NPP.new_zeros(len(inner_NPP)),
+        abs_sum=zero,
+        max_excess=zero,
+        max_ulp=torch.tensor(INT64_MIN),
+        counts=torch.tensor([reference_NF.numel(), 0, 0, 0, 0, 0, 0]),
+    )
+
+
+def _equal_inner(reference_NF: Tensor) -> Tensor:
     reference = reference_NF.double()
     squares_N = torch.linalg.vecdot(reference, reference)
     inner_NPP = squares_N.new_zeros((len(squares_N), 3, 3))
     inner_NPP[:, :2, :2] = squares_N[:, None, None]
-    zero = squares_N.new_zeros(())
-    return _Part(
-        inner_NPP=inner_NPP,
-        max_abs_N=torch.zeros_like(squares_N),
-        abs_sum=zero,
-        max_excess=zero,
-        max_ulp=torch.tensor(INT64_MIN),
-        counts=torch.tensor([reference.numel(), 0, 0, 0, 0, 0, 0]),
-    )
+    return inner_NPP
+
+
+def _inner(reference_NF: Tensor, candidate_NF: Tensor, planes_PNF: Tensor) -> Tensor:
+    """Fills the planes and multiplies them."""
+    reference, candidate, difference = planes_PNF
+    reference.copy_(reference_NF)
+    candidate.copy_(candidate_NF)
+    torch.sub(candidate, reference, out=difference)
+    planes_NPF = planes_PNF.transpose(0, 1)
+    return planes_NPF @ planes_NPF.mT
 
 
 def _finite_part(reference_NF: Tensor, candidate_NF: Tensor, planes_PNF: Tensor, coarser: torch.dtype) -> _Part:
     """Measures a chunk whose elements are all finite."""
     max_ulp = max_ulp_distance(reference_NF, candidate_NF, coarser)
-    planes_PNF = planes_PNF[:, : len(reference_NF)]
+    inner_NPP = _inner(reference_NF, candidate_NF, planes_PNF)
     reference, candidate, difference = planes_PNF
-    reference.copy_(reference_NF)
-    candidate.copy_(candidate_NF)
-    torch.sub(candidate, reference, out=difference)
-
-    planes_NPF = planes_PNF.transpose(0, 1)
-    inner_NPP = planes_NPF @ planes_NPF.mT
     abs_difference = difference.abs_()
     abs_sum = abs_difference.sum()
     max_abs_N = abs_difference.amax(1)

@@ -157,9 +157,9 @@ def _rel_l2(old: Tensor, new: Tensor) -> float:
     finite = old.isfinite() & new.isfinite()
     if bool(((old != new) & ~finite & ~(old.isnan() & new.isnan())).any()):
         return math.inf
-    from sweeper.metrics.pair import measure
+    from sweeper.metrics.pair import measure_distance
 
-    return measure(old[finite][None], new[finite][None]).rel_l2 if finite.any() else 0.0
+    return measure_distance(old[finite][None], new[finite][None]).rel_l2 if finite.any() else 0.0
 
 
 def _tables(old: Recording, new: Recording) -> dict[str, float]:

@@ -19,7 +19,7 @@ from sweeper.comparator.observation import Observation, in_pairs, observe
 from sweeper.comparator.outputs import ModelOutputs, Outputs, same_bits
 from sweeper.comparator.places import Places
 from sweeper.comparator.side import Side
-from sweeper.metrics.pair import measure
+from sweeper.metrics.pair import measure, measure_distance
 from sweeper.records.cell import PairMeasures
 
 Origin = Literal["introduced", "inherited"]
@@ -124,7 +124,7 @@ def compare_runs(reference: Observation, ran: Observation, *, own: bool = False,
             rows=len(left),
             output=measure(*without_fill(left, right)),
             input=_measured(base.inputs, module.inputs),
-            own=_rel_l2(_measured([left], module.owns)),
+            own=_own(left, module.owns),
         )
         modules.append(found)
         differed = until is not None and (_differs(found.input, until) or _differs(found.output, until))
@@ -143,21 +143,19 @@ def _measured(reference: list[Tensor], candidate: list[Tensor]) -> PairMeasures 
     return measure(*without_fill(left, right)) if left.shape == right.shape else None
 
 
-def _rel_l2(measures: PairMeasures | None) -> float | None:
-    """NaN where something is NaN or infinite and is not the same on both sides; that which is decides nothing."""
-    if measures is None:
-        return None
-    if measures.nonfinite_mismatch:
-        return math.nan
-    return measures.rel_l2 if measures.finite else 0.0
+def _own(reference: Tensor, owns: list[Tensor]) -> float | None:
+    """The `rel_l2` of what the candidate's module gave on the reference's input; None where there is no such thing."""
+    candidate = torch.cat(owns) if owns else None
+    return rel_l2(reference, candidate) if candidate is not None and candidate.shape == reference.shape else None
 
 
 def rel_l2(reference: Tensor, candidate: Tensor) -> float:
     """2-norm of the difference over 2-norm of the reference, in float64, of what decides something: not of what is the
     same NaN, infinity or fill on both sides; NaN where something is not finite on one side only."""
-    found = _rel_l2(measure(*without_fill(reference, candidate)))
-    assert found is not None
-    return found
+    found = measure_distance(*without_fill(reference, candidate))
+    if found.nonfinite_mismatch:
+        return math.nan
+    return found.rel_l2 if found.finite else 0.0
 
 
 # A fill (-1e9, the smallest number of a dtype) is so many times as large as all that is none: where it is one number,
@@ -217,6 +215,12 @@ def outputs_rel_l2(reference: Outputs, candidate: Outputs, *, discrete: bool = T
         shared = [name for name in shared if not reference.is_discrete(name)] or shared
     values = torch.tensor([rel_l2(reference[name], candidate[name]) for name in shared], dtype=torch.float64)
     return float(values.amax())  # NaN wins
+
+
+def nonfinite(reference: Outputs, candidate: Outputs) -> int:
+    """How many values are NaN or infinite on one side and not the same on the other, of the outputs that both gave."""
+    shared = [name for name in reference if name in candidate]
+    return sum(measure_distance(reference[name], candidate[name]).nonfinite_mismatch for name in shared)
 
 
 @dataclass(frozen=True, kw_only=True)

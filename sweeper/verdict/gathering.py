@@ -17,12 +17,11 @@ from torch.utils._pytree import tree_leaves
 from sweeper.comparator.outputs import aside
 from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.devices import out_of_memory
-from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.arguments import cast_arguments
 from sweeper.verdict.compiled_code import compiled_code
 from sweeper.verdict.computed_state import computed_modules
 from sweeper.verdict.discrete_choices import choices_of, flipped, run_with_choices, run_with_selections
-from sweeper.verdict.first_divergence import Trace, outputs_rel_l2
+from sweeper.verdict.first_divergence import Trace, nonfinite, outputs_rel_l2
 from sweeper.verdict.first_run import FirstRun
 from sweeper.verdict.float64_replay import attention, attention_implementation
 from sweeper.verdict.measured import Measured, OwnError
@@ -138,7 +137,7 @@ class Gathering:
         return {
             # where no real number differs, what flipped is all that there is
             "native": outputs_rel_l2(base, native, discrete=False) or outputs_rel_l2(base, native),
-            "nonfinite": _nonfinite(base, native),
+            "nonfinite": nonfinite(base, native),
             "training": training_counts(reference, candidate),
             "asked": _asked(reference, candidate, found, cast) if found.asked or cast else None,
             "rounded": tuple(sorted(found.rounded)),
@@ -274,10 +273,6 @@ def _of_floor(floor: Floor) -> dict[str, Any]:
         "floor_samples": len(floor.nudged),
         "rebatched": floor.rebatched,
     }
-
-
-def _nonfinite(reference: Outputs, candidate: Outputs) -> int:
-    return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in reference if name in candidate)
 
 
 def _asked(reference: Side, candidate: Side, found: Provenance, cast: list[str]) -> str:

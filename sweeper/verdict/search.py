@@ -16,7 +16,6 @@ from sweeper.comparator.observation import observe_within
 from sweeper.comparator.outputs import same_bits
 from sweeper.comparator.side import Outputs, Side, run, text_lengths
 from sweeper.devices import out_of_memory, suppressed
-from sweeper.metrics.pair import measure
 from sweeper.verdict.causes.arguments import arguments_undone, call_counterfactuals, row_counterfactuals
 from sweeper.verdict.causes.code import (
     code_counterfactuals,
@@ -38,7 +37,7 @@ from sweeper.verdict.causes.switches import (
 from sweeper.verdict.causes.tensors import asked_undone, quantised_counterfactuals, state_counterfactuals
 from sweeper.verdict.compared import Compared
 from sweeper.verdict.compiled_code import again
-from sweeper.verdict.first_divergence import FirstDivergence, compare_runs, first_divergence, outputs_rel_l2
+from sweeper.verdict.first_divergence import FirstDivergence, compare_runs, first_divergence, nonfinite, outputs_rel_l2
 from sweeper.verdict.float64_replay import replayed
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.repeatability import SIDES
@@ -327,12 +326,6 @@ def _rank(result: _Result) -> tuple[bool, bool, float, float]:
     replay = math.inf if math.isnan(tried.replay) else tried.replay
     closed = -math.inf if math.isnan(tried.native_closed) else tried.native_closed
     return not result.closes, not tried.bitwise, replay, -closed
-
-
-def nonfinite(reference: Outputs, candidate: Outputs) -> int:
-    """How many values are NaN or infinite on one side and not the same on the other."""
-    shared = [name for name in reference if name in candidate]
-    return sum(measure(reference[name], candidate[name]).nonfinite_mismatch for name in shared)
 
 
 def _said(error: Exception) -> str:

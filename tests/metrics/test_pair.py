@@ -15,7 +15,7 @@ from torch import Tensor
 import sweeper.metrics.cpu
 from sweeper.metrics import pair
 from sweeper.metrics.fast import fast_module
-from sweeper.metrics.pair import PairAccumulator, finish, measure
+from sweeper.metrics.pair import PairAccumulator, finish, measure, measure_distance
 from sweeper.records.cell import PairMeasures
 from tests.metrics import oracle
 
@@ -182,6 +182,52 @@ def test_many_accumulators_finish_together_bit_for_bit(several: list[tuple[Tenso
     assert list(map(repr, finish(accumulators))) == [repr(finish([alone])[0]) for alone in accumulators]
 
 
+def _assert_same_distance(reference_NF: Tensor, candidate_NF: Tensor) -> None:
+    measures, distance = measure(reference_NF, candidate_NF), measure_distance(reference_NF, candidate_NF)
+    wanted = {name: getattr(measures, name) for name in distance._fields}
+    assert repr(distance._asdict()) == repr(wanted)  # in words, which give each bit, and in which a NaN is like another
+
+
+_huge = st.sampled_from([1e200, -1e200, 1e308, -1.7e308, 1e154, 5e-324, 1e-200])
+
+
+@pytest.mark.parametrize("chunk", [3, 2**17], ids=["chunks", "whole"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_a_distance_alone_has_the_bits_of_the_measures(
+    chunk: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair, "_CPU_CHUNK", chunk)
+    if not fused:
+        monkeypatch.setattr(pair, "fast_module", lambda *_: None)
+
+    @settings(deadline=None, max_examples=150)
+    @given(pairs(), st.integers(0, 5), st.none() | _huge)
+    def check(both: tuple[Tensor, Tensor], equal_rows: int, huge: float | None) -> None:
+        reference_NF, candidate_NF = both
+        candidate_NF[:equal_rows] = reference_NF[:equal_rows].to(candidate_NF.dtype)
+        if huge is not None and len(reference_NF):
+            reference_NF[-1, -1] = torch.tensor(huge, dtype=torch.float64).to(reference_NF.dtype)
+        _assert_same_distance(reference_NF, candidate_NF)
+        _assert_same_distance(reference_NF, reference_NF.clone())
+        _assert_same_distance(reference_NF, torch.zeros_like(candidate_NF))
+        _assert_same_distance(torch.zeros_like(reference_NF), candidate_NF)
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (117, 576), (700, 1024)], ids=str)
+def test_a_distance_alone_has_the_bits_of_the_measures_at_any_size(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    reference_NF = torch.randn(shape, generator=generator, dtype=torch.float64)
+    candidate_NF = reference_NF + 1e-3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    candidate_NF[: shape[0] // 2] = reference_NF[: shape[0] // 2]  # whole chunks that are equal
+    _assert_same_distance(reference_NF.to(dtype), candidate_NF.to(dtype))
+    _assert_same_distance(reference_NF, candidate_NF.to(dtype))
+    reference_NF[-1:, -1:] = math.inf
+    _assert_same_distance(reference_NF.to(dtype), candidate_NF.to(dtype))
+
+
 def test_large_tensors_keep_float64_accuracy() -> None:
     """A million numbers of 1 + noise: float32 sums would be wrong in the fourth digit of the mean."""
     generator = torch.Generator().manual_seed(1)
@@ -232,6 +278,8 @@ def test_an_overflow_of_float64_squares_shows() -> None:
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=f"{dtype}.*float16, bfloat16, float32, float64"):
         measure(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1))
+    with pytest.raises(TypeError, match=f"{dtype}.*float16, bfloat16, float32, float64"):
+        measure_distance(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1))
 
 
 def test_wrong_shapes_and_dtypes_are_refused() -> None:
@@ -239,6 +287,8 @@ def test_wrong_shapes_and_dtypes_are_refused() -> None:
         measure(torch.zeros(2, 3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="tokens x features"):
         measure(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="tokens x features"):
+        measure_distance(torch.zeros(3).double(), torch.zeros(3).double())
     accumulator = PairAccumulator(torch.float32, torch.float32, "cpu")
     with pytest.raises(TypeError, match=r"torch.float16.*torch.float32"):
         accumulator.update(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.float16))

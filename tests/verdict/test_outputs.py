@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 
 from sweeper.errors import AlignmentError
 from sweeper.verdict.comparison import Comparison, compare_models
+from sweeper.verdict.first_divergence import nonfinite, rel_l2
 
 HARMLESS = ("identical", "rounding")
 
@@ -373,6 +375,20 @@ def test_a_fill_of_one_side_is_not_harmless(value: float) -> None:
         return torch.cat([torch.full_like(hidden[..., :1], 0 if factor == 1 else value), hidden[..., 1:]], -1)
 
     assert compared(give, 2.0).verdict.kind not in HARMLESS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_counts_where_one_side_alone_has_it(value: float, dtype: torch.dtype) -> None:
+    plain = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=dtype)
+    moved = torch.tensor([[3.0, 3.5], [0.0, 0.0]], dtype=dtype)
+    assert (rel_l2(plain, moved), rel_l2(plain, plain), rel_l2(plain[1:], moved[:1])) == (0.1, 0.0, float("inf"))
+    one, other = plain.clone(), moved.clone()
+    one[1] = other[1] = value
+    assert (rel_l2(one, other), rel_l2(one[1:], other[1:])) == (0.1, 0.0)
+    assert math.isnan(rel_l2(one, moved))
+    assert math.isnan(rel_l2(plain, other))
+    assert nonfinite({"a": one, "b": one}, {"a": other, "b": moved, "c": moved}) == 2
 
 
 def test_minus_zero_is_the_same_number_and_not_the_same_bits() -> None:
