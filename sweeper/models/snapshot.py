@@ -185,10 +185,16 @@ class Snapshot:
                 held.copy_values()
 
     def lasting(self, tensor: Tensor) -> Tensor:
-        """The tensor with the values that it has now, even if it is (a view of) one that is put back."""
+        """The tensor with the values that it has now, even if it is (a view of) one that is put back.
+
+        Ask only once the run is over.
+        """
         memory = _memory(tensor)
-        own = memory is None or any(_memory(held.tensor) == memory for held in self._tensors)
-        return tensor.clone() if own else tensor
+        return tensor.clone() if memory is None or memory in self._memories else tensor
+
+    @functools.cached_property
+    def _memories(self) -> set[int | None]:
+        return {_memory(held.tensor) for held in self._tensors}
 
     def put_back(self) -> list[Tensor]:
         """Puts all back, and gives the parameters that were written to, whose values are lost."""
@@ -259,8 +265,9 @@ class _Held:
 
 def _memory(tensor: Tensor) -> int | None:
     """Where its storage lies; None where it has none of its own."""
-    has_none = tensor.layout is not torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor)
-    return None if has_none else tensor.untyped_storage().data_ptr() or None
+    with torch._C.DisableTorchFunction():  # a replay in float64 would look at a copy
+        has_none = tensor.layout is not torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor)
+        return None if has_none else tensor.untyped_storage().data_ptr() or None
 
 
 def _writes(tensor: Tensor) -> int | None:

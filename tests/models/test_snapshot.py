@@ -20,6 +20,7 @@ from sweeper.comparator.side import run, sides
 from sweeper.errors import ConfigError
 from sweeper.models.snapshot import fresh, left_as_found
 from sweeper.verdict.comparison import compare_models
+from sweeper.verdict.float64_replay import replayed
 from tests.small_models import llama, padded_left
 
 
@@ -378,6 +379,27 @@ class Dropping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.first(x * self.scale))
+
+
+def test_a_replay_converts_no_parameter_to_see_where_it_lies() -> None:
+    """That a model's outputs are none of its own tensors was asked under the mode that lifts what it is given."""
+    side, _ = sides(llama(), llama(), padded_left())
+    with replayed(side) as (lifted, _):
+        outputs = run(lifted)
+        memories: list[Tensor] = []
+
+        def double(tensor: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+            memories.append(tensor)
+            return to(tensor, *arguments, **settings)
+
+        to, Tensor.to = Tensor.to, double  # type: ignore[method-assign]
+        try:
+            again = run(lifted)
+        finally:
+            Tensor.to = to  # type: ignore[method-assign]
+    parameters = {parameter.data_ptr() for parameter in side.model.parameters()}
+    assert not parameters & {tensor.data_ptr() for tensor in memories}
+    assert torch.equal(outputs["logits"], again["logits"])
 
 
 def test_a_module_that_is_run_on_the_references_input_draws_nothing_from_the_run() -> None:
