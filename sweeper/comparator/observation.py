@@ -19,6 +19,9 @@ from sweeper.devices import free_bytes
 
 # Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
 WINDOW_BYTES = 2**29
+# A part of a run stays on the device where that many times as much is free there: bringing it to the host takes longer
+# than the run, and mostly only its beginning is looked at.
+_STAYS = 128
 
 Within = Callable[[], AbstractContextManager[Side]]
 """Makes the context in which a side runs as it is observed."""
@@ -29,7 +32,7 @@ class Observation:
     """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs.
 
     Attributes:
-        modules: the first of them, as many as may be kept; on the host where those are not all.
+        modules: the first of them, as many as may be kept; where those are not all, on the host if the device is small.
         outputs: what the model gave.
         seen: the bytes of all of them, by name.
         within: what the side runs in when it runs again for the others; None: it does not.
@@ -128,9 +131,13 @@ def observe_within(within: Within, given: Mapping[str, Tensor] | None = None) ->
     with within() as side:
         device = side.calls[0].forward.flat_N.device.type
         modules, seen, outputs = _observed(side, given, most_bytes=window_bytes(device))
-    if len(modules) < len(seen):
+    if len(modules) < len(seen) and sum(map(_nbytes, modules.values())) > free_bytes(device) // _STAYS:
         modules = {name: _on_host(rows) for name, rows in modules.items()}
     return Observation(modules, outputs, seen, within)
+
+
+def _nbytes(rows: ModuleRows) -> int:
+    return sum(tensor.nbytes for tensors in (rows.outputs, rows.inputs, rows.owns) for tensor in tensors)
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:
