@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import functools
 import logging
 import operator
 import random
+import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -102,6 +104,11 @@ class Reach(Enum):
     OBJECT = auto()  # with attributes: a module, a cache
 
 
+# a walk compares with them hundreds of times, and looks these up faster than an enum's members
+_NOTHING, _TENSOR, _GENERATOR = Reach.NOTHING, Reach.TENSOR, Reach.GENERATOR
+_MAPPING, _ITEMS, _TUPLE, _OBJECT = Reach.MAPPING, Reach.ITEMS, Reach.TUPLE, Reach.OBJECT
+
+
 @functools.lru_cache(maxsize=4096)  # asked thousands of times a run
 def reach_of(kind: Any) -> Reach:
     """What the values of a type are."""
@@ -122,35 +129,61 @@ def reach_of(kind: Any) -> Reach:
     return Reach.NOTHING if is_function or not has_attributes or issubclass(kind, _FOREIGN) else Reach.OBJECT
 
 
-def reachable(root: Any) -> Iterator[tuple[Any, Reach]]:
-    """What hangs on `root`, itself first, each once, but for empty containers: a module has a dozen of them."""
+class _Reaches(dict[type, Reach]):
+    """`reach_of` the types that were met: looked up hundreds of times a walk."""
+
+    def __missing__(self, kind: type) -> Reach:
+        if len(self) >= _MANY:
+            self.clear()
+        self[kind] = reach = reach_of(kind)
+        return reach
+
+
+_REACHES = _Reaches()
+
+
+def reachable(root: Any, empty: list[Any] | None = None) -> Iterator[tuple[Any, Reach]]:
+    """What hangs on `root`, itself first, each once, but for empty containers: a module has a dozen of them.
+
+    Args:
+        empty: takes the empty containers, which are then not given.
+    """
+    reaches = _REACHES
     seen: dict[int, Any] = {}  # keeps what it has seen, so that no id is given twice
     waiting = [root]
     while waiting:
         value = waiting.pop()
-        kind: Any = type(value)
-        reach = reach_of(kind)
-        if reach is Reach.NOTHING:
+        reach = reaches[type(value)]
+        if reach is _NOTHING:
             continue
-        if (reach is Reach.MAPPING or reach is Reach.ITEMS) and not value:
-            yield value, reach
+        if (reach is _MAPPING or reach is _ITEMS) and not value:
+            if empty is None:
+                yield value, reach
+            else:
+                empty.append(value)
             continue
         if id(value) in seen:
             continue
         seen[id(value)] = value
         yield value, reach
-        if reach is Reach.OBJECT:
-            waiting.extend(vars(value).values())
-        elif reach is Reach.MAPPING:
-            waiting.extend(_few(value.values()))
-        elif reach is Reach.ITEMS or reach is Reach.TUPLE:
-            waiting.extend(_few(value))
+        values: Iterable[Any] = ()
+        if reach is _OBJECT:
+            values = value.__dict__.values()
+        elif reach is _MAPPING:
+            values = value.values() if len(value) <= _MANY else _few(value.values())
+        elif reach is _ITEMS or reach is _TUPLE:
+            values = value if len(value) <= _MANY else _few(value)
+        if empty is None:
+            waiting.extend(values)
+            continue
+        for held in values:  # what need not wait is put aside here, in half the time
+            reach = reaches[type(held)]
+            if reach is not _NOTHING:
+                (empty if (reach is _MAPPING or reach is _ITEMS) and not held else waiting).append(held)
 
 
 def _few(values: Collection[Any]) -> Collection[Any]:
-    """Those of a container; none of a large one of what no run changes, such as a vocabulary."""
-    if len(values) <= _MANY:
-        return values
+    """Those of a large container; none where they are what no run changes, such as a vocabulary."""
     kind: Any = type(next(iter(values)))
     return () if reach_of(kind) is Reach.NOTHING else values
 
@@ -159,26 +192,25 @@ class Snapshot:
     """What a model holds, and all that hangs on it."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._mappings: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._items: list[tuple[Any, list[Any]]] = []
         self._empty: list[Any] = []
         self._tensors: list[_Held] = []
         self._undo: list[Callable[[], object]] = []
         renormalised: set[int] = set()
-        for value, reach in reachable(model):
-            if reach is Reach.OBJECT:
-                self._mappings.append((vars(value), vars(value).copy()))
+        for value, reach in reachable(model, self._empty):
+            if reach is _OBJECT:
+                self._attributes.append((value.__dict__, value.__dict__.copy()))
                 if isinstance(value, (nn.Embedding, nn.EmbeddingBag)) and value.max_norm is not None:
                     renormalised.add(id(value.weight))  # torch itself writes to it in the forward
-            elif reach is Reach.TENSOR:
-                self._tensors.append(_Held(value))
-            elif reach is Reach.GENERATOR:
-                self._undo.append(_generator_state(value))
-            elif reach is not Reach.TUPLE and not value:
-                self._empty.append(value)
-            elif reach is Reach.MAPPING:
+            elif reach is _MAPPING:
                 self._mappings.append((value, dict(value)))
-            elif reach is Reach.ITEMS:
+            elif reach is _TENSOR:
+                self._tensors.append(_Held(value))
+            elif reach is _GENERATOR:
+                self._undo.append(_generator_state(value))
+            elif reach is _ITEMS:
                 self._items.append((value, list(value)))
         for held in self._tensors:
             if not isinstance(held.tensor, nn.Parameter) or id(held.tensor) in renormalised:
@@ -198,9 +230,13 @@ class Snapshot:
 
     def put_back(self) -> list[Tensor]:
         """Puts all back, and gives the parameters that were written to, whose values are lost."""
-        for container in self._empty:
-            if container:
+        if any(self._empty):
+            for container in filter(None, self._empty):
                 container.clear()
+        for attributes, held in self._attributes:
+            # names that are equal are the same, and lists of them are soon compared
+            if [*attributes] != [*held] or not all(map(operator.is_, attributes.values(), held.values())):
+                _refill(attributes, held)
         for mapping, held in self._mappings:
             _refill(mapping, held)
         for items, values in self._items:
@@ -300,15 +336,54 @@ def _random_state(seed: int) -> Iterator[None]:
     if torch.cuda.is_initialized():
         generators += torch.cuda.default_generators
     states = [generator.get_state() for generator in generators]
-    drawn, drawn_numpy = random.getstate(), np.random.get_state()
+    drawn = random.getstate()
     try:
         for generator in generators:
             generator.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)
-        yield
+        with _numpy_state(seed):
+            yield
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         random.setstate(drawn)
-        np.random.set_state(drawn_numpy)
+
+
+_BEGUN: list[tuple[bytes, int]] = []  # of the runs that go on: numpy's memory as each began, and its seed
+
+
+@contextlib.contextmanager
+def _numpy_state(seed: int) -> Iterator[None]:
+    """The same of numpy, whose state takes longer to get and to set than all others together. Inside a run that has not
+    drawn from it yet, and hardly any has, it is the state that the run's seed gives."""
+    memory = _numpy_memory()
+    begun = [other for began, other in _BEGUN if memory and began == memory]
+    drawn = None if begun else np.random.get_state()
+    try:
+        np.random.seed(seed)
+        own = _numpy_memory(), seed
+        _BEGUN.append(own)
+        try:
+            yield
+        finally:
+            _BEGUN.remove(own)
+    finally:
+        np.random.set_state(drawn) if drawn is not None else np.random.seed(begun[0])
+
+
+def _numpy_memory() -> bytes:
+    """What numpy's own generator draws from; nothing where it is not known how that lies in memory."""
+    generator = np.random.mtrand.get_bit_generator()
+    known = type(generator) is np.random.MT19937 and _layout_is_known()
+    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES) if known else b""
+
+
+_MT19937_BYTES = 4 * 625  # 624 words, and the place in them
+
+
+@functools.cache
+def _layout_is_known() -> bool:
+    generator = np.random.MT19937(1)
+    said: Any = generator.state["state"]
+    read = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    return read == said["key"].tobytes() + int(said["pos"]).to_bytes(4, sys.byteorder)

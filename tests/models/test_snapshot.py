@@ -18,7 +18,8 @@ from transformers import DynamicCache
 
 from sweeper.comparator.side import run, sides
 from sweeper.errors import ConfigError
-from sweeper.models.snapshot import fresh, left_as_found
+from sweeper.models import snapshot
+from sweeper.models.snapshot import fresh, left_as_found, reachable
 from sweeper.verdict.comparison import compare_models
 from sweeper.verdict.float64_replay import replayed
 from tests.small_models import llama, padded_left
@@ -55,6 +56,7 @@ class Leaving(nn.Module):
         self.names = {"a"}
         self.by_layer: dict[str, Any] = {"x": torch.ones(4)}
         self.state = SimpleNamespace(step=0, cache=torch.zeros(4))
+        self.nothing_yet: tuple[Any, ...] = ([], {}, set(), deque(), SimpleNamespace(seen=[]))
         self.generator = torch.Generator().manual_seed(3)
         self.draws = np.random.default_rng(3)
         self.leave = leave
@@ -88,6 +90,30 @@ def _fills_containers(model: Any, x: Tensor) -> None:
     model.recent.append(4)
     model.by_layer["y"] = x
     model.names.add("b")
+
+
+def _fills_what_was_empty(model: Any, x: Tensor) -> None:
+    items, mapping, names, recent, state = model.nothing_yet
+    items.append(x), mapping.update(x=x), names.add("x"), recent.append(x), state.seen.append(x)
+    model.inner.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
+    model.inner.register_buffer("added", x, persistent=False)
+
+
+def _changes_the_order(model: Any, _: Tensor) -> None:
+    count = model.count
+    del model.count
+    model.count = count
+    model._modules["inner"] = model._modules.pop("inner")
+
+
+def _empties_containers(model: Any, _: Tensor) -> None:
+    model.history.clear(), model.recent.clear(), model.by_layer.clear(), model.names.clear()
+    del model.state.cache
+
+
+def _puts_an_equal_one_in_place(model: Any, _: Tensor) -> None:
+    model.by_layer["x"], model.history[0], model.training = model.by_layer["x"].clone(), model.history[0].clone(), 0
+    model.state.step = False  # equals 0
 
 
 def _carries_a_state_object(model: Any, x: Tensor) -> None:
@@ -133,6 +159,10 @@ LEAVING = [
     _assigns_attributes,
     _writes_attributes,
     _fills_containers,
+    _fills_what_was_empty,
+    _changes_the_order,
+    _empties_containers,
+    _puts_an_equal_one_in_place,
     _carries_a_state_object,
     _changes_modes,
     _changes_modules,
@@ -149,7 +179,8 @@ def test_a_run_leaves_the_model_as_it_was(leave: Callable[[Any, Tensor], object]
     torch.manual_seed(0)
     model = Leaving(leave).eval()
     before = _everything(model)
-    states = (model.state.step, id(model.state.cache), sorted(vars(model.state)))
+    states = (repr(model.state.step), id(model.state.cache), list(vars(model.state)))
+    nothing_yet = repr(model.nothing_yet)
     drawn = model.generator.get_state(), str(model.draws.bit_generator.state)
 
     def failing(*_: Any) -> None:
@@ -166,13 +197,14 @@ def test_a_run_leaves_the_model_as_it_was(leave: Callable[[Any, Tensor], object]
         first, second = run(side)["output"], run(side)["output"]
         assert torch.equal(first, second)
     assert _everything(model) == before
-    assert (model.state.step, id(model.state.cache), sorted(vars(model.state))) == states
+    assert (repr(model.state.step), id(model.state.cache), list(vars(model.state))) == states
+    assert repr(model.nothing_yet) == nothing_yet
     assert torch.equal(model.generator.get_state(), drawn[0])
     assert str(model.draws.bit_generator.state) == drawn[1]
     assert model.inner.weight.grad is None
 
 
-@pytest.mark.parametrize("leave", LEAVING[:6])
+@pytest.mark.parametrize("leave", [*LEAVING[:5], _carries_a_state_object])
 def test_a_whole_comparison_and_its_explanation_leave_both_models_as_they_were(
     leave: Callable[[Any, Tensor], object],
 ) -> None:
@@ -340,6 +372,72 @@ def test_the_random_state_goes_on_behind_a_run_that_fails() -> None:
     with pytest.raises(KeyError):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+DRAWS: list[Callable[[], object]] = [
+    lambda: None,
+    np.random.rand,
+    np.random.randn,
+    random.random,
+    torch.rand(()).uniform_,
+]
+
+
+@pytest.mark.parametrize("layout_is_known", [True, False])
+@pytest.mark.parametrize(
+    "draw", [lambda: None, np.random.rand, np.random.randn, random.random, torch.rand(()).uniform_]
+)
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (1, 0)])
+def test_a_run_inside_a_run_draws_nothing_from_it(
+    draw: Callable[[], object], seeds: tuple[int, int], layout_is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draw of a normal number leaves another one behind, in numpy and in Python."""
+    monkeypatch.setattr(snapshot, "_layout_is_known", lambda: layout_is_known)
+    outer, inner = seeds
+
+    def drawn() -> list[float]:
+        return [random.gauss(0, 1), *np.random.randn(1), float(np.random.rand()), float(torch.rand(()))]
+
+    def run_of(seed: int, within: Callable[[], object]) -> list[float]:
+        with left_as_found(nn.Identity(), seed=seed):
+            draw()
+            within()
+            return drawn()
+
+    def two_more() -> None:
+        for times in range(2):
+            with left_as_found(nn.Identity(), seed=inner):
+                for _ in range(times):
+                    drawn()
+
+    drawn()  # the user's own, of which a normal number is left
+    goes_on = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    assert run_of(outer, two_more) == run_of(outer, lambda: None)
+    assert run_of(inner, two_more) == run_of(inner, lambda: None)
+    assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == goes_on
+
+
+def test_it_is_known_how_numpys_state_lies_in_memory() -> None:
+    """Of a numpy that it is not known of, states are got and set, which costs time."""
+    assert snapshot._layout_is_known()
+    np.random.seed(3)
+    seen = [snapshot._numpy_memory()]
+    for draw in (np.random.rand, np.random.randn, np.random.bytes):
+        draw(1)
+        seen.append(snapshot._numpy_memory())
+    assert len(set(seen)) == 4
+    np.random.seed(3)
+    assert snapshot._numpy_memory() == seen[0]
+
+
+def test_what_hangs_on_a_model_is_the_same_without_what_is_empty() -> None:
+    model, empty = llama(), list[Any]()
+    everything = [(id(value), reach) for value, reach in reachable(model)]
+    rest = [(id(value), reach) for value, reach in reachable(model, empty)]
+    none = set(map(id, empty))
+    assert len(none) > 100
+    assert rest == [found for found in everything if found[0] not in none]
+    assert none == {id(value) for value, reach in reachable(model) if not isinstance(value, Tensor) and not value}
 
 
 def test_tensors_that_take_part_in_gradients_keep_theirs() -> None:
