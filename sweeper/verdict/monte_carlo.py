@@ -81,16 +81,20 @@ class OperationNoise(TorchDispatchMode):
         if not counts and (self._few or not is_product):
             return result
         nudges = counts and not self._products_only and (not self._few or (is_product and not self._is_state(given)))
+        has_error = is_product and not self._few
+        if name in _EXACT or not (nudges or has_error):
+            self._remember(result)
+            return result
         memory = {tensor.untyped_storage().data_ptr() for tensor in given} if not mutable else set()
         exact = None
-        if is_product and not self._few:  # before all else, so that its factors are let go of: an output head is large
+        if has_error:  # before all else, so that its factors are let go of: an output head is large
             exact = _exact_product(func, name, args, kwargs)
         del args, kwargs
 
         def noisy(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
                 return leaf
-            if name not in _EXACT and leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
+            if leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
                 noise = self._multiplied(leaf, _eps(leaf)) if nudges else leaf
                 if exact is not None:  # a flag costs as much in tables that code computes for itself
                     noise = noise + self._product_error(leaf, exact)
@@ -100,6 +104,12 @@ class OperationNoise(TorchDispatchMode):
             return leaf
 
         return mapped_leaves(noisy, result)
+
+    def _remember(self, result: Any) -> None:
+        """That it was computed from floating-point numbers."""
+        for tensor in tensors_of_tree(result):
+            if tensor.is_floating_point() and id(tensor) not in self._state:
+                setattr(tensor, _COMPUTED, True)
 
     def _counts(self, tensor: Tensor) -> bool:
         return id(tensor) in self._inputs or id(tensor) in self._state or hasattr(tensor, _COMPUTED)
@@ -170,8 +180,8 @@ def multiplied(tensor: Tensor, drawn: Tensor, eps: float) -> Tensor:
     most = torch.finfo(tensor.dtype).max / 2
 
     def piece(tensor: Tensor, drawn: Tensor) -> Tensor:
-        share = drawn.mul_(2).sub_(1).mul_(eps)
-        return torch.where(tensor.abs() < most, (tensor * (1 + share)).to(tensor.dtype), tensor)
+        factor = drawn.mul_(2 * eps).add_(1 - eps)  # eps is a power of two: rounded once, as 1 + eps * (2 * drawn - 1)
+        return torch.where(tensor.abs() < most, (tensor * factor).to(tensor.dtype), tensor)
 
     return in_pieces(piece, tensor, drawn)
 

@@ -138,7 +138,7 @@ def nudged(model: nn.Module, seed: int) -> Iterator[None]:
         eps = torch.finfo(value.dtype).eps
 
         def piece(value: Tensor, noise: Tensor) -> Tensor:  # in place: of logits, each further copy counts
-            return noise.mul_(2).sub_(1).mul_(eps).add_(1).mul_(value).to(value.dtype)
+            return noise.mul_(2 * eps).add_(1 - eps).mul_(value).to(value.dtype)
 
         return in_pieces(piece, value, drawn.to(value.device))
 
