@@ -22,6 +22,7 @@ from sweeper.config import Cell, Weights
 from sweeper.devices import free_bytes, out_of_memory, usable
 from sweeper.errors import AlignmentError, UnsupportedError
 from sweeper.models.loading import LoadedModel, sharing_copy
+from sweeper.models.swapping import Doubles
 from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import PlannedCell
 from sweeper.recordings.taking import about_cell, record_cell
@@ -351,7 +352,7 @@ class Runner:
         if any(reference_id != planned.reference_id for reference_id, _ in self._evidence):
             self._evidence.clear()
         if key not in self._evidence:
-            self._evidence[key] = ReferenceEvidence(lambda: free_bytes(device) // 4)
+            self._evidence[key] = ReferenceEvidence(lambda: free_bytes(device) // 4, doubles=Doubles())
         return self._evidence[key]
 
     def _reference_run(self, planned: PlannedCell) -> ReferenceRun:

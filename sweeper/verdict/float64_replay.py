@@ -27,7 +27,7 @@ from sweeper.models.compiled import NAME as COMPILE
 from sweeper.models.configs import config_of, takes
 from sweeper.models.quantised import dequantised
 from sweeper.models.snapshot import fresh
-from sweeper.models.swapping import doubled, entirely_doubled
+from sweeper.models.swapping import Doubles, doubled, entirely_doubled
 from sweeper.models.trees import mapped_leaves, tensors_of_tree
 
 _LOWER = (torch.float32, torch.bfloat16, torch.float16)
@@ -116,14 +116,17 @@ def _lifted_parameter(leaf: Any) -> Any:
 
 
 @contextlib.contextmanager
-def replayed(side: Side) -> Iterator[tuple[Side, Precision]]:
+def replayed(side: Side, doubles: Doubles | None = None) -> Iterator[tuple[Side, Precision]]:
     """The same side in float64, its code as it is written, for as long as the context lasts.
 
     One module's parameters are in float64 at a time (`doubled`). Attention backends that have no float64 are replaced
     by eager, and so is the product of a mixture's experts; scaled dot product attention runs its MATH kernel.
+
+    Args:
+        doubles: of earlier replays of the same values; None: none are kept.
     """
     precision = Precision()
-    with dequantised(side.model), doubled(side.model), _float64_kernels(side, precision) as calls:
+    with dequantised(side.model), doubled(side.model, doubles), _float64_kernels(side, precision) as calls:
         kept = {name: switch for name, switch in side.switches.items() if not switch.rounds}
         float64 = Switch("float64", "", _conditions(Lift(precision)))  # in place of all that rounds
         yield uncompiled_side(replace(side, calls=calls, switches={**kept, "replay": float64})), precision

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sweeper.comparator.observation import Observation, observe, observe_within, without_runs
 from sweeper.comparator.side import Outputs, Side, run
+from sweeper.models.swapping import Doubles
 from sweeper.verdict.causes.tensors import asked_undone, undone_in_reference
 from sweeper.verdict.float64_replay import Precision, replayed
 from sweeper.verdict.noise_floor import OUTPUT_SEEDS, output_floor_sample, rms
@@ -27,10 +28,12 @@ class ReferenceEvidence:
 
     Args:
         most_bytes: says how many bytes of tensors one run may leave to be kept; one that leaves more is made again.
+        doubles: of the reference's replays and of the candidates that then hold its values; None: none are kept.
     """
 
-    def __init__(self, most_bytes: Callable[[], int] = lambda: KEPT_BYTES) -> None:
+    def __init__(self, most_bytes: Callable[[], int] = lambda: KEPT_BYTES, *, doubles: Doubles | None = None) -> None:
         self._most_bytes = most_bytes
+        self.doubles = doubles
         self._found: dict[Hashable, Any] = {}
         self._many: dict[Hashable, int] = {}  # of those of any number, the bytes; the oldest first
 
@@ -79,7 +82,7 @@ class ReferenceEvidence:
 
         @contextlib.contextmanager
         def within() -> Iterator[Side]:
-            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, precision):
+            with self._replayed(reference, found) as (side, precision):
                 precisions.append(precision)
                 yield side
 
@@ -99,7 +102,7 @@ class ReferenceEvidence:
         """What it gave in float64."""
 
         def gather() -> Outputs:
-            with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+            with self._replayed(reference, found) as (side, _):
                 return run(side)
 
         return self._undone(reference, "replay outputs", found, gather)
@@ -116,12 +119,17 @@ class ReferenceEvidence:
         samples: list[float] = self._undone(reference, "replay noise", found, list)
         for seeds in range(1, OUTPUT_SEEDS + 1):  # whatever other candidates needed
             if len(samples) < seeds:
-                with asked_undone(reference.model, found, reference=True), replayed(reference) as (side, _):
+                with self._replayed(reference, found) as (side, _):
                     samples.append(output_floor_sample(side, base, seed=seeds - 1))
             noise = rms(samples[:seeds])
             if seeds < OUTPUT_SEEDS and decides(noise):
                 return noise, False
         return noise, True
+
+    @contextlib.contextmanager
+    def _replayed(self, reference: Side, found: Provenance) -> Iterator[tuple[Side, Precision]]:
+        with asked_undone(reference.model, found, reference=True), replayed(reference, self.doubles) as exact:
+            yield exact
 
     def _undone(self, reference: Side, what: str, found: Provenance, gather: Callable[[], T]) -> T:
         """What is the same for all candidates for which the same is undone in the reference."""

@@ -95,7 +95,7 @@ class Replays:
         with (
             asked_undone(self._candidate.model, self._found, reference=False),
             without(self._candidate.model, self._reference.model, computed),
-            replayed(self._undone) as (side, _),
+            replayed(self._undone, self._evidence.doubles) as (side, _),
         ):
             return outputs_rel_l2(truth, run(side))
 
@@ -167,7 +167,7 @@ class Replays:
         with (
             asked_undone(model, self._found, reference=False),
             put_back(model, changes),
-            replayed(self._undone) as (side, precision),
+            replayed(self._undone, self._evidence.doubles) as (side, precision),
         ):
             precisions.append(precision)
             yield side

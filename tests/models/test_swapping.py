@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from sweeper.comparator.side import run, sides
-from sweeper.models.swapping import Given, doubled, swapped
+from sweeper.models import swapping
+from sweeper.models.swapping import Doubles, Given, doubled, swapped
 from sweeper.verdict.float64_replay import replayed
 
 
@@ -290,3 +291,83 @@ def test_one_module_at_a_time_gives_the_bits_of_the_whole_model_in_float64(
     assert not precision.lower
     assert torch.equal(got.flatten(), want.flatten())
     assert _held(model) == before
+
+
+class Doubled:
+    """Counts the tensors that are converted to float64."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        double = Tensor.double
+
+        def counted(tensor: Tensor) -> Tensor:
+            self.count += isinstance(tensor, Tensor) and tensor.dtype is not torch.float64
+            return double(tensor)
+
+        monkeypatch.setattr(Tensor, "double", counted)
+
+    def by_a_run(self, model: nn.Module, doubles: Doubles | None) -> int:
+        before = self.count
+        with doubled(model, doubles):
+            model(torch.arange(3) if isinstance(model, nn.Embedding) else torch.ones(2, 3, dtype=torch.float64))
+        return self.count - before
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Doubled:
+    return Doubled(monkeypatch)
+
+
+def test_the_next_run_of_the_same_values_finds_them_in_float64(counted: Doubled) -> None:
+    model, doubles = nn.Linear(3, 3), Doubles()
+    assert [counted.by_a_run(model, doubles) for _ in range(3)] == [2, 0, 0]
+    assert counted.by_a_run(model, None) == 2
+    sharing = nn.Linear(3, 3)
+    sharing.weight = nn.Parameter(model.weight.detach())
+    assert counted.by_a_run(sharing, doubles) == 1  # its bias
+    with swapped(model, [Given("weight", lambda held: held + 1)]):
+        given = torch.ones(2, 3, dtype=torch.float64)
+        with doubled(model, doubles):
+            found = model(given)
+    expected = given @ (model.weight + 1).double().T + model.bias.double()
+    assert torch.equal(found, expected)
+    assert counted.by_a_run(model, doubles) == 0
+
+
+def test_views_of_one_memory_are_told_apart() -> None:
+    doubles, square = Doubles(), torch.arange(9.0).view(3, 3)
+    for view in (square, square.T, square[1:], square.view(torch.int32).view(torch.float32), square.flatten()):
+        assert torch.equal(doubles.of(view), view.to(torch.float64))
+        assert torch.equal(doubles.of(view), view.to(torch.float64))
+
+
+def test_values_that_are_gone_keep_nothing() -> None:
+    doubles = Doubles()
+    for number in range(50):
+        doubles.of(torch.full((1000,), float(number)))
+        assert len(doubles._kept) <= 1
+
+
+def test_doubles_take_no_more_than_there_is_room_for(counted: Doubled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swapping, "free_bytes", lambda _device: 8 * 100)  # of which the weight takes 72, the bias 24
+    model, doubles = nn.Linear(3, 3), Doubles()
+    assert [counted.by_a_run(model, doubles) for _ in range(3)] == [2, 0, 0]
+    assert counted.by_a_run(nn.Linear(3, 3), doubles) == 2
+    monkeypatch.setattr(swapping, "free_bytes", lambda _device: 8 * 90)
+    model, doubles = nn.Linear(3, 3), Doubles()
+    assert [counted.by_a_run(model, doubles) for _ in range(3)] == [2, 1, 1]
+
+
+def test_a_run_that_raises_leaves_no_double(counted: Doubled) -> None:
+    model, doubles = nn.Linear(3, 3), Doubles()
+    counted.by_a_run(model, doubles)
+    with pytest.raises(ValueError, match="in the middle"), doubled(model, doubles):
+        raise ValueError("in the middle")
+    assert counted.by_a_run(model, doubles) == 2
+
+
+def test_what_torch_writes_to_in_a_forward_has_no_double(counted: Doubled) -> None:
+    doubles = Doubles()
+    assert [counted.by_a_run(nn.Embedding(3, 3, max_norm=0.1), doubles) for _ in range(2)] == [1, 1]
+    plain = nn.Embedding(3, 3)
+    assert [counted.by_a_run(plain, doubles) for _ in range(2)] == [1, 0]
