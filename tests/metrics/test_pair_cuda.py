@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sweeper.metrics.pair import PairAccumulator
+from sweeper.metrics.pair import PairAccumulator, measure, measure_distance
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -47,6 +47,19 @@ def by_the_kernels(pairs: list[tuple[Tensor, Tensor]]) -> State:
 def test_equals_the_twin(shape: tuple[int, int], reference: torch.dtype, candidate: torch.dtype) -> None:
     pair = a_pair(shape, reference, candidate)
     assert_same(by_the_kernels([pair]), by_the_twin([pair]))
+
+
+@pytest.mark.parametrize("dtype", [*fused.DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_distance_alone_has_the_bits_of_the_measures(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    reference_NF, candidate_NF = a_pair(shape, dtype, dtype)
+    pairs = [(reference_NF, candidate_NF), (reference_NF, reference_NF.clone())]
+    pairs.append((reference_NF.clone(), candidate_NF.clone()))
+    spoil(*pairs[-1])
+    for pair in pairs:
+        measures, distance = measure(*pair), measure_distance(*pair)
+        wanted = {name: getattr(measures, name) for name in distance._fields}
+        assert repr(distance._asdict()) == repr(wanted)  # in words, in which a NaN is like another
 
 
 @pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
