@@ -18,6 +18,7 @@ from sweeper.comparator.side import Call, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import is_attention_map, to_rows
 from sweeper.verdict.discrete_choices import Choices, same_choices
+from sweeper.verdict.draws import Draws
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_runs import Given, Kept, Key, Watch, autocast_in_force, floats, merged, outputs_of
@@ -25,6 +26,7 @@ from sweeper.verdict.monte_carlo import OperationNoise, multiplied
 from sweeper.verdict.thresholds import OWN_MULTIPLE
 
 _SEEDS = 3
+_APART = 2**16  # from the seeds of operations, so that what goes in and comes out is nudged by other numbers
 # A module's floor is at least this share of its output's machine epsilon: what lies below that many needs no nudges.
 _LEAST_FLOOR = 0.25
 # The same where outputs are nudged in the coarsest of the dtypes: uniform within one epsilon, whose share is 0.58.
@@ -77,9 +79,9 @@ class Noise:
 
     def _nudged(self, module: nn.Module, given: Given, seed: int, *, few: bool) -> list[Tensor | None]:
         """The module's output with everything nudged, or of its operations only a few."""
-        generator = torch.Generator().manual_seed(seed)
+        draws = Draws(seed + _APART)
         for tensor in given.floats if self.inputs else ():
-            _nudge_(tensor, generator)
+            _nudge_(tensor, draws)
         noise = OperationNoise(
             seed,
             given.floats,
@@ -91,13 +93,12 @@ class Noise:
         again = outputs_of(module, given, noise)
         for result in again:
             if result is not None and not self.products_only:
-                _nudge_(result, generator)
+                _nudge_(result, draws)
         return again
 
 
-def _nudge_(tensor: Tensor, generator: torch.Generator) -> None:
-    drawn = torch.rand(tensor.shape, generator=generator).to(tensor.device)
-    tensor.copy_(multiplied(tensor, drawn, torch.finfo(tensor.dtype).eps))
+def _nudge_(tensor: Tensor, draws: Draws) -> None:
+    tensor.copy_(multiplied(tensor, draws, torch.finfo(tensor.dtype).eps))
 
 
 class Examination:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweeper.models.trees import mapped_leaves, tensors_of_tree
+from sweeper.verdict.draws import Draws
 
 # Results that are exact: moved, chosen, negated.
 _EXACT = frozenset(
@@ -60,11 +61,10 @@ class OperationNoise(TorchDispatchMode):
         few: bool = False,
     ) -> None:
         super().__init__()
-        self._seed = seed
-        self._generators: dict[str, torch.Generator] = {}  # one for all GPUs, so that they draw as one does
+        self._draws = Draws(seed)
         self._inputs = {id(tensor): tensor for tensor in inputs}
         self._state = {id(tensor): tensor for tensor in stored_state(model) if tensor.is_floating_point()}
-        self._state_draws: dict[int, Tensor] = {}  # the generator's state before each was nudged: it may be used again
+        self._state_draws: dict[int, Any] = {}  # the draws' state before each was nudged: it may be used again
         self._state_eps = state_eps
         self._products_only = products_only
         self._few = few
@@ -95,7 +95,7 @@ class OperationNoise(TorchDispatchMode):
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or id(leaf) in self._state:
                 return leaf
             if leaf.numel() and leaf.untyped_storage().data_ptr() not in memory:
-                noise = self._multiplied(leaf, _eps(leaf)) if nudges else leaf
+                noise = multiplied(leaf, self._draws, _eps(leaf)) if nudges else leaf
                 if exact is not None:  # a flag costs as much in tables that code computes for itself
                     noise = noise + self._product_error(leaf, exact)
                 leaf = leaf.copy_(noise) if mutable else noise
@@ -121,37 +121,22 @@ class OperationNoise(TorchDispatchMode):
     def _with_nudged_state(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) not in self._state:
             return leaf
-        generator = self._generator(leaf.device)
-        goes_on = generator.get_state()
+        goes_on = self._draws.state(leaf.device)
         if (drawn := self._state_draws.setdefault(id(leaf), goes_on)) is goes_on:
-            return self._multiplied(leaf, self._state_eps)
+            return multiplied(leaf, self._draws, self._state_eps)
         try:
-            generator.set_state(drawn)
-            return self._multiplied(leaf, self._state_eps)
+            self._draws.go_on_from(leaf.device, drawn)
+            return multiplied(leaf, self._draws, self._state_eps)
         finally:
-            generator.set_state(goes_on)
-
-    def _multiplied(self, tensor: Tensor, eps: float) -> Tensor:
-        return multiplied(tensor, self._drawn(tensor), eps)
+            self._draws.go_on_from(leaf.device, goes_on)
 
     def _product_error(self, leaf: Tensor, exact: Tensor) -> Tensor:
         """The product's own error under the flags in force, with other signs; no more than any flag costs."""
         error, size = leaf.double() - exact, exact.norm()
         share = float(error.norm() / size) if size > 0 else 0.0
-        limited = error * min(1.0, _COARSEST_PRODUCT / share)
-        return (limited * self._drawn(limited).mul_(2).sub_(1).sign()).to(leaf.dtype)
-
-    def _drawn(self, tensor: Tensor) -> Tensor:
-        """A number of [0, 1) for each of its elements."""
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-        generator = self._generator(tensor.device)
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=dtype, device=generator.device)
-        return drawn.to(tensor.device)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device.type not in self._generators:
-            self._generators[device.type] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device.type]
+        limited = error * min(1.0, _COARSEST_PRODUCT / share) if share > 0 else error
+        signs = self._draws.uniform(limited.shape, limited.device, torch.float64).mul_(2).sub_(1).sign()
+        return (limited * signs).to(leaf.dtype)
 
 
 def _exact_product(func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
@@ -171,36 +156,44 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def multiplied(tensor: Tensor, drawn: Tensor, eps: float) -> Tensor:
-    """The tensor times 1 + eps u, u uniform in [-1, 1]. What stands for infinity, as in masks, stays what it is.
-
-    Args:
-        drawn: uniform in [0, 1); used up.
-    """
+def multiplied(tensor: Tensor, draws: Draws, eps: float) -> Tensor:
+    """The tensor times 1 + eps u, u uniform in [-1, 1]. What stands for infinity, as in masks, stays what it is."""
     most = torch.finfo(tensor.dtype).max / 2
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
 
-    def piece(tensor: Tensor, drawn: Tensor) -> Tensor:
-        factor = drawn.mul_(2 * eps).add_(1 - eps)  # eps is a power of two: rounded once, as 1 + eps * (2 * drawn - 1)
+    def piece(tensor: Tensor, factor: Tensor) -> Tensor:
         return torch.where(tensor.abs() < most, (tensor * factor).to(tensor.dtype), tensor)
 
-    return in_pieces(piece, tensor, drawn)
+    return in_pieces(piece, tensor, draws, eps, dtype)
 
 
-def in_pieces(change: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, other: Tensor) -> Tensor:
-    """What `change` makes of a tensor with another one of its shape, element by element, in pieces where it is large;
-    of the first one's dtype and strides."""
-    flat = tensor.is_contiguous() and other.is_contiguous()
-    size = _CPU_PIECE if flat and tensor.device.type == "cpu" else _PIECE
+def in_pieces(
+    change: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, draws: Draws, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """What `change` makes of a tensor with factors of its shape, 1 + eps u, element by element, in pieces where it is
+    large; of its dtype and strides.
+
+    Args:
+        change: may write to the factors.
+        dtype: of the factors.
+    """
+
+    def factors(shape: tuple[int, ...]) -> Tensor:
+        drawn = draws.uniform(shape, tensor.device, dtype)
+        return drawn.mul_(2 * eps).add_(1 - eps)  # eps is a power of two: rounded once, as 1 + eps * (2 * drawn - 1)
+
+    on_cpu, flat = tensor.device.type == "cpu", tensor.is_contiguous()
+    size = _CPU_PIECE if flat and on_cpu else _PIECE
     if tensor.numel() <= size or not tensor.dim():
-        return change(tensor, other)
+        return change(tensor, factors(tensor.shape))
     result = torch.empty_like(tensor)
-    tensors = [result, tensor, other]
-    if flat:
-        tensors = [one.view(-1) for one in tensors]
-    else:
-        size = max(1, size // tensor[0].numel())
-    for into, *some in zip(*(one.split(size) for one in tensors), strict=True):
-        into.copy_(change(*some))
+    into, given = (result.view(-1), tensor.view(-1)) if flat else (result, tensor)
+    size = size if flat else max(1, size // tensor[0].numel())
+    drawn: Iterable[Tensor] = (factors(some.shape) for some in given.split(size))
+    if not on_cpu:  # a GPU draws other numbers where it draws them in pieces
+        drawn = factors(given.shape).split(size)
+    for part, some, factor in zip(into.split(size), given.split(size), drawn, strict=True):
+        part.copy_(change(some, factor))
     return result
 
 

@@ -21,6 +21,7 @@ from sweeper.comparator.hooks import hookable
 from sweeper.comparator.observation import Observation, in_pairs, observe, observe_within
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.devices import suppressed
+from sweeper.verdict.draws import Draws
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
 from sweeper.verdict.monte_carlo import in_pieces
 
@@ -126,21 +127,15 @@ def _nudged_side(side: Side, seed: int) -> Iterator[Side]:
 @contextlib.contextmanager
 def nudged(model: nn.Module, seed: int) -> Iterator[None]:
     """Multiplies every module's result by 1 + eps u, u uniform in [-1, 1], and rounds to its dtype again."""
-    generators: dict[str, torch.Generator] = {}  # one for all GPUs that a model lies on, so that they draw as one does
+    draws = Draws(seed)
+
+    def piece(value: Tensor, factor: Tensor) -> Tensor:  # in place: of logits, each further copy counts
+        return factor.mul_(value).to(value.dtype)
 
     def nudge(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        kind = value.device.type
-        if kind not in generators:
-            generators[kind] = torch.Generator(value.device).manual_seed(seed)
-        drawn = torch.rand(value.shape, generator=generators[kind], device=generators[kind].device, dtype=torch.float64)
-        eps = torch.finfo(value.dtype).eps
-
-        def piece(value: Tensor, noise: Tensor) -> Tensor:  # in place: of logits, each further copy counts
-            return noise.mul_(2 * eps).add_(1 - eps).mul_(value).to(value.dtype)
-
-        return in_pieces(piece, value, drawn.to(value.device))
+        return in_pieces(piece, value, draws, torch.finfo(value.dtype).eps, torch.float64)
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, Tensor):

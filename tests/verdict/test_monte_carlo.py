@@ -105,5 +105,5 @@ def test_a_floor_that_few_nudges_bring_far_enough_runs_no_product_in_float64() -
     bound, cheap = floor_of(whole / 4)
     assert in_float64 == HIDDEN * VOCABULARY
     assert cheap < in_float64
-    assert bound == pytest.approx(whole, rel=0.1)  # other draws
+    assert whole / 2 < bound < whole
     assert floor_of(whole * 4) == (whole, in_float64)  # what they do not reach is measured as ever
