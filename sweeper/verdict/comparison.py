@@ -116,14 +116,17 @@ def compare_sides(
     reference, candidate = _by_the_same_names(reference, candidate)
     ran = run_both(reference, candidate, evidence, full=full)
     left, right = SIDES
-    sides = (
-        evidence.once(ran.reference, "random", lambda: random_side(ran.reference, left, ran.base.outputs)),
-        random_side(ran.candidate, right, ran.native.outputs),
-    )
-    found = [random for random in sides if random is not None]
+    of_reference = evidence.once(ran.reference, "random", lambda: random_side(ran.reference, left, ran.base.outputs))
+    compared = None
+    if not full and of_reference is None:  # what the candidate is run for anyway mostly tells that it repeats
+        compared, repeats = _steady(ran, evidence, full=False, known_to_repeat=False)
+        if repeats:
+            return compared
+    of_candidate = random_side(ran.candidate, right, ran.native.outputs)
+    found = [random for random in (of_reference, of_candidate) if random is not None]
     if found:
         return _random(reference, candidate, ran, found, evidence, full=full)
-    return _steady(ran, evidence, full=full)
+    return compared or _steady(ran, evidence, full=full)[0]
 
 
 def _random(
@@ -132,7 +135,7 @@ def _random(
     """What is left once both sides repeat: in eval mode, or where that does not help, all runs draw the same."""
     with settled(reference, candidate, found):
         settled_run = run_both(reference, candidate, evidence, full=full)
-        left = _steady(settled_run, evidence, full=full)
+        left = _steady(settled_run, evidence, full=full)[0]
         replay = left.measured.replay
         if full and left.measured.identical:
             with suppressed(Exception):  # how exact a replay is can be said, but nothing depends on it
@@ -159,8 +162,10 @@ def _random(
     )
 
 
-def _steady(ran: FirstRun, evidence: ReferenceEvidence, *, full: bool) -> Comparison:
-    """Compares sides that give the same output twice."""
+def _steady(
+    ran: FirstRun, evidence: ReferenceEvidence, *, full: bool, known_to_repeat: bool = True
+) -> tuple[Comparison, bool | None]:
+    """Compares sides that give the same output twice, and says whether the candidate was seen to; None: not known."""
     reference, candidate, native = ran.reference, ran.candidate, ran.native
     found = provenance(reference.model, candidate.model)
     if ran.same:
@@ -168,12 +173,12 @@ def _steady(ran: FirstRun, evidence: ReferenceEvidence, *, full: bool) -> Compar
         verdict, rest = judge(measured), Gathered(measured)
         first = None
     else:
-        rest = gather(ran, found, evidence, full=full)
+        rest = gather(ran, found, evidence, full=full, known_to_repeat=known_to_repeat)
         verdict = judge(rest.measured)
         if not full and (rest.measured.beyond or rest.measured.nonfinite):  # a later module is what stands out
             native = trace(ran.base, candidate, own=False)
         first = _first(verdict, native, rest, text_lengths(reference, candidate))
-    return Comparison(
+    compared = Comparison(
         reference,
         candidate,
         verdict,
@@ -186,6 +191,7 @@ def _steady(ran: FirstRun, evidence: ReferenceEvidence, *, full: bool) -> Compar
         rest.own,
         evidence=evidence,
     )
+    return compared, rest.repeats
 
 
 def _by_the_same_names(reference: Side, candidate: Side) -> tuple[Side, Side]:

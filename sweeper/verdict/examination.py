@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.outputs import same_bits
-from sweeper.comparator.side import Call, Side, run
+from sweeper.comparator.side import Call, Outputs, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import is_attention_map, to_rows
 from sweeper.verdict.discrete_choices import Choices, same_choices
@@ -116,6 +116,7 @@ class Examination:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
         order: names of all modules that were watched, in the order in which they end.
+        gave: what the side itself gave meanwhile.
     """
 
     def __init__(
@@ -139,11 +140,12 @@ class Examination:
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
         self.order: dict[str, None] = {}
+        self.gave: Outputs = {}
 
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
         """Examines the modules of these names; None: all."""
         with self._watch.on(side, names):
-            run(side, self._watch)
+            self.gave = run(side, self._watch)
         return self
 
     def _before(self, key: Key, module: nn.Module, args: Any, kwargs: Any) -> None:

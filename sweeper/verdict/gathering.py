@@ -39,29 +39,39 @@ _ALL_BUT_REPLAY = ("noise floor", "modules on the reference's arguments", "flipp
 
 @dataclass
 class Gathered:
-    """What was gathered: attributes as in `Compared`."""
+    """What was gathered: attributes as in `Compared`.
+
+    Attributes:
+        repeats: whether the candidate gave its outputs once more as its modules were examined; None: it did not run.
+    """
 
     measured: Measured
     replay_trace: Trace | None = None
     floor: Floor = field(default_factory=Floor)
     own: dict[str, OwnError] = field(default_factory=dict)
+    repeats: bool | None = None
 
 
-def gather(ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool) -> Gathered:
+def gather(
+    ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool, known_to_repeat: bool = True
+) -> Gathered:
     """The figures of two sides that differ.
 
     Args:
         found: what differs in their state.
         evidence: of the reference.
         full: everything; else only what the kind of the verdict depends on.
+        known_to_repeat: the candidate is; else `Gathered.repeats` is looked for.
     """
-    return Gathering(ran, found, evidence, full=full).gather()
+    return Gathering(ran, found, evidence, full=full, known_to_repeat=known_to_repeat).gather()
 
 
 class Gathering:
     """Gathers; see `gather`."""
 
-    def __init__(self, ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool) -> None:
+    def __init__(
+        self, ran: FirstRun, found: Provenance, evidence: ReferenceEvidence, *, full: bool, known_to_repeat: bool
+    ) -> None:
         self._reference, self._candidate = ran.sides
         self._base, self._native, self._found = ran.base, ran.native, found
         self._evidence, self._full = evidence, full
@@ -71,6 +81,8 @@ class Gathering:
         self._replay_trace: Trace | None = None
         self._own: dict[str, OwnError] = {}
         self._chooses = True  # the reference does, as far as is known
+        self._known_to_repeat = known_to_repeat
+        self._repeats: bool | None = None
 
     def gather(self) -> Gathered:
         self._figures |= self._without_runs() | self._compiled()
@@ -99,7 +111,7 @@ class Gathering:
         return self._gathered()
 
     def _gathered(self) -> Gathered:
-        return Gathered(Measured(**self._figures), self._replay_trace, self._floor, self._own)
+        return Gathered(Measured(**self._figures), self._replay_trace, self._floor, self._own, self._repeats)
 
     def _leave_out(self, *names: str) -> None:
         if names:
@@ -214,9 +226,11 @@ class Gathering:
         """
         try:
             with without_quantisation(self._reference.model, self._candidate.model, self._found):
-                natively = self._natively()
+                expected = None if self._known_to_repeat or self._found.quantised else self._native.outputs
+                natively = self._natively(expected)
                 self._chooses = natively.reference_chooses
                 own = natively.examine()
+                self._repeats = natively.repeats
                 beyond = natively.beyond(own)
                 floor = natively.operations_floor() if operations else math.nan
         except Exception as error:  # a module of a foreign model, called otherwise than its model calls it
@@ -225,9 +239,10 @@ class Gathering:
             return {"unexamined": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}, {}
         return {"beyond": beyond, "examined": len(own), "operations": floor}, own
 
-    def _natively(self) -> Natively:
+    def _natively(self, expected: Outputs | None = None) -> Natively:
         evidence = None if self._found.quantised else self._evidence  # of the reference as it is
-        return Natively(self._reference, self._candidate, self._found, evidence=evidence, full=self._full)
+        reference, candidate, found = self._reference, self._candidate, self._found
+        return Natively(reference, candidate, found, evidence=evidence, expected=expected, full=self._full)
 
     def _operations(self) -> dict[str, Any]:
         """The floor of operations, where all modules could be run alone."""

@@ -15,13 +15,14 @@ from dataclasses import replace
 import torch
 
 from sweeper.comparator.observation import window_bytes
-from sweeper.comparator.side import Side
+from sweeper.comparator.side import Outputs, Side
 from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.examination import Examination, Noise, distance
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_runs import Captured, Kept, Key, capture
 from sweeper.verdict.reference_evidence import ReferenceEvidence
+from sweeper.verdict.repeatability import same_outputs
 from sweeper.verdict.state_changes import Provenance
 from sweeper.verdict.thresholds import KERNEL_MULTIPLE, OWN_MULTIPLE
 
@@ -32,8 +33,15 @@ class Natively:
     Args:
         names: of the modules that are asked for; None: all.
         evidence: of the reference; None: none yet.
+        expected: what the candidate gave before, to be compared with what it gives as it is examined, where it draws
+            other numbers; None: it is not compared.
         full: measure all floors to the end; else only as far as something depends on them.
+
+    Attributes:
+        repeats: whether the candidate gave what was expected; None: not known.
     """
+
+    repeats: bool | None = None
 
     def __init__(
         self,
@@ -43,9 +51,11 @@ class Natively:
         names: set[str] | None = None,
         *,
         evidence: ReferenceEvidence | None = None,
+        expected: Outputs | None = None,
         full: bool = True,
     ) -> None:
         self._reference, self._candidate, self._found, self._full = reference, candidate, found, full
+        self._expected = expected
         backends = [attention_implementation(side.model) for side in (reference, candidate)]
         self._same_backend = backends[0] == backends[1]
         self._kernels = set(backends) - {None, "eager"}
@@ -78,7 +88,7 @@ class Natively:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
         same, eps = self._same_conditions(), self._state_eps()
         noise = Noise(state_eps=eps, products_only=same, inputs=not same)
-        first = self._run(self._candidate, noise, names)
+        first = self._run(self._candidate, noise, names, expected=self._expected)
         far = _far(first)
         if not far:
             return first
@@ -118,9 +128,11 @@ class Natively:
         *,
         all_floors: bool = False,
         errors: Mapping[str, OwnError] | None = None,
+        expected: Outputs | None = None,
     ) -> dict[str, OwnError]:
         found: dict[str, OwnError] = {}
         order: dict[str, None] = {}
+        runs = side if expected is None else replace(side, seed=side.seed + 1)
         for kept in self._parts(names):
             examination = Examination(
                 kept,
@@ -131,8 +143,10 @@ class Natively:
                 decisive=not self._full and (not all_floors or errors is not None),
                 errors=errors,
             )
-            found |= examination.run(side, {key[1] for key in kept} if order else names).found
+            found |= examination.run(runs, {key[1] for key in kept} if order else names).found
             order = order or examination.order
+            if expected is not None:
+                self.repeats = self.repeats is not False and same_outputs(expected, examination.gave)
             del kept, examination  # let go of before the next ones come
         return {name: found[name] for name in order if name in found}
 

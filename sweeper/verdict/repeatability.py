@@ -71,7 +71,7 @@ def random_side(side: Side, name: str, outputs: Outputs) -> Random | None:
 
 def _repeats(side: Side, first: Outputs, second: Outputs) -> bool:
     """Whether nothing is drawn. Two orders of one sum are no randomness: in float64 next to nothing is left of them."""
-    if all(same_bits(first[name], second[name]) for name in first):
+    if same_outputs(first, second):
         return True
     try:
         with replayed(side) as (lifted, _):
@@ -80,6 +80,11 @@ def _repeats(side: Side, first: Outputs, second: Outputs) -> bool:
         if out_of_memory(error):
             raise
         return False
+
+
+def same_outputs(first: Outputs, second: Outputs) -> bool:
+    """Whether two runs of a side gave the same bits."""
+    return all(same_bits(first[name], second[name]) for name in first)
 
 
 def training_modules(model: nn.Module) -> list[nn.Module]:

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from sweeper.verdict.comparison import Comparison, compare_models
+from sweeper.comparator.side import Outputs, Side, sides
+from sweeper.verdict import comparison as comparison_module
+from sweeper.verdict.comparison import Comparison, compare_models, compare_sides
+from sweeper.verdict.repeatability import Random
 from tests.small_models import attention, hidden, llama, padded_left
 
 
@@ -188,3 +191,47 @@ def test_the_random_state_of_the_process_goes_on_as_if_nothing_had_run() -> None
     torch.manual_seed(3)  # building the models drew
     assert torch.equal(torch.rand(2), drawn[0])
     assert np.array_equal(np.random.rand(2), drawn[1])
+
+
+def shallow(candidate: nn.Module, **inputs: Tensor) -> tuple[Comparison, Comparison]:
+    """What a sweep gathers, and everything, of a candidate beside itself in float32 and eval mode."""
+    reference = copy.deepcopy(candidate).float().eval()
+    short, full = (compare_sides(*sides(reference, candidate, inputs), full=full) for full in (False, True))
+    return short, full
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: gpt2().train(), IDS),
+        (lambda: Recurrent().train(), hidden()),
+        (lambda: bert().train().bfloat16(), IDS),
+        (lambda: bert().bfloat16(), IDS),
+        (bert, IDS),
+        (lambda: MaskedAtRandom(_torch_mask), hidden()),
+    ],
+    ids=["gpt2", "lstm", "bert", "bert_eval", "same", "mask"],
+)
+def test_the_evidence_of_a_sweep_finds_the_same_randomness(
+    make: Callable[[], nn.Module], inputs: dict[str, Tensor]
+) -> None:
+    short, full = shallow(make(), **inputs)
+    assert short.measured.random == full.measured.random
+    assert short.verdict.kind == full.verdict.kind
+    assert short.random == full.random
+
+
+def test_a_candidate_that_is_examined_runs_no_further_time_to_see_that_it_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def random_side(side: Side, name: str, outputs: Outputs) -> Random | None:
+        asked.append(name)
+        return original(side, name, outputs)
+
+    original = comparison_module.random_side
+    monkeypatch.setattr(comparison_module, "random_side", random_side)
+    short, full = shallow(bert().bfloat16(), **IDS)
+    assert short.verdict.kind == full.verdict.kind == "rounding"
+    assert asked == ["reference", "reference", "candidate"]
