@@ -199,7 +199,7 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _unshared(tensor: Tensor) -> Sequence[Tensor]:
-    """A small tensor on a CPU in pieces that torch does not share among threads, whose waiting takes ten times as long."""
+    """A small tensor on a CPU in pieces that torch does not share among threads: their waiting takes longer."""
     small = tensor.device.type == "cpu" and tensor.numel() <= 2**18 and tensor.is_contiguous()
     return tensor.view(-1).split(2**15) if small else (tensor,)
 
