@@ -116,7 +116,7 @@ class Examination:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
         order: names of all modules that were watched, in the order in which they end.
-        gave: what the side itself gave meanwhile.
+        gave: what the side itself gave meanwhile, but for embeddings.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class Examination:
 
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
         """Examines the modules of these names; None: all."""
+        side = replace(side, pooling=None)  # the base model runs by itself, too: which hidden states are the side's?
         with self._watch.on(side, names):
             self.gave = run(side, self._watch)
         return self

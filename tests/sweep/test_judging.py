@@ -115,6 +115,50 @@ def test_the_verdict_of_a_cell(tmp_path: Path, arguments: tuple[str, ...], kind:
     assert bool(found.evidence) is (kind != "identical")
 
 
+@pytest.mark.parametrize("checkpoint", ["tiny_llama", "tiny_bert"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dtype=bfloat16", "attention=sdpa"),
+        ("dtype=float32", "attention=sdpa", "reference={attention:eager}"),
+        ("load_strategy=autocast",),
+    ],
+)
+def test_modules_are_examined_beside_the_pooling_of_embeddings(
+    tmp_path: Path, checkpoint: str, arguments: tuple[str, ...]
+) -> None:
+    """The base model, which gives the hidden states that are pooled, is itself run on the reference's arguments."""
+    found = verdict(tmp_path, f"checkpoint={checkpoint}", *arguments)
+    assert found.kind == "rounding"
+    (examined,) = (one for one in found.evidence if one.name == "examined")
+    assert isinstance(examined.value, float)
+    assert examined.value > 10, examined.meaning
+
+
+def test_a_fault_of_one_module_that_outputs_hide_is_found_in_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module's result is a tenth too large, which the residual stream hides from the outputs."""
+
+    def comparison(self: Runner, planned: Any, texts: Any) -> Any:
+        loaded: Any = self._held.loaded(planned.cell).model
+        block = loaded.model.layers[1].mlp.down_proj
+        handle = block.register_forward_hook(lambda _module, _args, output: larger(output))
+        try:
+            return compare(self, planned, texts)
+        finally:
+            handle.remove()
+
+    def larger(output: torch.Tensor) -> torch.Tensor:
+        return output if output.dtype is torch.float64 else output * 1.1
+
+    compare = Runner.comparison
+    monkeypatch.setattr(Runner, "comparison", comparison)
+    found = verdict(tmp_path, "dtype=bfloat16")
+    assert found.kind == "semantic", found
+    assert "layers.1.mlp.down_proj" in found.reason
+
+
 def records(tmp_path: Path, *arguments: str, **settings: Any) -> tuple[Runner, list[CellRecord]]:
     plan = plan_of(tmp_path, *arguments)
     running = Runner(plan.environment, say=print, **settings)
