@@ -101,6 +101,11 @@ def window_bytes(device: str) -> int:
     return min(WINDOW_BYTES, free_bytes(device) // 8)
 
 
+def wide_window_bytes(device: str) -> int:
+    """The same for what takes a run of both sides a part: more where much memory is free."""
+    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 32))
+
+
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
     """The rows on a device; a run that is kept on the device with others leaves too little room there."""
     if rows is None or all(tensor.device == device for tensor in rows.outputs):

@@ -143,10 +143,13 @@ class Examination:
         self.gave: Outputs = {}
 
     def run(self, side: Side, names: set[str] | None = None) -> Examination:
-        """Examines the modules of these names; None: all."""
+        """Examines the modules of these names; None: all. To be called once."""
         side = replace(side, pooling=None)  # the base model runs by itself, too: which hidden states are the side's?
-        with self._watch.on(side, names):
-            self.gave = run(side, self._watch)
+        try:
+            with self._watch.on(side, names):
+                self.gave = run(side, self._watch)
+        finally:
+            self._kept = {}  # an examination lives until garbage is collected, what is kept must not
         return self
 
     def _before(self, key: Key, module: nn.Module, args: Any, kwargs: Any) -> None:

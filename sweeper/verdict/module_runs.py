@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -168,11 +169,11 @@ class _Copies:
     nobody wrote to it.
 
     Attributes:
-        nbytes: what is held because of them.
+        nbytes: of the copies.
     """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._copies: dict[tuple[int, int], tuple[weakref.ref[Tensor], Tensor]] = {}
         self.nbytes = 0
 
     def of(self, value: Any) -> Any:
@@ -185,10 +186,11 @@ class _Copies:
 
     def _of_tensor(self, tensor: Tensor) -> Tensor:
         key = id(tensor), 0 if tensor.is_inference() else tensor._version
-        if key not in self._copies:
-            self._copies[key] = tensor, tensor.clone()  # with the original, whose id stays its own
-            self.nbytes += 2 * tensor.nbytes
-        return self._copies[key][1]
+        known = self._copies.get(key)
+        if known is None or known[0]() is not tensor:  # its id was another's, which is gone
+            known = self._copies[key] = weakref.ref(tensor), tensor.clone()
+            self.nbytes += tensor.nbytes
+        return known[1]
 
 
 def copied(leaf: Any, of_tensor: Callable[[Tensor], Tensor] | None = None) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from sweeper.comparator.observation import window_bytes
+from sweeper.comparator.observation import wide_window_bytes
 from sweeper.comparator.side import POOLING, Outputs, Side
 from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.examination import Examination, Noise, distance
@@ -68,8 +68,9 @@ class Natively:
         return self._first.chooses
 
     def _captured(self, side: Side, names: set[str] | None) -> Captured:
+        """As much as there is room for: what is not kept takes another run of both sides."""
         device = side.calls[0].forward.flat_N.device.type
-        return capture(side, names, most_bytes=window_bytes(device))
+        return capture(side, names, most_bytes=wide_window_bytes(device))
 
     def _parts(self, names: set[str] | None) -> Iterator[dict[Key, Kept]]:
         """What the reference's modules of these names were given and gave, as many at a time as are kept at once."""
@@ -82,6 +83,7 @@ class Natively:
             del kept
             captured = self._captured(self._reference, left)
             kept, left = captured.kept, set(captured.left)
+            del captured
             yield kept
 
     def examine(self, names: set[str] | None = None) -> dict[str, OwnError]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sweeper.comparator.side import Switch, sides
 from sweeper.verdict.comparison import Comparison, compare_models, compare_sides
+from sweeper.verdict.examination import Examination, Noise
+from sweeper.verdict.module_runs import _Copies, capture
 from tests.small_models import GEOMETRY, hidden, llama, padded_left
 
 BF16 = torch.bfloat16
@@ -279,3 +283,32 @@ def test_heads_in_another_order_are_no_fault_of_the_projections() -> None:
         attention.o_proj.weight.copy_(attention.o_proj.weight[:, order])
     comparison = compare_models(reference, candidate, padded_left())
     assert comparison.verdict.kind in ("rounding", "identical"), comparison
+
+
+def test_what_an_examination_was_given_is_gone_with_it_whatever_the_collector_does() -> None:
+    """In a sweep the collector comes seldom, and of a large model there are dozens of examinations, one a part."""
+    side, _ = sides(llama(), llama(), padded_left())
+    captured = capture(side)
+    tensors = [leaf for call in captured.kept.values() for leaf in call.output if leaf is not None]
+    alive = [weakref.ref(tensor) for tensor in tensors]
+    del tensors
+    gc.disable()
+    try:
+        examination = Examination(captured.kept, side.calls, Noise(inputs=True), same_backend=True)
+        del captured
+        examination.run(side)
+        assert examination.found
+        del examination
+        assert not any(tensor() is not None for tensor in alive)
+    finally:
+        gc.enable()
+
+
+def test_an_id_that_another_tensor_had_is_no_copy_of_it() -> None:
+    copies = _Copies()
+    for number in range(50):
+        tensor = torch.full((3,), float(number))
+        assert torch.equal(copies.of(tensor), tensor)
+        assert copies.of(tensor) is copies.of(tensor)
+        assert copies.nbytes == 12 * (number + 1)
+        del tensor
