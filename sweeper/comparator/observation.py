@@ -19,9 +19,7 @@ from sweeper.devices import free_bytes
 
 # Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
 WINDOW_BYTES = 2**29
-# A part of a run stays on the device where that many times as much is free there: bringing it to the host takes longer
-# than the run, and mostly only its beginning is looked at.
-_STAYS = 128
+_BEGINNING = 8  # that part of it where the first difference is looked for, which mostly lies in the first layer
 
 Within = Callable[[], AbstractContextManager[Side]]
 """Makes the context in which a side runs as it is observed."""
@@ -32,7 +30,7 @@ class Observation:
     """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs.
 
     Attributes:
-        modules: the first of them, as many as may be kept; where those are not all, on the host if the device is small.
+        modules: the first of them, as many as may be kept; on the host where those are not all.
         outputs: what the model gave.
         seen: the bytes of all of them, by name.
         within: what the side runs in when it runs again for the others; None: it does not.
@@ -103,7 +101,7 @@ def window_bytes(device: str) -> int:
 
 def wide_window_bytes(device: str) -> int:
     """The same for what takes a run of both sides a part: more where much memory is free."""
-    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 32))
+    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 64))
 
 
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
@@ -118,31 +116,31 @@ def _inputs(modules: Mapping[str, ModuleRows]) -> dict[str, Tensor]:
     return {name: torch.cat(module.inputs) for name, module in modules.items() if module.inputs}
 
 
-def observe(side: Side, given: Mapping[str, Tensor] | None = None) -> Observation:
+def observe(side: Side, given: Mapping[str, Tensor] | None = None, *, beginning: bool = False) -> Observation:
     """Runs a side and keeps what may be kept. Of a compiled model the modules are those of its code as it is written.
 
     Args:
         given: inputs of another side's leaf modules, on which these are run too.
+        beginning: keep less: only the first difference is asked for.
     """
-    return observe_within(lambda: nullcontext(side), given)
+    return observe_within(lambda: nullcontext(side), given, beginning=beginning)
 
 
-def observe_within(within: Within, given: Mapping[str, Tensor] | None = None) -> Observation:
+def observe_within(
+    within: Within, given: Mapping[str, Tensor] | None = None, *, beginning: bool = False
+) -> Observation:
     """Observes a side in a context, which is entered anew whenever it runs again for more of its modules.
 
     Args:
-        given: as in `observe`.
+        given, beginning: as in `observe`.
     """
     with within() as side:
         device = side.calls[0].forward.flat_N.device.type
-        modules, seen, outputs = _observed(side, given, most_bytes=window_bytes(device))
-    if len(modules) < len(seen) and sum(map(_nbytes, modules.values())) > free_bytes(device) // _STAYS:
+        most_bytes = window_bytes(device) // (_BEGINNING if beginning else 1)
+        modules, seen, outputs = _observed(side, given, most_bytes=most_bytes)
+    if len(modules) < len(seen):
         modules = {name: _on_host(rows) for name, rows in modules.items()}
     return Observation(modules, outputs, seen, within)
-
-
-def _nbytes(rows: ModuleRows) -> int:
-    return sum(tensor.nbytes for tensors in (rows.outputs, rows.inputs, rows.owns) for tensor in tensors)
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:

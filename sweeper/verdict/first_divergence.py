@@ -85,7 +85,7 @@ def trace(reference: Observation, candidate: Side, *, own: bool = True, until: f
         own: also run each leaf module on the reference's input.
         until: as in `compare_runs`.
     """
-    ran = observe(candidate, reference.inputs() if own else None)
+    ran = observe(candidate, reference.inputs() if own else None, beginning=until is not None)
     return compare_runs(reference, ran, own=own, until=until)
 
 

@@ -50,14 +50,14 @@ def run_both(reference: Side, candidate: Side, evidence: ReferenceEvidence, *, f
     Raises:
         AlignmentError: they have no output in common; both sides are named.
     """
-    base = evidence.observed(reference)
+    base = evidence.observed(reference, beginning=not full)
     native = trace(base, candidate, own=full, until=None if full else 0.0)
     shared = share(base.outputs, native.outputs)
     uncompared = {**shared.uncompared, **_doubtful(base.outputs, native.outputs)}
     reference = replace(reference, parts=shared.reference)
     candidate = replace(candidate, parts=shared.candidate)
     if any(map(_leaves_out, shared.reference)):
-        base = evidence.observed(reference)
+        base = evidence.observed(reference, beginning=not full)
         native = trace(base, candidate, own=full, until=None if full else 0.0)
     else:
         base = replace(base, outputs=base.outputs.taken(shared.reference))

@@ -142,20 +142,17 @@ def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = ma
     choices = Choices()
     starts: dict[Key, int] = {}
     taken: dict[str, bool] = {}
-    output_bytes = 0
 
     def before(key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
         name = key[1]
-        if taken.setdefault(name, not taken or copies.nbytes + output_bytes < most_bytes):
+        if taken.setdefault(name, not taken or copies.nbytes < most_bytes):
             kept[key] = Kept(copies.of(args), copies.of(kwargs), autocast_in_force())
             starts[key] = len(choices.chosen)
 
     def after(key: Key, output: Any) -> None:
-        nonlocal output_bytes
         if key in kept:
-            kept[key].output = floats(output)
+            kept[key].output = floats(output, copies.of_tensor)  # often what the next module is given
             kept[key].choices = choices.chosen[starts[key] :]
-            output_bytes += sum(tensor.nbytes for tensor in kept[key].output if tensor is not None)
 
     watch = Watch(before, after)
     with watch.on(side, names), choices:
@@ -165,8 +162,8 @@ def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = ma
 
 
 class _Copies:
-    """Copies of arguments. One tensor that many modules are given, by itself or in a cache, is copied once, as long as
-    nobody wrote to it.
+    """Copies of arguments and results. One tensor that several modules are given or give, by itself or in a cache, is
+    copied once, as long as nobody wrote to it.
 
     Attributes:
         nbytes: of the copies.
@@ -181,10 +178,10 @@ class _Copies:
 
     def _of_leaf(self, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return self._of_tensor(leaf)
-        return copied(leaf, self._of_tensor)
+            return self.of_tensor(leaf)
+        return copied(leaf, self.of_tensor)
 
-    def _of_tensor(self, tensor: Tensor) -> Tensor:
+    def of_tensor(self, tensor: Tensor) -> Tensor:
         key = id(tensor), 0 if tensor.is_inference() else tensor._version
         known = self._copies.get(key)
         if known is None or known[0]() is not tensor:  # its id was another's, which is gone
@@ -227,9 +224,9 @@ def outputs_of(
         return floats(module(*given.args, **given.kwargs))
 
 
-def floats(output: Any) -> list[Tensor | None]:
+def floats(output: Any, copied: Callable[[Tensor], Tensor] = Tensor.clone) -> list[Tensor | None]:
     """Copies of the floating-point tensors of an output, each in its place; None where something else lies."""
-    return [leaf.clone() if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
+    return [copied(leaf) if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
 
 
 def _plain(output: Any) -> Any:

@@ -71,9 +71,10 @@ class ReferenceEvidence:
         modes = len(training_modules(reference.model))
         return what, tuple(reference.names.items()), reference.parts, reference.seed, modes
 
-    def observed(self, reference: Side) -> Observation:
-        """The reference as it runs."""
-        observed = self.once(reference, "observed", lambda: without_runs(observe(reference)))
+    def observed(self, reference: Side, *, beginning: bool = False) -> Observation:
+        """The reference as it runs; `beginning` as in `observe`."""
+        what = ("observed", beginning)
+        observed = self.once(reference, what, lambda: without_runs(observe(reference, beginning=beginning)))
         return replace(observed, within=lambda: contextlib.nullcontext(reference))
 
     def replay(self, reference: Side, found: Provenance) -> tuple[Observation, Precision]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator import observation
-from sweeper.comparator.observer import ModuleRows, Observer
+from sweeper.comparator.observer import Observer
 from sweeper.comparator.side import sides
 from sweeper.verdict.comparison import Comparison, compare_models
 from sweeper.verdict.module_runs import Kept, capture
@@ -101,27 +101,6 @@ def test_what_is_kept_does_not_grow_with_the_tokens(tokens: int, monkeypatch: py
     assert comparison.first_divergence is not None
     assert comparison.first_divergence.module == "layers.39"
     assert max(kept) <= most + 2 * tokens * 64 * 8
-
-
-@pytest.mark.parametrize(("free", "moved"), [(1_000, True), (2**40, False)])
-def test_a_part_goes_to_the_host_where_the_device_is_small(
-    free: int, moved: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side, _ = sides(llama(), llama(), padded_left())
-    whole = observation.observe(side)
-    went: list[Tensor] = []
-
-    def on_host(rows: ModuleRows) -> ModuleRows:
-        went.extend(rows.outputs)
-        return rows
-
-    monkeypatch.setattr(observation, "_on_host", on_host)
-    monkeypatch.setattr(observation, "free_bytes", lambda _device: free)
-    monkeypatch.setattr(observation, "window_bytes", lambda _device: 20_000)
-    part = observation.observe(side)
-    assert 0 < len(part.modules) < len(whole.modules) == len(part.seen)
-    kept = [tensor for rows in part.modules.values() for tensor in rows.outputs]
-    assert list(map(id, went)) == (list(map(id, kept)) if moved else [])
 
 
 def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded() -> None:
