@@ -101,7 +101,7 @@ def window_bytes(device: str) -> int:
 
 def wide_window_bytes(device: str) -> int:
     """The same for what takes a run of both sides a part: more where much memory is free."""
-    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 64))
+    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 32))
 
 
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:

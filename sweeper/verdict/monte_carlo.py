@@ -131,12 +131,18 @@ class OperationNoise(TorchDispatchMode):
             self._draws.go_on_from(leaf.device, goes_on)
 
     def _product_error(self, leaf: Tensor, exact: Tensor) -> Tensor:
-        """The product's own error under the flags in force, with other signs; no more than any flag costs."""
-        error, size = leaf.double() - exact, exact.norm()
+        """The product's own error under the flags in force, with other signs; no more than any flag costs.
+
+        Args:
+            exact: the product in float64; used up.
+        """
+        size = exact.norm()
+        error = exact.neg_().add_(leaf)  # in place, here and below: of an output head each is a gigabyte
         share = float(error.norm() / size) if size > 0 else 0.0
-        limited = error * min(1.0, _COARSEST_PRODUCT / share) if share > 0 else error
-        signs = self._draws.uniform(limited.shape, limited.device, torch.float64).mul_(2).sub_(1).sign()
-        return (limited * signs).to(leaf.dtype)
+        if share > _COARSEST_PRODUCT:
+            error.mul_(_COARSEST_PRODUCT / share)
+        signs = self._draws.uniform(error.shape, error.device, torch.float64).mul_(2).sub_(1).sign_()
+        return error.mul_(signs).to(leaf.dtype)
 
 
 def _exact_product(func: Any, name: str, args: Any, kwargs: Any) -> Tensor:

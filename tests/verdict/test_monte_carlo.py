@@ -107,3 +107,16 @@ def test_a_floor_that_few_nudges_bring_far_enough_runs_no_product_in_float64() -
     assert cheap < in_float64
     assert whole / 2 < bound < whole
     assert floor_of(whole * 4) == (whole, in_float64)  # what they do not reach is measured as ever
+
+
+def test_a_product_that_is_exact_has_no_error_to_scale() -> None:
+    """Frequencies in bfloat16 times positions are exact in float32; so is a product of zeros."""
+    head = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(3, 4))
+    hidden = torch.arange(8.0).view(2, 4)
+    for options in ({"products_only": True}, {}):
+        found = nudged(head, hidden, **options)
+        torch.testing.assert_close(found, hidden[:, :3], rtol=2.0**-23, atol=0.0)
+    assert torch.equal(nudged(head, hidden, products_only=True), hidden[:, :3])
+    assert torch.equal(nudged(head, torch.zeros(2, 4)), torch.zeros(2, 3))
