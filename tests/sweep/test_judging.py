@@ -203,9 +203,9 @@ def test_a_reference_is_run_once_for_all_its_candidates(tmp_path: Path, monkeypa
     replays: list[str] = []
     replayed = reference_evidence.replayed
 
-    def counted(side: Any) -> Any:
+    def counted(side: Any, *more: Any) -> Any:
         replays.append("reference")
-        return replayed(side)
+        return replayed(side, *more)
 
     monkeypatch.setattr(reference_evidence, "replayed", counted)
     grid = "attention=eager,sdpa", "load_strategy=dtype_at_load,cast_after_load"
