@@ -33,7 +33,8 @@ SUBCOMMANDS = {
 
 def command() -> NoReturn:
     """`sweeper` and `python -m sweeper`: `main` in a process of its own, which ends once all that Python code has to do
-    at its end is done. What native libraries free behind that takes a second, and pyarrow has aborted there."""
+    at its end is done. What native libraries free behind that takes a second, and has aborted: pyarrow's
+    threads, and torch's profiler once a GPU's context was released."""
     code = FAILED  # of an error that is not ours
 
     def leave() -> None:

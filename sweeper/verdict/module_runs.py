@@ -224,9 +224,9 @@ def outputs_of(
         return floats(module(*given.args, **given.kwargs))
 
 
-def floats(output: Any, copied: Callable[[Tensor], Tensor] = Tensor.clone) -> list[Tensor | None]:
+def floats(output: Any, copy_of: Callable[[Tensor], Tensor] = Tensor.clone) -> list[Tensor | None]:
     """Copies of the floating-point tensors of an output, each in its place; None where something else lies."""
-    return [copied(leaf) if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
+    return [copy_of(leaf) if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
 
 
 def _plain(output: Any) -> Any:

@@ -68,7 +68,7 @@ class Natively:
         return self._first.chooses
 
     def _captured(self, side: Side, names: set[str] | None) -> Captured:
-        """As much as there is room for: what is not kept takes another run of both sides."""
+        """What modules of a side were given and gave; those that find no room take another run of both sides."""
         device = side.calls[0].forward.flat_N.device.type
         return capture(side, names, most_bytes=wide_window_bytes(device))
 
