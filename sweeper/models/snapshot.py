@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import functools
 import logging
 import operator
 import random
-import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -336,54 +334,15 @@ def _random_state(seed: int) -> Iterator[None]:
     if torch.cuda.is_initialized():
         generators += torch.cuda.default_generators
     states = [generator.get_state() for generator in generators]
-    drawn = random.getstate()
+    drawn, drawn_numpy = random.getstate(), np.random.get_state()
     try:
         for generator in generators:
             generator.manual_seed(seed)
         random.seed(seed)
-        with _numpy_state(seed):
-            yield
+        np.random.seed(seed)
+        yield
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         random.setstate(drawn)
-
-
-_BEGUN: list[tuple[bytes, int]] = []  # of the runs that go on: numpy's memory as each began, and its seed
-
-
-@contextlib.contextmanager
-def _numpy_state(seed: int) -> Iterator[None]:
-    """The same of numpy, whose state takes longer to get and to set than all others together. Inside a run that has not
-    drawn from it yet, and hardly any has, it is the state that the run's seed gives."""
-    memory = _numpy_memory()
-    begun = [other for began, other in _BEGUN if memory and began == memory]
-    drawn = None if begun else np.random.get_state()
-    try:
-        np.random.seed(seed)
-        own = _numpy_memory(), seed
-        _BEGUN.append(own)
-        try:
-            yield
-        finally:
-            _BEGUN.remove(own)
-    finally:
-        np.random.set_state(drawn) if drawn is not None else np.random.seed(begun[0])
-
-
-def _numpy_memory() -> bytes:
-    """What numpy's own generator draws from; nothing where it is not known how that lies in memory."""
-    generator = np.random.mtrand.get_bit_generator()
-    known = type(generator) is np.random.MT19937 and _layout_is_known()
-    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES) if known else b""
-
-
-_MT19937_BYTES = 4 * 625  # 624 words, and the place in them
-
-
-@functools.cache
-def _layout_is_known() -> bool:
-    generator = np.random.MT19937(1)
-    said: Any = generator.state["state"]
-    read = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
-    return read == said["key"].tobytes() + int(said["pos"]).to_bytes(4, sys.byteorder)
+        np.random.set_state(drawn_numpy)

@@ -18,7 +18,6 @@ from transformers import DynamicCache
 
 from sweeper.comparator.side import run, sides
 from sweeper.errors import ConfigError
-from sweeper.models import snapshot
 from sweeper.models.snapshot import fresh, left_as_found, reachable
 from sweeper.verdict.comparison import compare_models
 from sweeper.verdict.float64_replay import replayed
@@ -383,16 +382,12 @@ DRAWS: list[Callable[[], object]] = [
 ]
 
 
-@pytest.mark.parametrize("layout_is_known", [True, False])
 @pytest.mark.parametrize(
     "draw", [lambda: None, np.random.rand, np.random.randn, random.random, torch.rand(()).uniform_]
 )
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1), (1, 0)])
-def test_a_run_inside_a_run_draws_nothing_from_it(
-    draw: Callable[[], object], seeds: tuple[int, int], layout_is_known: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_inside_a_run_draws_nothing_from_it(draw: Callable[[], object], seeds: tuple[int, int]) -> None:
     """A draw of a normal number leaves another one behind, in numpy and in Python."""
-    monkeypatch.setattr(snapshot, "_layout_is_known", lambda: layout_is_known)
     outer, inner = seeds
 
     def drawn() -> list[float]:
@@ -415,19 +410,6 @@ def test_a_run_inside_a_run_draws_nothing_from_it(
     assert run_of(outer, two_more) == run_of(outer, lambda: None)
     assert run_of(inner, two_more) == run_of(inner, lambda: None)
     assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == goes_on
-
-
-def test_it_is_known_how_numpys_state_lies_in_memory() -> None:
-    """Of a numpy that it is not known of, states are got and set, which costs time."""
-    assert snapshot._layout_is_known()
-    np.random.seed(3)
-    seen = [snapshot._numpy_memory()]
-    for draw in (np.random.rand, np.random.randn, np.random.bytes):
-        draw(1)
-        seen.append(snapshot._numpy_memory())
-    assert len(set(seen)) == 4
-    np.random.seed(3)
-    assert snapshot._numpy_memory() == seen[0]
 
 
 def test_what_hangs_on_a_model_is_the_same_without_what_is_empty() -> None:
