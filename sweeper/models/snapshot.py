@@ -127,31 +127,18 @@ def reach_of(kind: Any) -> Reach:
     return Reach.NOTHING if is_function or not has_attributes or issubclass(kind, _FOREIGN) else Reach.OBJECT
 
 
-class _Reaches(dict[type, Reach]):
-    """`reach_of` the types that were met: looked up hundreds of times a walk."""
-
-    def __missing__(self, kind: type) -> Reach:
-        if len(self) >= _MANY:
-            self.clear()
-        self[kind] = reach = reach_of(kind)
-        return reach
-
-
-_REACHES = _Reaches()
-
-
 def reachable(root: Any, empty: list[Any] | None = None) -> Iterator[tuple[Any, Reach]]:
     """What hangs on `root`, itself first, each once, but for empty containers: a module has a dozen of them.
 
     Args:
         empty: takes the empty containers, which are then not given.
     """
-    reaches = _REACHES
     seen: dict[int, Any] = {}  # keeps what it has seen, so that no id is given twice
     waiting = [root]
     while waiting:
         value = waiting.pop()
-        reach = reaches[type(value)]
+        kind: Any = type(value)
+        reach = reach_of(kind)
         if reach is _NOTHING:
             continue
         if (reach is _MAPPING or reach is _ITEMS) and not value:
@@ -175,7 +162,8 @@ def reachable(root: Any, empty: list[Any] | None = None) -> Iterator[tuple[Any, 
             waiting.extend(values)
             continue
         for held in values:  # what need not wait is put aside here, in half the time
-            reach = reaches[type(held)]
+            kind = type(held)
+            reach = reach_of(kind)
             if reach is not _NOTHING:
                 (empty if (reach is _MAPPING or reach is _ITEMS) and not held else waiting).append(held)
 
