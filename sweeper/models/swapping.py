@@ -230,13 +230,12 @@ def doubled(model: nn.Module, doubles: Doubles | None = None) -> Iterator[None]:
     Args:
         doubles: of earlier runs; None: none are kept.
     """
-    written = [
-        module.weight  # torch itself writes to it in the forward
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
-    ]
-    keep = doubles if doubles is not None and not written else None
-    lasting, windows = Swap(), Windows(functools.partial(_fill_in_float64, keep))
+    embeddings = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    if doubles is None or any(module.max_norm is not None for module in embeddings):  # torch writes to these weights
+        fill = functools.partial(_fill_in_float64, Tensor.double)
+    else:
+        fill = functools.partial(_fill_in_float64, doubles.of)
+    lasting, windows = Swap(), Windows(fill)
     handles: list[Any] = []
     try:
         scripted = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
@@ -280,11 +279,11 @@ def entirely_doubled(model: nn.Module) -> Iterator[None]:
         swap.put_back()
 
 
-def _fill_in_float64(doubles: Doubles | None, swap: Swap, parameter: Tensor) -> None:
-    double = None if not _is_lower(parameter) else Tensor.double if doubles is None else doubles.of
+def _fill_in_float64(double: Callable[[Tensor], Tensor], swap: Swap, parameter: Tensor) -> None:
+    lower = _is_lower(parameter)
     if Source.absent(parameter) is not None:
-        swap.fill(parameter, Tensor.double if double is not None else None)
-    elif double is not None:
+        swap.fill(parameter, Tensor.double if lower else None)
+    elif lower:
         swap.give(parameter, double)
 
 
