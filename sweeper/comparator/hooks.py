@@ -40,9 +40,13 @@ class ModuleOutput(NamedTuple):
         Args:
             steady: names of the outputs that no later module overwrites (`steady_in_call`); the others are copied.
         """
-        if self.name in steady or self.tensor_NF.data_ptr() != self.original.data_ptr():
-            return self.tensor_NF
-        return self.tensor_NF.clone()
+        return self.tensor_NF if self.name in steady else lasting(self.tensor_NF, self.original)
+
+
+def lasting(rows_NF: Tensor, tensor: Tensor) -> Tensor:
+    """Rows of a tensor, copied where they are a view of it."""
+    with torch._C.DisableTorchFunction():  # a replay in float64 would look at the address of a copy
+        return rows_NF.clone() if rows_NF.data_ptr() == tensor.data_ptr() else rows_NF
 
 
 class Capture:

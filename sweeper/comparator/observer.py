@@ -9,10 +9,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sweeper.comparator.hooks import Capture, ModuleOutput, in_order, name_of_call, name_of_tensor, tensors_of
+from sweeper.comparator.hooks import Capture, ModuleOutput, in_order, lasting, name_of_call, name_of_tensor, tensors_of
 from sweeper.comparator.kinds import Kinds
 from sweeper.inputs.layout import Step, Tokens, to_rows
 from sweeper.models.snapshot import left_as_found
@@ -127,11 +126,11 @@ class Observer(Capture):
         rows = self.modules.get(called)
         self._count(called, input_NF, keeps=rows is not None and not rows.inputs)
         if rows is not None:
-            rows.inputs.append(_lasting(input_NF, given))
+            rows.inputs.append(lasting(input_NF, given))
             for index, own in enumerate(self._own(called, module, args, kwargs, given)):
                 own_NF, rows = self._rows_of(own), self.modules.get(name_of_tensor(called, index))
                 if own_NF is not None and rows is not None:
-                    rows.owns.append(_lasting(own_NF, own))
+                    rows.owns.append(lasting(own_NF, own))
 
     def _rows_of(self, tensor: Tensor) -> Tensor | None:
         if self._kinds.several:
@@ -145,7 +144,7 @@ class Observer(Capture):
             self.modules[name] = ModuleRows(output.module_type)
         self._count(name, output.tensor_NF, keeps=begins)
         if name in self.modules:
-            self.modules[name].outputs.append(_lasting(output.tensor_NF, output.original))
+            self.modules[name].outputs.append(output.lasting(()))
 
     def _count(self, name: str, rows_NF: Tensor, *, keeps: bool) -> None:
         """Counts these rows; where they are the first that are kept, also the room that those of all calls need."""
@@ -178,12 +177,6 @@ class Observer(Capture):
                 return tensors_of(module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()}))
         finally:
             self._rerunning = False
-
-
-def _lasting(rows_NF: Tensor, tensor: Tensor) -> Tensor:
-    """Rows of a tensor, copied where they are a view of it, whatever happens to it next."""
-    with torch._C.DisableTorchFunction():  # a replay in float64 would look at a copy
-        return rows_NF.clone() if rows_NF.data_ptr() == tensor.data_ptr() else rows_NF
 
 
 def _first_floating(args: Any, kwargs: Any) -> Tensor | None:
