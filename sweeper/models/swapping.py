@@ -189,8 +189,8 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 class Doubles:
-    """What parameters on a CPU hold, in float64, for the next run of the same values: making it is a fifth of a run
-    there, and next to nothing on a GPU.
+    """What parameters on a CPU hold, in float64, for the next run of the same values: making it takes long there,
+    and next to nothing on a GPU.
 
     Values that are gone keep nothing, and all take no more than a share of the memory that is free.
     """

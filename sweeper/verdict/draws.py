@@ -12,7 +12,7 @@ _KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.f
 
 
 class Draws:
-    """Draws numbers of [0, 1): on a CPU by numpy's SFC64, in half of torch's time; on GPUs by one stream for all."""
+    """Draws numbers of [0, 1): on a CPU by numpy's SFC64, sooner than torch does; on GPUs by one stream for all."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
