@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.outputs import same_bits
-from sweeper.comparator.side import Call, Outputs, Side, run
+from sweeper.comparator.side import Call, Outputs, Side
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import is_attention_map, to_rows
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.draws import Draws
 from sweeper.verdict.first_divergence import rel_l2
 from sweeper.verdict.measured import OwnError
-from sweeper.verdict.module_runs import Given, Kept, Key, Watch, autocast_in_force, floats, merged, outputs_of
+from sweeper.verdict.module_runs import (
+    Given,
+    Kept,
+    Key,
+    Over,
+    Watch,
+    autocast_in_force,
+    floats,
+    merged,
+    outputs_of,
+    run_until_over,
+)
 from sweeper.verdict.monte_carlo import OperationNoise, multiplied
 from sweeper.verdict.thresholds import OWN_MULTIPLE
 
@@ -116,7 +127,7 @@ class Examination:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
         order: names of all modules that were watched, in the order in which they end.
-        gave: what the side itself gave meanwhile, but for embeddings.
+        gave: what the side itself gave meanwhile, but for embeddings; nothing where its run ended before.
     """
 
     def __init__(
@@ -137,17 +148,23 @@ class Examination:
         self._decisive, self._errors = decisive, errors
         self._pending: dict[Key, OwnError] = {}
         self._running: dict[Key, _Running] = {}
+        self._waiting: set[Key] = set()  # for whose end the run goes on; none: to its own
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
         self.order: dict[str, None] = {}
         self.gave: Outputs = {}
 
-    def run(self, side: Side, names: set[str] | None = None) -> Examination:
-        """Examines the modules of these names; None: all. To be called once."""
+    def run(self, side: Side, names: set[str] | None = None, *, to_its_end: bool = True) -> Examination:
+        """Examines the modules of these names; None: all. To be called once.
+
+        Args:
+            to_its_end: the side's run goes on behind the last of what is kept.
+        """
+        self._waiting = set() if to_its_end else set(self._kept)
         side = replace(side, pooling=None)  # the base model runs by itself, too: which hidden states are the side's?
         try:
             with self._watch.on(side, names):
-                self.gave = run(side, self._watch)
+                self.gave = run_until_over(side, self._watch) or {}
         finally:
             self._kept = {}  # an examination lives until garbage is collected, what is kept must not
         return self
@@ -180,6 +197,10 @@ class Examination:
         before = self.found.get(key[1])
         if found is not None and (before is None or found.worse_than(before)):
             self.found[found.name] = found
+        if self._waiting:
+            self._waiting.discard(key)
+            if not self._waiting:
+                raise Over
 
     def _examine(
         self,

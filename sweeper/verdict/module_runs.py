@@ -7,7 +7,7 @@ import copy
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from sweeper.comparator.hooks import hookable
-from sweeper.comparator.side import Side, run
+from sweeper.comparator.side import Outputs, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.inputs.layout import Step, Tokens
 from sweeper.models.snapshot import Reach, left_as_found, reachable
@@ -51,6 +51,10 @@ def autocast_in_force() -> tuple[torch.dtype | None, ...]:
     return tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
 
 
+class Over(Exception):
+    """All that was asked for has run: what the model does behind it is for nothing."""
+
+
 class Watch:
     """Hooks around every call of every module of a run, the model's own included."""
 
@@ -70,7 +74,7 @@ class Watch:
         """The call that was begun is over."""
 
     @contextlib.contextmanager
-    def on(self, side: Side, names: set[str] | None = None) -> Iterator[None]:
+    def on(self, side: Side, names: Collection[str] | None = None) -> Iterator[None]:
         """Hooks all modules, or those of these names, by the names that both sides share; the model itself has none."""
         handles = []
         try:
@@ -121,44 +125,89 @@ class Captured:
 
     Attributes:
         kept: of as many modules as were to be kept.
-        left: names of the others, in order of execution.
+        left: names of the others, in order of execution, and how often each was called.
         chooses: something in the run chose by comparing numbers (`Choices`).
     """
 
     kept: dict[Key, Kept]
-    left: tuple[str, ...] = ()
+    left: Mapping[str, int] = field(default_factory=dict)
     chooses: bool = True
 
 
-def capture(side: Side, names: set[str] | None = None, *, most_bytes: float = math.inf) -> Captured:
+def capture(
+    side: Side,
+    names: Collection[str] | None = None,
+    *,
+    most_bytes: float = math.inf,
+    calls: Mapping[str, int] | None = None,
+) -> Captured:
     """Runs a side and keeps, copied, what its modules are given and give.
 
     Args:
         names: of the modules; None: all.
         most_bytes: that may be kept; no further module is where so many are.
+        calls: the modules and how often each is called, where that is known (`Captured.left`), in place of `names`. The
+            run then ends behind the last call of those that are kept.
     """
-    kept: dict[Key, Kept] = {}
-    copies = _Copies()
-    choices = Choices()
-    starts: dict[Key, int] = {}
-    taken: dict[str, bool] = {}
+    capturing = _Capturing(most_bytes / len(side.calls), calls or {})  # the first of them tells how much all take
+    watch = Watch(capturing.before, capturing.after)
+    with watch.on(side, calls or names), capturing.choices:
+        return capturing.captured(whole=run_until_over(side, watch) is not None)
 
-    def before(key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
+
+def run_until_over(side: Side, watch: Watch) -> Outputs | None:
+    """The outputs of a run; None where a hook ended it."""
+    try:
+        return run(side, watch)
+    except Over:
+        return None
+
+
+class _Capturing:
+    """What `capture` keeps; its arguments."""
+
+    def __init__(self, most_bytes: float, calls: Mapping[str, int]) -> None:
+        self._most_bytes, self._calls = most_bytes, calls
+        self._kept: dict[Key, Kept] = {}
+        self._copies = _Copies()
+        self._starts: dict[Key, int] = {}
+        self._taken: dict[str, bool] = {}
+        self._counts: Counter[str] = Counter()
+        self._waiting = 0  # for so many calls of what is taken
+        self.choices = Choices()
+
+    @property
+    def _full(self) -> bool:
+        return self._copies.nbytes >= self._most_bytes
+
+    def before(self, key: Key, _module: nn.Module, args: Any, kwargs: Any) -> None:
         name = key[1]
-        if taken.setdefault(name, not taken or copies.nbytes < most_bytes):
-            kept[key] = Kept(copies.of(args), copies.of(kwargs), autocast_in_force())
-            starts[key] = len(choices.chosen)
+        self._counts[name] += 1
+        if name not in self._taken:
+            self._taken[name] = not self._taken or not self._full
+            self._waiting += self._calls.get(name, 0) if self._taken[name] else 0
+        if self._taken[name]:
+            self._kept[key] = Kept(self._copies.of(args), self._copies.of(kwargs), autocast_in_force())
+            self._starts[key] = len(self.choices.chosen)
 
-    def after(key: Key, output: Any) -> None:
-        if key in kept:
-            kept[key].output = floats(output, copies.of_tensor)  # often what the next module is given
-            kept[key].choices = choices.chosen[starts[key] :]
+    def after(self, key: Key, output: Any) -> None:
+        if key not in self._kept:
+            return
+        self._kept[key].output = floats(output, self._copies.of_tensor)  # often what the next module is given
+        self._kept[key].choices = self.choices.chosen[self._starts[key] :]
+        self._waiting -= 1
+        if self._calls and not self._waiting and (self._full or self._taken.keys() == self._calls.keys()):
+            raise Over
 
-    watch = Watch(before, after)
-    with watch.on(side, names), choices:
-        run(side, watch)
-    left = tuple(name for name, is_taken in taken.items() if not is_taken)
-    return Captured(kept, left, chooses=bool(choices.chosen))
+    def captured(self, *, whole: bool) -> Captured:
+        """All of it.
+
+        Args:
+            whole: the run went on to its end; else only `calls` tell what comes behind.
+        """
+        seen = self._counts if whole else self._calls
+        left = {name: seen[name] for name in seen if not self._taken.get(name, False)}
+        return Captured(self._kept, left, chooses=bool(self.choices.chosen))
 
 
 class _Copies:

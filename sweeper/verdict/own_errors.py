@@ -67,22 +67,27 @@ class Natively:
         """Whether something in the reference chooses by comparing numbers, so that rounding can flip it."""
         return self._first.chooses
 
-    def _captured(self, side: Side, names: set[str] | None) -> Captured:
-        """What modules of a side were given and gave; those that find no room take another run of both sides."""
+    def _captured(self, side: Side, names: set[str] | None = None, calls: Mapping[str, int] | None = None) -> Captured:
+        """What modules of a side were given and gave; those that find no room take another run of both sides.
+
+        Args:
+            names, calls: as in `capture`.
+        """
         device = side.calls[0].forward.flat_N.device.type
-        return capture(side, names, most_bytes=wide_window_bytes(device))
+        return capture(side, names, calls=calls, most_bytes=wide_window_bytes(device))
 
     def _parts(self, names: set[str] | None) -> Iterator[dict[Key, Kept]]:
         """What the reference's modules of these names were given and gave, as many at a time as are kept at once."""
-        kept, left = self._first.kept, set(self._first.left)
+        kept, left = self._first.kept, self._first.left
         if names is not None:
-            kept, left = {key: call for key, call in kept.items() if key[1] in names}, left & names
+            kept = {key: call for key, call in kept.items() if key[1] in names}
+            left = {name: calls for name, calls in left.items() if name in names}
         if kept or not left:
             yield kept
         while left:
             del kept
-            captured = self._captured(self._reference, left)
-            kept, left = captured.kept, set(captured.left)
+            captured = self._captured(self._reference, calls=left)
+            kept, left = captured.kept, captured.left
             del captured
             yield kept
 
@@ -145,11 +150,12 @@ class Natively:
                 decisive=not self._full and (not all_floors or errors is not None),
                 errors=errors,
             )
-            found |= examination.run(runs, {key[1] for key in kept} if order else names).found
+            first = not order
+            found |= examination.run(runs, names if first else {key[1] for key in kept}, to_its_end=first).found
             order = order or examination.order
-            if expected is not None:
+            if first and expected is not None:
                 outputs = {name: output for name, output in expected.items() if name != POOLING}
-                self.repeats = self.repeats is not False and same_outputs(outputs, examination.gave)
+                self.repeats = same_outputs(outputs, examination.gave)
             del kept, examination  # let go of before the next ones come
         return {name: found[name] for name in order if name in found}
 
@@ -169,14 +175,15 @@ class Natively:
     def _replayed(self, names: set[str]) -> dict[str, OwnError]:
         """Own errors in float64 with the state as it was loaded: what storing it in another dtype costs is in there."""
         found: dict[str, OwnError] = {}
-        while names:
+        left: Mapping[str, int] | None = None
+        while left is None or left:
             with replayed(self._reference) as (side, _):
-                captured = self._captured(side, names)
+                captured = self._captured(side, names, left)
             with replayed(self._candidate) as (side, _):
                 kept, calls = captured.kept, self._reference.calls
                 examination = Examination(kept, calls, None, same_backend=self._same_backend)
-                found |= examination.run(side, {key[1] for key in kept}).found
-            names = set(captured.left)
+                found |= examination.run(side, {key[1] for key in kept}, to_its_end=False).found
+            left = captured.left
             del captured, kept, examination  # let go of before the next ones come
         return found
 

@@ -15,6 +15,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from sweeper.checkpoints import seeded
 from sweeper.comparator.hooks import tensors_of
+from sweeper.comparator.side import sides
 from sweeper.config import Cell, Dtype, LoadStrategy, SeededCheckpoint
 from sweeper.environment import environment
 from sweeper.errors import CheckpointError, UnsupportedError
@@ -27,6 +28,7 @@ from sweeper.models.weights import WeightsKey
 from sweeper.planning.plan import make_plan
 from sweeper.records.cell import Status
 from sweeper.sweep.runner import Runner
+from sweeper.verdict.module_runs import capture
 from tests.composing import request_of
 
 CHECKPOINTS = Path(__file__).parents[2] / "conf" / "checkpoint"
@@ -113,6 +115,23 @@ def test_while_a_module_runs_no_other_parameter_is_in_memory(name: str, tmp_path
     outputs(model, asked)
     assert ran == set(leaves)
     assert present() == set()
+
+
+def test_no_weight_stays_in_memory_where_a_run_ends_before_its_end(tmp_path: Path) -> None:
+    made, folder = save(checkpoint("tiny_llama"), tmp_path)
+    model = streamed(folder, WeightsKey.of(cell(made, LoadStrategy.DTYPE_AT_LOAD, Dtype.FLOAT32)), "sdpa")
+    side, _ = sides(model, model, {"input_ids": torch.randint(1, 256, (2, 7))})
+    ran: list[nn.Module] = []
+    model.lm_head.register_forward_hook(lambda module, *_: ran.append(module))
+    captured = capture(side, most_bytes=10_000)
+    assert ran
+    while captured.left:
+        ran.clear()
+        names = list(captured.left)
+        captured = capture(side, calls=captured.left, most_bytes=10_000)
+        assert bool(ran) == ("lm_head" in names and "lm_head" not in captured.left)
+        assert all(Source.absent(parameter) for parameter in model.parameters())
+    assert ran
 
 
 def test_the_weights_of_a_model_below_a_head_are_found_and_a_folder_of_several_files(tmp_path: Path) -> None:

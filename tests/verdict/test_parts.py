@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator import observation
 from sweeper.comparator.observer import Observer
-from sweeper.comparator.side import sides
+from sweeper.comparator.side import Side, sides
 from sweeper.verdict.comparison import Comparison, compare_models
-from sweeper.verdict.module_runs import Kept, capture
+from sweeper.verdict.examination import Examination
+from sweeper.verdict.module_runs import Captured, Kept, capture
 from sweeper.verdict.reference_evidence import nbytes
 from tests.small_models import explicit, llama, packed, padded_left
 
@@ -103,24 +104,93 @@ def test_what_is_kept_does_not_grow_with_the_tokens(tokens: int, monkeypatch: py
     assert max(kept) <= most + 2 * tokens * 64 * 8
 
 
-def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded() -> None:
-    model, padded = llama(), padded_left()
-    side, _ = sides(model, model, padded)
+class Reused(nn.Module):
+    """Its first layer is called again behind the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in [*self.layers, self.layers[0]]:
+            hidden = hidden + layer(hidden).tanh()
+        return hidden
+
+
+def in_parts(side: Side, most_bytes: int) -> list[Captured]:
+    parts = [capture(side, most_bytes=most_bytes)]
+    while parts[-1].left:
+        parts.append(capture(side, calls=parts[-1].left, most_bytes=most_bytes))
+    return parts
+
+
+def texts_alone() -> list[dict[str, Tensor]]:
+    return [{name: tensor[row : row + 1] for name, tensor in padded_left().items()} for row in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        pytest.param(llama, padded_left, id="a batch"),
+        pytest.param(llama, texts_alone, id="several calls"),
+        pytest.param(Reused, lambda: {"hidden": torch.randn(1, 40, 64)}, id="a layer that is called again"),
+    ],
+)
+def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded(
+    model: Callable[[], nn.Module], inputs: Callable[[], Any]
+) -> None:
+    torch.manual_seed(0)
+    made = model()
+    side, _ = sides(made, made, inputs())
     whole = capture(side)
-    names, parts = None, []
-    while names is None or names:
-        captured = capture(side, names, most_bytes=20_000)
-        parts.append(captured)
-        names = set(captured.left)
+    parts = in_parts(side, 20_000)
     assert len(parts) > 3
-    assert whole.left == ()
+    assert not whole.left
     found = {key: call for part in parts for key, call in part.kept.items()}
     assert found.keys() == whole.kept.keys()
     assert sum(len(part.kept) for part in parts) == len(whole.kept)
     for key, call in whole.kept.items():
         assert all(map(torch.equal, floats_of(call), floats_of(found[key]))), key
     most = max(nbytes(call.output) + nbytes(call.args) + nbytes(call.kwargs) for call in whole.kept.values())
-    assert all(nbytes([call.output for call in part.kept.values()]) <= 20_000 + 2 * most for part in parts)
+    bound = 20_000 + 2 * len(side.calls) * most
+    assert all(nbytes([call.output for call in part.kept.values()]) <= bound for part in parts)
+
+
+def test_a_run_ends_behind_the_last_module_that_is_asked_for() -> None:
+    """It goes on to its end where one of them is called again there, or not as often as before."""
+    model = Reused()
+    side, _ = sides(model, model, {"hidden": torch.randn(1, 40, 64)})
+    ran: list[str] = []
+    for name, layer in model.layers.named_children():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+
+    def layers(calls: dict[str, int]) -> str:
+        ran.clear()
+        captured = capture(side, calls=calls)
+        assert {name for _, name, _ in captured.kept} == calls.keys()
+        assert not captured.left
+        return "".join(ran)
+
+    assert layers({"layers.1": 1, "layers.3": 1}) == "0123"
+    assert layers({"layers.1": 1, "layers.0": 2}) == "0123450"
+    assert layers({"layers.1": 2}) == "0123450"
+
+    for ends, expected in ((False, "0123"), (True, "0123450")):
+        kept = capture(side, {"layers.3"}).kept
+        ran.clear()
+        examination = Examination(kept, side.calls, None, same_backend=True)
+        assert examination.run(side, {"layers.3"}, to_its_end=ends).found["layers.3"].own == 0
+        assert "".join(ran) == expected
+        assert bool(examination.gave) == ends
+
+
+def test_a_module_that_is_no_longer_called_is_not_waited_for_again_and_again() -> None:
+    side, _ = sides(model := Reused(), model, {"hidden": torch.randn(1, 40, 64)})
+    captured = capture(side, calls={"layers.9": 1, "layers.1": 1}, most_bytes=1)
+    assert [name for _, name, _ in captured.kept] == ["layers.1"]
+    captured = capture(side, calls={"layers.9": 1}, most_bytes=1)
+    assert not captured.kept
+    assert not captured.left
 
 
 def floats_of(call: Kept) -> list[Tensor]:
