@@ -100,8 +100,8 @@ def window_bytes(device: str) -> int:
 
 
 def wide_window_bytes(device: str) -> int:
-    """The same for what takes a run of both sides a part: more where much memory is free."""
-    return max(window_bytes(device), min(4 * WINDOW_BYTES, free_bytes(device) // 32))
+    """The same for what takes a run of both sides a part, while nothing else is kept."""
+    return min(8 * WINDOW_BYTES, free_bytes(device) // 8)
 
 
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
