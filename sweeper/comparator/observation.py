@@ -30,7 +30,7 @@ class Observation:
     """A run: every module's rows in order of execution, pooling (code behind the model) last, and the outputs.
 
     Attributes:
-        modules: the first of them, as many as may be kept; on the host where those are not all.
+        modules: the first of them, as many as may be kept; on the host where those are not all and take much memory.
         outputs: what the model gave.
         seen: the bytes of all of them, by name.
         within: what the side runs in when it runs again for the others; None: it does not.
@@ -99,9 +99,14 @@ def window_bytes(device: str) -> int:
     return min(WINDOW_BYTES, free_bytes(device) // 8)
 
 
-def wide_window_bytes(device: str) -> int:
-    """The same for what takes a run of both sides a part, while nothing else is kept."""
-    return min(8 * WINDOW_BYTES, free_bytes(device) // 8)
+def wide_window_bytes(device: str, *, lasting: bool) -> int:
+    """The same for what takes a run of both sides a part: more where much memory is free.
+
+    Args:
+        lasting: it is kept for all that is judged, beside the parts that follow.
+    """
+    most, share = (4, 32) if lasting else (8, 8)
+    return max(window_bytes(device), min(most * WINDOW_BYTES, free_bytes(device) // share))
 
 
 def _moved(rows: ModuleRows | None, device: torch.device) -> ModuleRows | None:
@@ -138,9 +143,15 @@ def observe_within(
         device = side.calls[0].forward.flat_N.device.type
         most_bytes = window_bytes(device) // (_BEGINNING if beginning else 1)
         modules, seen, outputs = _observed(side, given, most_bytes=most_bytes)
-    if len(modules) < len(seen):
+    if len(modules) < len(seen) and _is_much(modules, device):
         modules = {name: _on_host(rows) for name, rows in modules.items()}
     return Observation(modules, outputs, seen, within)
+
+
+def _is_much(modules: Mapping[str, ModuleRows], device: str) -> bool:
+    """Whether it takes a part of the free memory that the runs to come may need: several are kept side by side."""
+    tensors = (tensor for rows in modules.values() for tensor in (*rows.outputs, *rows.inputs, *rows.owns))
+    return sum(tensor.nbytes for tensor in tensors) > free_bytes(device) // 64
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:

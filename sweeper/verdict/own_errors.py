@@ -74,7 +74,7 @@ class Natively:
             names, calls: as in `capture`.
         """
         device = side.calls[0].forward.flat_N.device.type
-        return capture(side, names, calls=calls, most_bytes=wide_window_bytes(device))
+        return capture(side, names, calls=calls, most_bytes=wide_window_bytes(device, lasting=calls is None))
 
     def _parts(self, names: set[str] | None) -> Iterator[dict[Key, Kept]]:
         """What the reference's modules of these names were given and gave, as many at a time as are kept at once."""
