@@ -113,8 +113,11 @@ class Watch:
 
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if not self.paused and self._running and self._running[-1][1] == name:
-                self._after(self._running.pop(), output)
+            if self.paused or all(key[1] != name for key in self._running):
+                return
+            while (key := self._running.pop())[1] != name:
+                pass  # it raised, and the model went on
+            self._after(key, output)
 
         return hook
 

@@ -17,9 +17,10 @@ import torch
 from sweeper.comparator.observation import wide_window_bytes
 from sweeper.comparator.side import POOLING, Outputs, Side
 from sweeper.verdict.causes.arguments import arguments_undone
-from sweeper.verdict.examination import Examination, Noise, distance
+from sweeper.verdict.examination import Examination
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.measured import OwnError
+from sweeper.verdict.module_floor import Noise, distance
 from sweeper.verdict.module_runs import Captured, Kept, Key, capture
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import same_outputs

@@ -21,7 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sweeper.comparator.side import Switch, sides
 from sweeper.verdict.comparison import Comparison, compare_models, compare_sides
-from sweeper.verdict.examination import Examination, Noise
+from sweeper.verdict.examination import Examination
+from sweeper.verdict.module_floor import Noise
 from sweeper.verdict.module_runs import _Copies, capture
 from tests.small_models import GEOMETRY, hidden, llama, padded_left
 
