@@ -40,6 +40,7 @@ from sweeper.models.family import (
     vocabulary,
     window,
 )
+from sweeper.models.weights import WeightsKey
 from sweeper.records.cell import PairMeasures
 from sweeper.records.sample import Sample
 
@@ -98,7 +99,16 @@ def side_of(cell: Cell, model: nn.Module, token_ids: list[list[int]], batches: S
 
     function = axes.parts("function", cell)
     pooling = _pooling(cell, calls)
-    return Side(model, calls, switches(cell), pooling, formed=formed, recalled=recalled, function=function)
+    return Side(
+        model,
+        calls,
+        switches(cell),
+        pooling,
+        formed=formed,
+        recalled=recalled,
+        function=function,
+        weights=WeightsKey.of(cell),
+    )
 
 
 def _calls(cell: Cell, model: nn.Module, token_ids: list[list[int]], texts: Sequence[int]) -> list[Call]:

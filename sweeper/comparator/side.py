@@ -50,6 +50,7 @@ class Side:
         formed: of a cell, the axes that form its calls (`Axis.forms_calls`), with its values.
         recalled: of a cell, forms its calls under another value of such an axis.
         function: of a cell, all axes that decide what it computes of its state, rounding apart; None: not known.
+        weights: of a cell, what decides its state; None: not known.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Side:
     formed: Mapping[str, Any] = field(default_factory=dict)
     recalled: Callable[[str, Any], tuple[Call, ...]] | None = None
     function: Hashable | None = None
+    weights: Hashable | None = None
 
     def conditions(self) -> AbstractContextManager[None]:
         """All switches set."""

@@ -62,7 +62,7 @@ def _kinds_to_run(model: nn.Module) -> dict[nn.Module, int]:
     kinds: dict[nn.Module, int] = {}
     _number(model, "", kinds, {})
     waited_for = [module for module in _layers_and_others(model, kinds) if not isinstance(module, _CONTAINERS)]
-    return {module: kinds[module] for module in waited_for if not _is_plain(module)}
+    return {module: kinds[module] for module in waited_for if not is_torchs_own(module)}
 
 
 def _number(module: nn.Module, told: str, kinds: dict[nn.Module, int], numbers: dict[Hashable, int]) -> int:
@@ -117,6 +117,6 @@ def _repeats(module: nn.Module, kinds: dict[nn.Module, int]) -> bool:
     return len({*found}) < len(found)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether it is one of torch's own without others in it: a product, a norm, an embedding."""
+def is_torchs_own(module: nn.Module) -> bool:
+    """Whether it is one of torch's without others in it: a product, a norm, an embedding."""
     return type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sweeper.comparator.side import Call, Outputs, Side
 from sweeper.devices import out_of_memory
 from sweeper.verdict.discrete_choices import Choices, same_choices
+from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_floor import ModuleFloor, Noise, distance, same_leaves
 from sweeper.verdict.module_runs import (
@@ -24,6 +25,7 @@ from sweeper.verdict.module_runs import (
     Over,
     Watch,
     autocast_in_force,
+    coarsest,
     floats,
     merged,
     outputs_of,
@@ -47,6 +49,7 @@ class Examination:
         all_floors: measure every floor, however small the error.
         decisive: measure floors only as far as it takes to tell an error from one of `OWN_MULTIPLE` floors.
         errors: of the modules of another side, which its floors are compared with; None: its own.
+        known: what needs no run, from earlier sides; what is found is added. None: nothing.
 
     Attributes:
         found: the worst own error of each module over its calls.
@@ -66,7 +69,9 @@ class Examination:
         keep: bool = False,
         decisive: bool = False,
         errors: Mapping[str, OwnError] | None = None,
+        known: KnownErrors | None = None,
     ) -> None:
+        self._known = known
         self._kept, self._calls, self._noise = kept, calls, noise
         self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
         self._watch = Watch(self._before, self._after)
@@ -99,6 +104,10 @@ class Examination:
             return
         arguments = functools.partial(merged, kept, args, kwargs, same_backend=self._same_backend)
         with self._watch.pause(), _unless_it_does_not_run():
+            known = self._known.ask(key, module, (args, kwargs), kept) if self._known is not None else None
+            if known is not None:
+                self._keep_worst(known)
+                return
             given = arguments()
             if given is None:
                 return
@@ -152,15 +161,14 @@ class Examination:
             return []
         if self._keep:
             self.outputs[key] = output
-        ours = [leaf.dtype for leaf in output if leaf is not None]
-        dtype = max([leaf.dtype for leaf in kept.output if leaf is not None] + ours, key=_eps)
+        dtype = coarsest(kept.output, output)
         found = OwnError(name=key[1], own=own, dtype=str(dtype).removeprefix("torch."))
         noise = self._noise
-        if noise is None or not (self._all_floors or own > self._near(dtype, ours)):
-            return [_Examined(found)]
+        if noise is None or not (self._all_floors or own > self._near(dtype, output)):
+            return [_Examined(key, found)]
         if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
             noise = replace(noise, products_only=False, inputs=True)
-        return [_Examined(found, ModuleFloor(noise, module, arguments, output, call))]
+        return [_Examined(key, found, ModuleFloor(noise, module, arguments, output, call))]
 
     def _finish(self, examined: list[_Examined]) -> None:
         """Measures the floors that matter, and keeps the worst call of each module.
@@ -168,9 +176,12 @@ class Examination:
         Args:
             examined: the innermost first. Each run of one is one of those before it as well.
         """
-        for place, (found, floor) in reversed([*enumerate(examined)]):
+        for place, (key, found, floor) in reversed([*enumerate(examined)]):
             with _unless_it_does_not_run():
-                self._keep_worst(self._with_floor(found, floor, examined[:place]) if floor is not None else found)
+                found = self._with_floor(found, floor, examined[:place]) if floor is not None else found
+                self._keep_worst(found)
+                if self._known is not None:
+                    self._known.tell(key, found)
 
     def _with_floor(self, found: OwnError, floor: ModuleFloor, inner: list[_Examined]) -> OwnError:
         floor.within = [one.floor for one in inner if one.floor is not None and one.floor.noise == floor.noise]
@@ -182,11 +193,11 @@ class Examination:
         if before is None or found.worse_than(before):
             self.found[found.name] = found
 
-    def _near(self, dtype: torch.dtype, ours: list[torch.dtype]) -> float:
+    def _near(self, dtype: torch.dtype, output: list[Tensor | None]) -> float:
         """The largest error of which no floor needs to be measured."""
         nudged = self._decisive and self._noise is not None and not self._noise.products_only
-        least = _LEAST_NUDGED if nudged and all(own is dtype for own in ours) else _LEAST_FLOOR
-        return OWN_MULTIPLE * least * _eps(dtype)
+        in_it = all(leaf.dtype is dtype for leaf in output if leaf is not None)
+        return OWN_MULTIPLE * (_LEAST_NUDGED if nudged and in_it else _LEAST_FLOOR) * torch.finfo(dtype).eps
 
 
 class _Running(NamedTuple):
@@ -201,6 +212,7 @@ class _Running(NamedTuple):
 class _Examined(NamedTuple):
     """A module's own error, and the floor that is still to be measured; None: it does not matter."""
 
+    key: Key
     found: OwnError
     floor: ModuleFloor | None = None
 
@@ -213,7 +225,3 @@ def _unless_it_does_not_run() -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps

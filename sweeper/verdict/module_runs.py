@@ -281,6 +281,12 @@ def floats(output: Any, copy_of: Callable[[Tensor], Tensor] = Tensor.clone) -> l
     return [copy_of(leaf) if _is_float(leaf) else None for leaf in tree_leaves(_plain(output))]
 
 
+def coarsest(*outputs: list[Tensor | None]) -> torch.dtype:
+    """The coarsest dtype among the tensors of outputs."""
+    dtypes = [leaf.dtype for output in outputs for leaf in output if leaf is not None]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def _plain(output: Any) -> Any:
     """A transformers output is a dictionary that torch may not know as one."""
     return dict(output) if isinstance(output, Mapping) else output

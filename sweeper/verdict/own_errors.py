@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from sweeper.comparator.side import POOLING, Outputs, Side
 from sweeper.verdict.causes.arguments import arguments_undone
 from sweeper.verdict.examination import Examination
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
+from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_floor import Noise, distance
 from sweeper.verdict.module_runs import Captured, Kept, Key, capture
@@ -60,8 +62,9 @@ class Natively:
         backends = [attention_implementation(side.model) for side in (reference, candidate)]
         self._same_backend = backends[0] == backends[1]
         self._kernels = set(backends) - {None, "eager"}
-        evidence, asked = evidence or ReferenceEvidence(), None if names is None else frozenset(names)
-        self._first = evidence.once(reference, ("kept", asked), lambda: self._captured(reference, names))
+        asked = None if names is None else frozenset(names)
+        self._evidence = evidence or ReferenceEvidence()
+        self._first = self._evidence.once(reference, ("kept", asked), lambda: self._captured(reference, names))
 
     @property
     def reference_chooses(self) -> bool:
@@ -140,6 +143,7 @@ class Natively:
     ) -> dict[str, OwnError]:
         found: dict[str, OwnError] = {}
         order: dict[str, None] = {}
+        known = self._known(noise) if side is self._candidate and not all_floors else None
         runs = side if expected is None else replace(side, seed=side.seed + 1)
         for kept in self._parts(names):
             examination = Examination(
@@ -150,6 +154,7 @@ class Natively:
                 all_floors=all_floors,
                 decisive=not self._full and (not all_floors or errors is not None),
                 errors=errors,
+                known=known,
             )
             first = not order
             found |= examination.run(runs, names if first else {key[1] for key in kept}, to_its_end=first).found
@@ -160,11 +165,27 @@ class Natively:
             del kept, examination  # let go of before the next ones come
         return {name: found[name] for name in order if name in found}
 
+    def _known(self, noise: Noise | None) -> KnownErrors | None:
+        """What other candidates with these weights and conditions have shown; None where the weights are not known."""
+        weights = self._candidate.weights
+        if weights is None:
+            return None
+        left, right = self._conditions()
+        state = self._found
+        differs = state.asked or state.rounded or state.other or state.missing or state.quantised or not state.exact
+        same = weights == self._reference.weights and left == right and not differs
+        what = "known errors", weights, tuple(right.items()), noise, self._full
+        return self._evidence.once(self._reference, what, lambda: KnownErrors(same=same))
+
     def _same_conditions(self) -> bool:
         """Whether the candidate's own rounding explains nothing that the reference's does not."""
-        left, right = ({name: switch.value for name, switch in side.switches.items()} for side in self._sides)
+        left, right = self._conditions()
         casts = arguments_undone(*self._sides, self._found) is not self._candidate
         return self._same_backend and left == right and self._found.coarser is None and not casts
+
+    def _conditions(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        left, right = ({name: switch.value for name, switch in side.switches.items()} for side in self._sides)
+        return left, right
 
     @property
     def _sides(self) -> tuple[Side, Side]:
