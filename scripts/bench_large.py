@@ -1,7 +1,8 @@
 """What judging a large model takes: seconds a cell, and memory beyond the models and the largest module in float64.
 
 Two texts of so many characters, load strategies against `dtype_at_load` in bfloat16 (report 1), or bfloat16 against
-float32. Runs through the code of the command line, without W&B. Prints one JSON line a cell:
+float32. Runs through the code of the command line, without W&B. A cell of tiny_llama is judged before, so that imports,
+the device's start and kernels that are loaded are counted nowhere (`--cold`: they are). Prints one JSON line a cell:
 
 - kind, cause, closed_bitwise: of its verdict; tokens: of the texts.
 - judge_s: the seconds that judging took, by the clock; 0 where another cell's verdict was taken over.
@@ -96,18 +97,21 @@ def main() -> None:
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--characters", type=int, default=512, help="of each of the two texts")
     parser.add_argument("--weights", default="resident", choices=["resident", "streamed", "spread"])
+    parser.add_argument("--cold", action="store_true", help="judge no other cell before")
     parser.add_argument("--cap-gib", type=float, help="of the GPU's memory, that the process may take")
     asked = parser.parse_args()
     if asked.cap_gib is not None:
         share = asked.cap_gib * GIB / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(share)
     judged = Judged()
-    judged.watch()
     with tempfile.TemporaryDirectory(prefix="bench-large-") as name:
         folder = Path(name)
         write_texts(folder / "texts.txt", asked.characters)
-        common = [f"checkpoint={asked.checkpoint}", f"device={asked.device}", f"weights={asked.weights}"]
-        common += ["inputs=file", f"inputs.file={folder / 'texts.txt'}", "wandb.mode=disabled"]
+        common = [f"device={asked.device}", "inputs=file", f"inputs.file={folder / 'texts.txt'}", "wandb.mode=disabled"]
+        if not asked.cold:
+            quietly(request(*CASES["dtype"], *common, "checkpoint=tiny_llama", f"output_dir={folder / 'first'}"))
+        judged.watch()
+        common += [f"checkpoint={asked.checkpoint}", f"weights={asked.weights}"]
         for case in asked.case:
             failed = quietly(request(*CASES[case], *common, f"output_dir={folder / case}", "sweep=bench"))
             (sweep_folder,) = (folder / case).glob("*/bench")
