@@ -18,6 +18,8 @@ from sweeper.verdict.measured import OwnError
 from sweeper.verdict.module_runs import Kept
 from tests.composing import request_of
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
 
 def linear(**changes: Any) -> nn.Linear:
     """A linear layer in eval mode, with the hooks of who watches it."""
@@ -105,9 +107,10 @@ GRIDS = {
 }
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_evidence_is_the_same_as_with_all_of_the_runs(
-    grid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grid: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, known = KnownErrors.ask, []
 
@@ -118,7 +121,7 @@ def test_the_evidence_is_the_same_as_with_all_of_the_runs(
 
     def verdicts(name: str) -> list[VerdictRecord | None]:
         tiny = ("checkpoint=tiny_llama", "inputs=report_2", "wandb.mode=disabled", f"output_dir={tmp_path / name}")
-        plan = make_plan(request_of(*tiny, *GRIDS[grid]), environment("cpu"))
+        plan = make_plan(request_of(*tiny, f"device={device}", *GRIDS[grid]), environment(device))
         runner = Runner(plan.environment, verdict="full" if "verdict=full" in GRIDS[grid] else True, say=print)
         return [runner.run(planned)[0].verdict for planned in plan.cells]
 
