@@ -151,7 +151,7 @@ def observe_within(
 def _is_much(modules: Mapping[str, ModuleRows], device: str) -> bool:
     """Whether it takes a part of the free memory that the runs to come may need: several are kept side by side."""
     tensors = (tensor for rows in modules.values() for tensor in (*rows.outputs, *rows.inputs, *rows.owns))
-    return sum(tensor.nbytes for tensor in tensors) > free_bytes(device) // 64
+    return sum(tensor.nbytes for tensor in tensors) > free_bytes(device) // 128
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:
