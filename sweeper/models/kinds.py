@@ -17,8 +17,8 @@ _PLACES = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx"} 
 _BY_VALUE = (bool, int, float, str, dtype, type, type(None))
 
 
-class _AllRan(Exception):
-    """A module of each kind has run."""
+class _AllRan(BaseException):
+    """A module of each kind has run. No error that a model may catch."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()

@@ -51,8 +51,8 @@ def autocast_in_force() -> tuple[torch.dtype | None, ...]:
     return tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
 
 
-class Over(Exception):
-    """All that was asked for has run: what the model does behind it is for nothing."""
+class Over(BaseException):
+    """All that was asked for has run: what the model does behind it is for nothing. No error that a model may catch."""
 
 
 class Watch:
@@ -155,7 +155,8 @@ def capture(
     capturing = _Capturing(most_bytes / len(side.calls), calls or {})  # the first of them tells how much all take
     watch = Watch(capturing.before, capturing.after)
     with watch.on(side, calls or names), capturing.choices:
-        return capturing.captured(whole=run_until_over(side, watch) is not None)
+        run_until_over(side, watch)
+    return capturing.captured()
 
 
 def run_until_over(side: Side, watch: Watch) -> Outputs | None:
@@ -177,6 +178,7 @@ class _Capturing:
         self._taken: dict[str, bool] = {}
         self._counts: Counter[str] = Counter()
         self._waiting = 0  # for so many calls of what is taken
+        self._over = False
         self.choices = Choices()
 
     @property
@@ -200,15 +202,12 @@ class _Capturing:
         self._kept[key].choices = self.choices.chosen[self._starts[key] :]
         self._waiting -= 1
         if self._calls and not self._waiting and (self._full or self._taken.keys() == self._calls.keys()):
+            self._over = True
             raise Over
 
-    def captured(self, *, whole: bool) -> Captured:
-        """All of it.
-
-        Args:
-            whole: the run went on to its end; else only `calls` tell what comes behind.
-        """
-        seen = self._counts if whole else self._calls
+    def captured(self) -> Captured:
+        """All of it. Where the run did not go on to its end, only `calls` tell what comes behind."""
+        seen = self._calls if self._over else self._counts
         left = {name: seen[name] for name in seen if not self._taken.get(name, False)}
         return Captured(self._kept, left, chooses=bool(self.choices.chosen))
 

@@ -190,3 +190,18 @@ def test_an_error_passes_and_no_hook_stays() -> None:
         run_one_of_each_kind(model, functools.partial(model, torch.ones(1, 2, 5)))
     run_one_of_each_kind(model, functools.partial(model, torch.ones(1, 2, 4)))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.inference_mode()
+def test_a_model_that_catches_errors_does_not_catch_the_end() -> None:
+    class Cautious(Layers):
+        def forward(self, hidden_BTF: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                try:
+                    hidden_BTF = layer(hidden_BTF)
+                except Exception:
+                    continue
+            return hidden_BTF
+
+    model = Cautious(Layer(own=True), Layer(own=True))
+    assert "layers.1" not in ran(model, functools.partial(model, torch.ones(1, 2, 4)))

@@ -117,11 +117,37 @@ class Reused(nn.Module):
         return hidden
 
 
+class Cautious(Reused):
+    """Leaves out a layer that raises, whatever it raises."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            try:
+                hidden = hidden + layer(hidden).tanh()
+            except Exception:
+                return hidden
+        return hidden
+
+
+class Reckless(Reused):
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            try:
+                hidden = hidden + layer(hidden).tanh()
+            except:  # noqa: E722
+                return hidden
+        return hidden
+
+
 def in_parts(side: Side, most_bytes: int) -> list[Captured]:
     parts = [capture(side, most_bytes=most_bytes)]
     while parts[-1].left:
         parts.append(capture(side, calls=parts[-1].left, most_bytes=most_bytes))
     return parts
+
+
+def hidden() -> dict[str, Tensor]:
+    return {"hidden": torch.randn(1, 40, 64)}
 
 
 def texts_alone() -> list[dict[str, Tensor]]:
@@ -133,7 +159,9 @@ def texts_alone() -> list[dict[str, Tensor]]:
     [
         pytest.param(llama, padded_left, id="a batch"),
         pytest.param(llama, texts_alone, id="several calls"),
-        pytest.param(Reused, lambda: {"hidden": torch.randn(1, 40, 64)}, id="a layer that is called again"),
+        pytest.param(Reused, hidden, id="a layer that is called again"),
+        pytest.param(Cautious, hidden, id="a model that catches errors"),
+        pytest.param(Reckless, hidden, id="a model that catches everything"),
     ],
 )
 def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded(
@@ -159,7 +187,7 @@ def test_what_modules_are_run_on_is_captured_in_parts_that_are_bounded(
 def test_a_run_ends_behind_the_last_module_that_is_asked_for() -> None:
     """It goes on to its end where one of them is called again there, or not as often as before."""
     model = Reused()
-    side, _ = sides(model, model, {"hidden": torch.randn(1, 40, 64)})
+    side, _ = sides(model, model, hidden())
     ran: list[str] = []
     for name, layer in model.layers.named_children():
         layer.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -185,7 +213,7 @@ def test_a_run_ends_behind_the_last_module_that_is_asked_for() -> None:
 
 
 def test_a_module_that_is_no_longer_called_is_not_waited_for_again_and_again() -> None:
-    side, _ = sides(model := Reused(), model, {"hidden": torch.randn(1, 40, 64)})
+    side, _ = sides(model := Reused(), model, hidden())
     captured = capture(side, calls={"layers.9": 1, "layers.1": 1}, most_bytes=1)
     assert [name for _, name, _ in captured.kept] == ["layers.1"]
     captured = capture(side, calls={"layers.9": 1}, most_bytes=1)
