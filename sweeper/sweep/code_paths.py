@@ -72,6 +72,10 @@ class CodePaths:
         measured_in, cost = self._costs[key]
         return cost if measured_in == planned.cell_id else cost.model_copy(update={"measured_in": measured_in})
 
+    def forget_cost(self, cell_id: str) -> None:
+        """A cell that failed behind its measurement has no cost in its record for others to name."""
+        self._costs = {key: cost for key, cost in self._costs.items() if cost[0] != cell_id}
+
     def _key(self, cell: Cell, loaded: LoadedModel) -> tuple[Hashable, ...]:
         """The code, the settings around it, all dtypes and all shapes."""
         if loaded.key not in self._dtypes:

@@ -119,12 +119,14 @@ class Runner:
                 measured, modules = self._run(planned, record, following)
             return measured.model_copy(update={"fallbacks": (*dict.fromkeys([*measured.fallbacks, *said]),)}), modules
         except UnsupportedError as error:
+            self._code_paths.forget_cost(planned.cell_id)
             return ended(record, Status.UNSUPPORTED, str(error)), ()
         except Exception as error:
             # the text, not the exception: its frames would keep the failed model alive
             failed = ended(record, Status.FAILED, reason_of(error), traceback.format_exc())
             short_of_memory = out_of_memory(error)
             traceback.clear_frames(error.__traceback__)
+        self._code_paths.forget_cost(planned.cell_id)
         self._forget(planned)
         if not short_of_memory:
             return failed, ()

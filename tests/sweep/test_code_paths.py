@@ -12,6 +12,7 @@ from torch import nn
 from sweeper.comparator import forwards
 from sweeper.config import Attention
 from sweeper.environment import environment
+from sweeper.errors import UnsupportedError
 from sweeper.models import attention
 from sweeper.models.swapping import Source
 from sweeper.planning.plan import Plan, make_plan
@@ -116,6 +117,25 @@ def test_what_a_code_path_costs_is_measured_once_and_says_by_whom(tmp_path: Path
         assert (found[first].measured_in, found[alike].measured_in) == (None, plan.cells[first].cell_id)
         assert (found[alike].latency_ms, found[alike].repeatable) == (found[first].latency_ms, True)
     assert len({cost.latency_ms for cost in found}) == 2
+
+
+@pytest.mark.parametrize("error", [UnsupportedError("not here"), RuntimeError("broken")])
+def test_no_cell_names_one_that_failed_behind_its_measurement(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "load_strategy=dtype_at_load,device_map,cast_after_load", "dtype=float32")
+    running = Runner(plan.environment, verdict=False, say=print)
+
+    def failing(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "_finished", failing)
+        assert running.run(plan.cells[0])[0].cost is None
+    second, third = (running.run(planned)[0].cost for planned in plan.cells[1:])
+    assert second is not None
+    assert third is not None
+    assert (second.measured_in, third.measured_in) == (None, plan.cells[1].cell_id)
 
 
 def test_a_cell_that_runs_streamed_among_others_is_measured_by_itself(
