@@ -260,7 +260,7 @@ class _Held:
 
     def copy_values(self) -> None:
         """Where there are any, and nothing expanded: no operation writes to that."""
-        expanded = any(
+        expanded = self.tensor.layout is torch.strided and any(
             step == 0 and size > 1 for step, size in zip(self.tensor.stride(), self.tensor.shape, strict=True)
         )
         if not self.tensor.is_meta and not expanded:

@@ -12,6 +12,7 @@ from sweeper.comparator.outputs import same_raw_bits
 from sweeper.models.names import align
 from sweeper.models.state import StateEntry, pieces, state_of
 
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _ROUNDING = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -144,7 +145,8 @@ def _change(name: str, left: StateEntry, right: StateEntry) -> Change | bool:
     """What differs; where no value does, whether the bits and the shape are the same too."""
     if left.is_same(right):
         return True
-    reference, candidate = left.tensor, right.tensor.to(left.tensor.device)
+    reference = dense(left.tensor)
+    candidate = dense(right.tensor).to(reference.device)
     if _same_memory(reference, candidate):
         return True
     shared = _shared_rows(reference, candidate)
@@ -152,6 +154,11 @@ def _change(name: str, left: StateEntry, right: StateEntry) -> Change | bool:
         return shared[0] is reference and _same_bits(*shared)
     scheme = _explaining_scheme(left, right, reference, candidate)
     return Change(name, left, right, None if shared is None else _rounded_to(*shared), scheme)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A sparse one with all its zeros: its numbers are compared in their places."""
+    return tensor.to_dense() if tensor.layout in _SPARSE else tensor
 
 
 def _explaining_scheme(left: StateEntry, right: StateEntry, reference: Tensor, candidate: Tensor) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sweeper.verdict.comparison import compare_models
 from sweeper.verdict.state_changes import provenance
 
 
@@ -90,3 +91,53 @@ def test_no_whole_tensor_is_doubled() -> None:
         with Largest() as seen:
             assert list(provenance(reference, candidate).other) == ["weight"]
         assert 0 < seen.elements <= 2**16
+
+
+class Neighbours(nn.Module):
+    """Adds to each feature what a sparse table says of its neighbour, as graph networks do."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("table", table)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return (self.table @ self.layer(hidden[0]).T).T[None]
+
+
+TABLE = torch.eye(8) + torch.diag(torch.full((7,), 0.3), 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "kind", "cause"),
+    [
+        (TABLE, "identical", ""),
+        (TABLE.bfloat16().float(), "policy", "buffer table: rounded to bfloat16"),
+        (1.5 * TABLE, "semantic", "buffer table: 15 of 64 values differ, by at most 0.5"),
+    ],
+    ids=["same", "rounded", "other values"],
+)
+def test_a_sparse_table_is_compared_by_its_numbers(other: Tensor, kind: str, cause: str) -> None:
+    reference, candidate = Neighbours(TABLE.to_sparse()).eval(), Neighbours(other.to_sparse()).eval()
+    candidate.layer.load_state_dict(reference.layer.state_dict())
+    comparison = compare_models(reference, candidate, {"hidden": torch.randn(1, 5, 8)})
+    assert comparison.verdict.kind == kind
+    if cause:
+        assert comparison.explain().cause.startswith(cause)
+    assert torch.equal(candidate.table.to_dense(), other)
+    assert candidate.table.layout is torch.sparse_coo
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_table_of_which_torch_has_no_float64_run_says_so() -> None:
+    """A CSR tensor's values stay float32 when it is cast: torch refuses the product."""
+    reference, candidate = Neighbours(TABLE.to_sparse_csr()).eval(), Neighbours(TABLE.to_sparse_csr()).eval()
+    inputs = {"hidden": torch.randn(1, 5, 8)}
+    candidate.layer.load_state_dict(reference.layer.state_dict())
+    assert compare_models(reference, candidate, inputs).verdict.kind == "identical"
+    with torch.no_grad():
+        candidate.layer.weight[0, 0] += 1
+    comparison = compare_models(reference, candidate, inputs)
+    assert comparison.verdict.kind == "inconclusive"
+    assert "no replay in float64" in comparison.verdict.reason
+    assert comparison.explain().cause.startswith("parameter layer.weight: 1 of 64 values differ")

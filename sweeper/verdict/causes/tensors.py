@@ -16,7 +16,7 @@ from sweeper.models.quantised import dequantised
 from sweeper.models.state import pieces, state_of
 from sweeper.models.swapping import Given, Swap, swapped
 from sweeper.verdict.causes.counterfactual import Counterfactual, Pair
-from sweeper.verdict.state_changes import Change, Provenance
+from sweeper.verdict.state_changes import Change, Provenance, dense
 from sweeper.verdict.wording import some_of
 
 
@@ -175,7 +175,8 @@ def _name(changes: Sequence[Change]) -> str:
 
 def _what(change: Change) -> str:
     """What became of the values, in words."""
-    left, right = change.reference, change.candidate.to(change.reference.device)
+    left = dense(change.reference)
+    right = dense(change.candidate).to(left.device)
     if change.rounded_to is not None:
         dtypes = f"{_dtype(left.dtype)} -> {_dtype(right.dtype)}"
         return dtypes if left.dtype != right.dtype else f"rounded to {_dtype(change.rounded_to)}"
