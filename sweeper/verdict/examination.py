@@ -17,7 +17,7 @@ from sweeper.devices import out_of_memory
 from sweeper.verdict.discrete_choices import Choices, same_choices
 from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
-from sweeper.verdict.module_floor import ModuleFloor, Noise, distance, same_leaves
+from sweeper.verdict.module_floor import Noise, distance, same_leaves
 from sweeper.verdict.module_runs import (
     Given,
     Kept,
@@ -52,7 +52,7 @@ class Examination:
         known: what needs no run, from earlier sides; what is found is added. None: nothing.
 
     Attributes:
-        found: the worst own error of each module over its calls.
+        found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
         order: names of all modules that were watched, in the order in which they end.
         gave: what the side itself gave meanwhile, but for embeddings; nothing where its run ended before.
@@ -76,6 +76,7 @@ class Examination:
         self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
         self._watch = Watch(self._before, self._after)
         self._decisive, self._errors = decisive, errors
+        self._pending: dict[Key, OwnError] = {}
         self._running: dict[Key, _Running] = {}
         self._waiting: set[Key] = set()  # for whose end the run goes on; none: to its own
         self.found: dict[str, OwnError] = {}
@@ -104,94 +105,66 @@ class Examination:
             return
         arguments = functools.partial(merged, kept, args, kwargs, same_backend=self._same_backend)
         with self._watch.pause(), _unless_it_does_not_run():
-            known = self._known.ask(key, module, (args, kwargs), kept) if self._known is not None else None
-            if known is not None:
-                self._keep_worst(known)
-                return
             given = arguments()
             if given is None:
                 return
+            if self._known is not None:
+                if (known := self._known.ask(key, module, given)) is not None:
+                    self._pending[key] = known
+                    return
+                if self._known.is_references(module, given, kept):
+                    self._examine(key, kept, module, kept.output, arguments)
+                    return
             if not kept.choices and same_leaves(given, args, kwargs):
-                self._running[key] = _Running(kept, module, given, [])  # it runs on these arguments anyway
+                self._running[key] = _Running(kept, module, given)  # it runs on these arguments anyway
                 return
             with Choices() as choices:
                 output = outputs_of(module, given)
             if same_choices(kept.choices, choices.chosen):
-                self._finish(self._examined(key, kept, module, output, arguments))
+                self._examine(key, kept, module, output, arguments)
 
     def _after(self, key: Key, output: Any) -> None:
         self.order.setdefault(key[1])
-        if key in self._running:
-            with self._watch.pause():
-                self._ended(key, output)
+        if (running := self._running.pop(key, None)) is not None:
+            kept, module, given = running
+            with self._watch.pause(), _unless_it_does_not_run():
+                again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
+                self._examine(key, kept, module, floats(output), again)
+        found = self._pending.pop(key, None)
+        before = self.found.get(key[1])
+        if found is not None and (before is None or found.worse_than(before)):
+            self.found[found.name] = found
         if self._waiting:
             self._waiting.discard(key)
             if not self._waiting:
                 raise Over
 
-    def _ended(self, key: Key, output: Any) -> None:
-        """A module has run on the reference's arguments. One that was called with what a module around it is called
-        with waits for that: their floors take the same runs."""
-        within: list[_Examined] = []
-        while key in self._running:  # behind it those that raised, and were left
-            running = self._running.popitem()[1]
-            within += running.within
-        kept, module, given, _ = running
-        with _unless_it_does_not_run():
-            again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
-            within += self._examined(key, kept, module, floats(output), again)
-        around = next(reversed(self._running.values()), None)
-        if around is None or around.given.floats or given.floats:
-            self._finish(within)
-        else:
-            around.within.extend(within)
-
-    def _examined(
+    def _examine(
         self,
         key: Key,
         kept: Kept,
         module: nn.Module,
         output: list[Tensor | None],
         arguments: Callable[[], Given | None],
-    ) -> list[_Examined]:
-        """A module's own error, and its floor if that matters; nothing where it cannot be compared."""
+    ) -> None:
         call = self._calls[key[0]]
         own = distance(kept.output, output, call)
         if own is None:
-            return []
+            return
         if self._keep:
             self.outputs[key] = output
         dtype = coarsest(kept.output, output)
         found = OwnError(name=key[1], own=own, dtype=str(dtype).removeprefix("torch."))
-        noise = self._noise
-        if noise is None or not (self._all_floors or own > self._near(dtype, output)):
-            return [_Examined(key, found)]
-        if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
-            noise = replace(noise, products_only=False, inputs=True)
-        return [_Examined(key, found, ModuleFloor(noise, module, arguments, output, call))]
-
-    def _finish(self, examined: list[_Examined]) -> None:
-        """Measures the floors that matter, and keeps the worst call of each module.
-
-        Args:
-            examined: the innermost first. Each run of one is one of those before it as well.
-        """
-        for place, (key, found, floor) in reversed([*enumerate(examined)]):
-            with _unless_it_does_not_run():
-                found = self._with_floor(found, floor, examined[:place]) if floor is not None else found
-                self._keep_worst(found)
-                if self._known is not None:
-                    self._known.tell(key, found)
-
-    def _with_floor(self, found: OwnError, floor: ModuleFloor, inner: list[_Examined]) -> OwnError:
-        floor.within = [one.floor for one in inner if one.floor is not None and one.floor.noise == floor.noise]
-        error = self._errors[found.name].own if self._errors is not None else found.own
-        return replace(found, floor=floor.level(error / OWN_MULTIPLE if self._decisive else math.inf))
-
-    def _keep_worst(self, found: OwnError) -> None:
-        before = self.found.get(found.name)
-        if before is None or found.worse_than(before):
-            self.found[found.name] = found
+        if self._noise is not None and (self._all_floors or own > self._near(dtype, output)):
+            enough = self._errors[key[1]].own if self._errors is not None else own
+            enough = enough / OWN_MULTIPLE if self._decisive else math.inf
+            noise = self._noise
+            if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
+                noise = replace(noise, products_only=False, inputs=True)
+            found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
+        self._pending[key] = found
+        if self._known is not None:
+            self._known.tell(key, found)
 
     def _near(self, dtype: torch.dtype, output: list[Tensor | None]) -> float:
         """The largest error of which no floor needs to be measured."""
@@ -201,20 +174,9 @@ class Examination:
 
 
 class _Running(NamedTuple):
-    """A module that is being run on the reference's arguments by its model, and those in it that wait for its end."""
-
     kept: Kept
     module: nn.Module
     given: Given
-    within: list[_Examined]
-
-
-class _Examined(NamedTuple):
-    """A module's own error, and the floor that is still to be measured; None: it does not matter."""
-
-    key: Key
-    found: OwnError
-    floor: ModuleFloor | None = None
 
 
 @contextlib.contextmanager

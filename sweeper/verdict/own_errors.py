@@ -41,7 +41,7 @@ class Natively:
         full: measure all floors to the end; else only as far as something depends on them.
 
     Attributes:
-        repeats: whether the candidate gave what was expected; None: not known.
+        repeats: whether the candidate gave what was expected, in the first of its runs; None: not known.
     """
 
     repeats: bool | None = None
@@ -173,7 +173,7 @@ class Natively:
         left, right = self._conditions()
         state = self._found
         differs = state.asked or state.rounded or state.other or state.missing or state.quantised or not state.exact
-        same = weights == self._reference.weights and left == right and not differs
+        same = left == right and not differs
         what = "known errors", weights, tuple(right.items()), noise, self._full
         return self._evidence.once(self._reference, what, lambda: KnownErrors(same=same))
 
@@ -204,7 +204,8 @@ class Natively:
             with replayed(self._candidate) as (side, _):
                 kept, calls = captured.kept, self._reference.calls
                 examination = Examination(kept, calls, None, same_backend=self._same_backend)
-                found |= examination.run(side, {key[1] for key in kept}, to_its_end=False).found
+                in_one = left is None and not captured.left
+                found |= examination.run(side, {key[1] for key in kept}, to_its_end=in_one).found
             left = captured.left
             del captured, kept, examination  # let go of before the next ones come
         return found

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from sweeper.inputs.calls import call_of
 from sweeper.verdict import monte_carlo
 from sweeper.verdict.first_divergence import rel_l2
-from sweeper.verdict.module_floor import ModuleFloor, Noise
+from sweeper.verdict.module_floor import Noise
 from sweeper.verdict.module_runs import Given
 from sweeper.verdict.monte_carlo import OperationNoise
 
@@ -96,8 +96,7 @@ def floor_of(enough: float) -> tuple[float, int]:
     call = call_of({"input_ids": torch.arange(TOKENS)[None]}, head, None)
     with torch.no_grad(), LargestInFloat64() as largest:
         output: list[Tensor | None] = [head(hidden)]
-        noise, given = Noise(state_eps=2.0**-8), Given((hidden,), {}, [hidden])
-        floor = ModuleFloor(noise, head, lambda: given, output, call).level(enough)
+        floor = Noise(state_eps=2.0**-8).floor(head, lambda: Given((hidden,), {}, [hidden]), output, call, enough)
     return floor, largest.elements
 
 

@@ -313,3 +313,116 @@ def test_an_id_that_another_tensor_had_is_no_copy_of_it() -> None:
         assert copies.of(tensor) is copies.of(tensor)
         assert copies.nbytes == 12 * (number + 1)
         del tensor
+
+
+class Base(nn.Module):
+    """Gives a fifth too much in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(64, 16), nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.layer(self.table(ids))
+        return hidden * 1.2 if hidden.dtype is torch.bfloat16 else hidden
+
+
+class Headed(nn.Module):
+    """Hides next to all of what its base model gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = Base(), nn.Linear(16, 64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(1e-3 * self.base(ids))
+
+
+def test_a_base_model_is_nudged_in_the_autocast_that_its_model_runs_in() -> None:
+    """As accelerate has it: autocast lies in the forward, the model's hooks around it."""
+    torch.manual_seed(0)
+    reference = Headed().eval()
+    candidate = copy.deepcopy(reference)
+    forward = candidate.forward
+
+    def under_autocast(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    candidate.forward = under_autocast  # type: ignore[method-assign]
+    comparison = compare_models(reference, candidate, {"ids": torch.arange(32)[None]})
+    assert comparison.verdict.kind == "semantic", comparison
+    assert comparison.verdict.reason.startswith("base lies")
+
+
+class Fast(nn.Module):
+    """Has no kernel for bfloat16."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.table.weight.dtype is torch.bfloat16:
+            raise NotImplementedError("no kernel for bfloat16")
+        return self.table.weight[ids]
+
+
+class Places(nn.Module):
+    """Gives a tenth too much in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.table(ids)
+        return hidden * 1.1 if hidden.dtype is torch.bfloat16 else hidden
+
+
+class FallsBack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(64, 16), Places()
+        self.fast, self.layer, self.head = Fast(self.table), nn.Linear(16, 16), nn.Linear(16, 64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        try:
+            hidden = self.fast(ids)
+        except NotImplementedError:
+            hidden = self.table(ids)
+        hidden = hidden + self.places(ids)
+        chosen = self.layer(hidden).topk(2).indices
+        return self.head(hidden.scatter(-1, chosen, 0.0))
+
+
+def test_what_comes_behind_a_module_that_one_side_falls_back_from_is_examined() -> None:
+    torch.manual_seed(0)
+    reference = FallsBack().eval()
+    comparison = compare_models(reference, copy.deepcopy(reference).bfloat16(), {"ids": torch.arange(32)[None]})
+    assert comparison.verdict.kind == "semantic", comparison
+    assert comparison.verdict.reason.startswith("places lies")
+
+
+class GoesOn(nn.Module):
+    """Calls a module that raises, and another one in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(7, 7), nn.Embedding(64, 8), nn.Embedding(64, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        try:
+            hidden = self.body[0](ids)
+        except RuntimeError:
+            hidden = self.body[1](ids)
+        return hidden + self.body[2](ids)
+
+
+def test_what_lies_around_a_module_that_raises_is_examined_all_the_same() -> None:
+    torch.manual_seed(0)
+    side, other = sides(GoesOn(), GoesOn(), {"ids": torch.arange(64)[None]})
+    noise = Noise(state_eps=2.0**-8, inputs=True)
+    found = Examination(capture(side).kept, side.calls, noise, same_backend=True, all_floors=True).run(other).found
+    assert found.keys() == {"", "body.1", "body.2"}
+    assert all(one.floor > 0 and one.own > 1 for one in found.values())
