@@ -51,8 +51,11 @@ def autocast_in_force() -> tuple[torch.dtype | None, ...]:
     return tuple(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds)
 
 
-class Over(BaseException):
-    """All that was asked for has run: what the model does behind it is for nothing. No error that a model may catch."""
+class Over(Exception):
+    """All that was asked for has run: what the model does behind it is for nothing.
+
+    An `Exception`, behind which torch calls the hooks that let go of streamed weights. A model may catch it and go on.
+    """
 
 
 class Watch:
@@ -152,7 +155,9 @@ def capture(
         calls: the modules and how often each is called, where that is known (`Captured.left`), in place of `names`. The
             run then ends behind the last call of those that are kept.
     """
-    capturing = _Capturing(most_bytes / len(side.calls), calls or {})  # the first of them tells how much all take
+    tokens = [len(call.forward.flat_N) for call in side.calls]
+    of_first = max(1, tokens[0]) / max(1, sum(tokens))  # the first call tells what there is room for
+    capturing = _Capturing(most_bytes * of_first, calls or {})
     watch = Watch(capturing.before, capturing.after)
     with watch.on(side, calls or names), capturing.choices:
         run_until_over(side, watch)

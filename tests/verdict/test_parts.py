@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from sweeper.comparator.side import Side, sides
 from sweeper.verdict.comparison import Comparison, compare_models
 from sweeper.verdict.examination import Examination
 from sweeper.verdict.module_runs import Captured, Kept, capture
+from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.reference_evidence import nbytes
+from sweeper.verdict.state_changes import provenance
 from tests.small_models import explicit, llama, packed, padded_left
 
 
@@ -65,6 +68,35 @@ def test_parts_give_the_figures_of_the_whole(
     monkeypatch.setattr(observation, "WINDOW_BYTES", 10_000 if compare is policy else 1)
     for part, expected in zip(found(compare), whole, strict=True):
         assert repr(part) == repr(expected)
+
+
+def test_a_part_in_the_first_layers_does_not_run_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the two sides, once one run of each has told how much there is."""
+    monkeypatch.setattr(observation, "WINDOW_BYTES", 1000)
+    reference, candidate = sides(llama(), llama(torch.bfloat16), padded_left())
+    ran: Counter[str] = Counter()
+    for side, which in ((reference, "reference"), (candidate, "candidate")):
+        for name in ("model.embed_tokens", "lm_head"):
+            module = side.model.get_submodule(name)
+            module.register_forward_hook(lambda *_, name=f"{which} {name}": ran.update([name]))
+    found = Natively(reference, candidate, provenance(reference.model, candidate.model)).examine()
+    assert {"lm_head", ""} < found.keys()
+    for which in ("reference", "candidate"):
+        assert 3 * ran[f"{which} lm_head"] < ran[f"{which} model.embed_tokens"], ran
+
+
+@pytest.mark.parametrize(("free", "waits"), [(2**40, False), (200_000, True)])
+def test_a_part_waits_on_the_host_where_it_takes_much_of_what_is_free(
+    free: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(observation, "WINDOW_BYTES", 10_000)
+    monkeypatch.setattr(observation, "free_bytes", lambda _device: free)
+    monkeypatch.setattr(observation, "_on_host", lambda rows: moved.append(rows.module_type) or rows)
+    model = llama()
+    observed = observation.observe(sides(model, model, padded_left())[0])
+    assert 0 < len(observed.modules) < len(observed.seen)
+    assert bool(moved) is waits
 
 
 class Wide(nn.Module):
