@@ -20,6 +20,8 @@ from sweeper.devices import free_bytes
 # Of the rows of one side's modules, at once: two sides have a part each, and the first parts of their runs are kept.
 WINDOW_BYTES = 2**29
 _BEGINNING = 8  # that part of it where the first difference is looked for, which mostly lies in the first layer
+# A part that takes more than this share of the free memory waits on the host: beside two models of 8B it has to.
+_MOST_ON_DEVICE = 1 / 128
 
 Within = Callable[[], AbstractContextManager[Side]]
 """Makes the context in which a side runs as it is observed."""
@@ -151,7 +153,7 @@ def observe_within(
 def _is_much(modules: Mapping[str, ModuleRows], device: str) -> bool:
     """Whether it takes a part of the free memory that the runs to come may need: several are kept side by side."""
     tensors = (tensor for rows in modules.values() for tensor in (*rows.outputs, *rows.inputs, *rows.owns))
-    return sum(tensor.nbytes for tensor in tensors) > free_bytes(device) // 128
+    return sum(tensor.nbytes for tensor in tensors) > free_bytes(device) * _MOST_ON_DEVICE
 
 
 def _on_host(rows: ModuleRows) -> ModuleRows:
