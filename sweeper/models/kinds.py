@@ -18,7 +18,8 @@ _BY_VALUE = (bool, int, float, str, dtype, type, type(None))
 
 
 class _AllRan(BaseException):
-    """A module of each kind has run. No error that a model may catch."""
+    """A module of each kind has run. No error that a model may catch: torch calls no hooks behind it, but none are
+    needed, as streamed models run whole."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
