@@ -141,7 +141,7 @@ class OperationNoise(TorchDispatchMode):
         share = float(error.norm() / size) if size > 0 else 0.0
         if share > _COARSEST_PRODUCT:
             error.mul_(_COARSEST_PRODUCT / share)
-        signs = self._draws.uniform(error.shape, error.device, torch.float64).mul_(2).sub_(1).sign_()
+        signs = self._draws.factors(error.shape, error.device, torch.float64, eps=1).sub_(1).sign_()
         return error.mul_(signs).to(leaf.dtype)
 
 
@@ -185,8 +185,7 @@ def in_pieces(
     """
 
     def factors(shape: tuple[int, ...]) -> Tensor:
-        drawn = draws.uniform(shape, tensor.device, dtype)
-        return drawn.mul_(2 * eps).add_(1 - eps)  # eps is a power of two: rounded once, as 1 + eps * (2 * drawn - 1)
+        return draws.factors(shape, tensor.device, dtype, eps)
 
     on_cpu, flat = tensor.device.type == "cpu", tensor.is_contiguous()
     size = _CPU_PIECE if flat and on_cpu else _PIECE

@@ -13,27 +13,31 @@ DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_are_uniform_and_the_seeds_own(device: torch.device, dtype: torch.dtype) -> None:
-    drawn = Draws(3).uniform((1000, 64), device, dtype)
+def test_factors_are_uniform_around_one_and_the_seeds_own(device: torch.device, dtype: torch.dtype) -> None:
+    drawn = Draws(3).factors((1000, 64), device, dtype, eps=0.5)
     assert (drawn.dtype, drawn.device.type, drawn.shape) == (dtype, device.type, (1000, 64))
-    assert 0 <= drawn.min() < 1e-3
-    assert 1 - 1e-3 < drawn.max() < 1
-    assert abs(float(drawn.double().mean()) - 1 / 2) < 5e-3
-    assert abs(float(drawn.double().var()) - 1 / 12) < 5e-3
-    assert torch.equal(drawn, Draws(3).uniform((1000, 64), device, dtype))
-    assert not torch.equal(drawn, Draws(4).uniform((1000, 64), device, dtype))
-    assert Draws(3).uniform((), device, dtype).shape == ()
+    u = (drawn.double() - 1) / 0.5
+    assert -1 <= u.min() < -1 + 1e-3
+    assert 1 - 1e-3 < u.max() < 1
+    assert abs(float(u.mean())) < 1e-2
+    assert abs(float(u.var()) - 1 / 3) < 1e-2
+    neighbours = torch.stack([u.flatten()[:-1], u.flatten()[1:]])
+    assert abs(float(neighbours.corrcoef()[0, 1])) < 2e-2
+    assert torch.equal(drawn, Draws(3).factors((1000, 64), device, dtype, eps=0.5))
+    assert not torch.equal(drawn, Draws(4).factors((1000, 64), device, dtype, eps=0.5))
+    assert Draws(3).factors((), device, dtype, eps=0.5).shape == ()
+    assert Draws(3).factors((2, 0), device, dtype, eps=0.5).shape == (2, 0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_same_numbers_come_again_from_a_state(device: torch.device) -> None:
     draws = Draws(0)
-    draws.uniform((7,), device, torch.float32)
+    draws.factors((7,), device, torch.float32, eps=0.5)
     state = draws.state(device)
-    first = [draws.uniform((5,), device, dtype) for dtype in (torch.float32, torch.float64)]
-    draws.uniform((3,), device, torch.float64)
+    first = [draws.factors((5,), device, dtype, eps=0.5) for dtype in (torch.float32, torch.float64)]
+    draws.factors((3,), device, torch.float64, eps=0.5)
     draws.go_on_from(device, state)
-    again = [draws.uniform((5,), device, dtype) for dtype in (torch.float32, torch.float64)]
+    again = [draws.factors((5,), device, dtype, eps=0.5) for dtype in (torch.float32, torch.float64)]
     assert all(map(torch.equal, first, again))
 
 

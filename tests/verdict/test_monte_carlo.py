@@ -117,6 +117,6 @@ def test_a_product_that_is_exact_has_no_error_to_scale() -> None:
     hidden = torch.arange(8.0).view(2, 4)
     for options in ({"products_only": True}, {}):
         found = nudged(head, hidden, **options)
-        torch.testing.assert_close(found, hidden[:, :3], rtol=2.0**-23, atol=0.0)
+        torch.testing.assert_close(found, hidden[:, :3], rtol=1.5 * 2.0**-23, atol=0.0)  # rounded once more
     assert torch.equal(nudged(head, hidden, products_only=True), hidden[:, :3])
     assert torch.equal(nudged(head, torch.zeros(2, 4)), torch.zeros(2, 3))
