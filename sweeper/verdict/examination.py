@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,10 +50,12 @@ class Examination:
         decisive: measure floors only as far as it takes to tell an error from one of `OWN_MULTIPLE` floors.
         errors: of the modules of another side, which its floors are compared with; None: its own.
         known: what needs no run, from earlier sides; what is found is added. None: nothing.
+        wait: names of modules whose floor somebody else sees to, where the side's own run is on these arguments.
 
     Attributes:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
+        waiting: what those calls gave that wait for a floor, and how far they are off.
         order: names of all modules that were watched, in the order in which they end.
         gave: what the side itself gave meanwhile, but for embeddings; nothing where its run ended before.
     """
@@ -70,8 +72,9 @@ class Examination:
         decisive: bool = False,
         errors: Mapping[str, OwnError] | None = None,
         known: KnownErrors | None = None,
+        wait: Collection[str] = (),
     ) -> None:
-        self._known = known
+        self._known, self._wait = known, wait
         self._kept, self._calls, self._noise = kept, calls, noise
         self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
         self._watch = Watch(self._before, self._after)
@@ -81,6 +84,7 @@ class Examination:
         self._waiting: set[Key] = set()  # for whose end the run goes on; none: to its own
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
+        self.waiting: dict[Key, Waiting] = {}
         self.order: dict[str, None] = {}
         self.gave: Outputs = {}
 
@@ -129,7 +133,7 @@ class Examination:
             kept, module, given = running
             with self._watch.pause(), _unless_it_does_not_run():
                 again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
-                self._examine(key, kept, module, floats(output), again)
+                self._examine(key, kept, module, floats(output), again, may_wait=True)
         found = self._pending.pop(key, None)
         before = self.found.get(key[1])
         if found is not None and (before is None or found.worse_than(before)):
@@ -146,6 +150,8 @@ class Examination:
         module: nn.Module,
         output: list[Tensor | None],
         arguments: Callable[[], Given | None],
+        *,
+        may_wait: bool = False,
     ) -> None:
         call = self._calls[key[0]]
         own = distance(kept.output, output, call)
@@ -161,7 +167,10 @@ class Examination:
             noise = self._noise
             if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
                 noise = replace(noise, products_only=False, inputs=True)
-            found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
+            if may_wait and key[1] in self._wait and not noise.products_only:
+                self.waiting[key] = Waiting(output, found)
+            else:
+                found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
         self._pending[key] = found
         if self._known is not None:
             self._known.tell(key, found)
@@ -171,6 +180,13 @@ class Examination:
         nudged = self._decisive and self._noise is not None and not self._noise.products_only
         in_it = all(leaf.dtype is dtype for leaf in output if leaf is not None)
         return OWN_MULTIPLE * (_LEAST_NUDGED if nudged and in_it else _LEAST_FLOOR) * torch.finfo(dtype).eps
+
+
+class Waiting(NamedTuple):
+    """What a call of a module gave, and how far it is off; its floor is not measured yet."""
+
+    output: list[Tensor | None]
+    found: OwnError
 
 
 class _Running(NamedTuple):

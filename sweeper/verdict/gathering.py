@@ -6,16 +6,16 @@ was not run is said.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sweeper.comparator.outputs import aside
-from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
+from sweeper.comparator.side import Outputs, Side, run
 from sweeper.devices import out_of_memory
 from sweeper.verdict.causes.arguments import cast_arguments
 from sweeper.verdict.compiled_code import compiled_code
@@ -25,7 +25,8 @@ from sweeper.verdict.first_divergence import Trace, nonfinite, outputs_rel_l2
 from sweeper.verdict.first_run import FirstRun
 from sweeper.verdict.float64_replay import attention, attention_implementation
 from sweeper.verdict.measured import Measured, OwnError
-from sweeper.verdict.noise_floor import Floor, measure_floor, raise_floor
+from sweeper.verdict.noise_floor import Floor, measure_floor
+from sweeper.verdict.output_floors import OutputFloors
 from sweeper.verdict.own_errors import Natively
 from sweeper.verdict.quantisation import kernel_share, without_quantisation
 from sweeper.verdict.reference_evidence import ReferenceEvidence
@@ -168,6 +169,11 @@ class Gathering:
         )
         return {"compiled": tuple(code for code in found if code is not None)}
 
+    @functools.cached_property
+    def _floors(self) -> OutputFloors:
+        outputs = self._base.outputs, self._native.outputs
+        return OutputFloors(self._reference, self._candidate, self._found, self._evidence, *outputs)
+
     def _whole_floor(self) -> dict[str, Any]:
         """The reference's floor; where the difference exceeds it, the noisier side's (another dtype, autocast)."""
         floor = self._evidence.once(self._reference, "floor", lambda: measure_floor(self._reference, self._base))
@@ -177,32 +183,10 @@ class Gathering:
         return {**_of_floor(floor), "layers": _by_layer(self._native, floor)}
 
     def _floor_as_needed(self) -> dict[str, Any]:
-        """The floor of either side, as far as it decides: that of the one with the coarser dtype first, which may be
-        that of its parameters or, under autocast, of its outputs."""
-        enough = self._figures["native"] / FLOOR_MULTIPLE
-        coarser, sides = self._found.coarser, [self._reference, self._candidate]
-        if coarser is None:
-            coarser_candidate = _eps(self._native.outputs) > _eps(self._base.outputs)
-        else:
-            coarser_candidate = coarser is self._found.candidate_dtype
-        if coarser_candidate:
-            sides.reverse()
-        floors = []
-        for side in sides:
-            floors.append(self._floor_of(side, enough))
-            if floors[-1].level >= enough:
-                break
-        self._floor = max(floors, key=lambda floor: floor.level)
+        """The floor of either side, as far as it decides."""
+        self._floor = self._floors.reach(self._figures["native"] / FLOOR_MULTIPLE)
         self._leave_out("the rest of the noise floor")
         return _of_floor(self._floor)
-
-    def _floor_of(self, side: Side, enough: float) -> Floor:
-        written = uncompiled_side(side)
-        is_reference = side is self._reference
-        floor = self._evidence.once(side, "floor of outputs", Floor) if is_reference else Floor()
-        outputs = self._base.outputs if is_reference else self._native.outputs
-        raise_floor(floor, written, outputs if written is side else run(written), enough)
-        return floor
 
     def _flips(self) -> dict[str, Any]:
         """Which tokens choose otherwise: nothing where the reference chooses nothing."""
@@ -242,7 +226,10 @@ class Gathering:
     def _natively(self, expected: Outputs | None = None) -> Natively:
         evidence = None if self._found.quantised else self._evidence  # of the reference as it is
         reference, candidate, found = self._reference, self._candidate, self._found
-        return Natively(reference, candidate, found, evidence=evidence, expected=expected, full=self._full)
+        floors = None if self._full or found.quantised else self._floors
+        return Natively(
+            reference, candidate, found, evidence=evidence, expected=expected, floors=floors, full=self._full
+        )
 
     def _operations(self) -> dict[str, Any]:
         """The floor of operations, where all modules could be run alone."""
@@ -273,12 +260,6 @@ class Gathering:
             same = run_with_choices(candidate, chosen)
             figures["native_chosen"] = outputs_rel_l2(expected, same, discrete=False) if same is not None else None
         return figures
-
-
-def _eps(outputs: Outputs) -> float:
-    """The machine epsilon of the coarsest output."""
-    dtypes = [tensor.dtype for tensor in outputs.values() if tensor.is_floating_point()]
-    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 def _of_floor(floor: Floor) -> dict[str, Any]:

@@ -57,8 +57,7 @@ class Noise:
             again = self._nudged(module, given, seed, few=few)
             return distance(output, again, call) or 0.0
 
-        at_least = enough * math.sqrt(_SEEDS)
-        if not self.products_only and enough < math.inf and (first := sample(0, few=True)) >= at_least:
+        if not self.products_only and enough < math.inf and (first := sample(0, few=True)) >= sure(enough):
             return first
         samples: list[float] = []
         for seed in range(_SEEDS):
@@ -85,6 +84,11 @@ class Noise:
             if result is not None and not self.products_only:
                 _nudge_(result, draws)
         return again
+
+
+def sure(enough: float) -> float:
+    """What one sample must reach so that the floor reaches `enough`, whatever the others give."""
+    return enough * math.sqrt(_SEEDS)
 
 
 def _nudge_(tensor: Tensor, draws: Draws) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sweeper.comparator.calling import Listener
 from sweeper.comparator.hooks import hookable
 from sweeper.comparator.observation import Observation, in_pairs, observe, observe_within
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
@@ -112,10 +113,14 @@ def output_floor(side: Side, base: Outputs, *, seeds: int = OUTPUT_SEEDS) -> flo
     return rms([output_floor_sample(side, base, seed) for seed in range(seeds)])
 
 
-def output_floor_sample(side: Side, base: Outputs, seed: int) -> float:
-    """How far the nudges of one seed move the outputs."""
+def output_floor_sample(side: Side, base: Outputs, seed: int, listener: Listener | None = None) -> float:
+    """How far the nudges of one seed move the outputs.
+
+    Args:
+        listener: as in `run`; is told of what was made of each result.
+    """
     with nudged(side.model, seed):
-        return outputs_rel_l2(base, run(side), discrete=False)
+        return outputs_rel_l2(base, run(side, listener), discrete=False)
 
 
 @contextlib.contextmanager

@@ -18,12 +18,13 @@ import torch
 from sweeper.comparator.observation import wide_window_bytes
 from sweeper.comparator.side import POOLING, Outputs, Side
 from sweeper.verdict.causes.arguments import arguments_undone
-from sweeper.verdict.examination import Examination
+from sweeper.verdict.examination import Examination, Waiting
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
-from sweeper.verdict.module_floor import Noise, distance
+from sweeper.verdict.module_floor import Noise, distance, sure
 from sweeper.verdict.module_runs import Captured, Kept, Key, capture
+from sweeper.verdict.output_floors import OutputFloors
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.repeatability import same_outputs
 from sweeper.verdict.state_changes import Provenance
@@ -38,6 +39,7 @@ class Natively:
         evidence: of the reference; None: none yet.
         expected: what the candidate gave before, to be compared with what it gives as it is examined, where it draws
             other numbers; None: it is not compared.
+        floors: of the outputs, whose runs tell that of what is most of the model, too; None: it is run for its own.
         full: measure all floors to the end; else only as far as something depends on them.
 
     Attributes:
@@ -55,8 +57,10 @@ class Natively:
         *,
         evidence: ReferenceEvidence | None = None,
         expected: Outputs | None = None,
+        floors: OutputFloors | None = None,
         full: bool = True,
     ) -> None:
+        self._floors = floors
         self._reference, self._candidate, self._found, self._full = reference, candidate, found, full
         self._expected = expected
         backends = [attention_implementation(side.model) for side in (reference, candidate)]
@@ -99,7 +103,9 @@ class Natively:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
         same, eps = self._same_conditions(), self._state_eps()
         noise = Noise(state_eps=eps, products_only=same, inputs=not same)
-        first = self._run(self._candidate, noise, names, expected=self._expected)
+        waiting: dict[Key, Waiting] = {}
+        first = self._run(self._candidate, noise, names, expected=self._expected, waiting=waiting)
+        first |= self._waited_for(waiting, noise)
         far = _far(first)
         if not far:
             return first
@@ -107,6 +113,25 @@ class Natively:
         for name in far & floors.keys():
             first[name] = replace(first[name], floor=max(first[name].floor, floors[name].floor))
         return first
+
+    def _waited_for(self, waiting: Mapping[Key, Waiting], noise: Noise) -> dict[str, OwnError]:
+        """What is most of the model, with floors: by the runs that measure those of the outputs, or if they do not
+        suffice, by its own."""
+        if self._floors is None or not waiting:
+            return {}
+        most = most_of(self._reference)
+        reference = {key: call.output for key, call in self._first.kept.items() if key[1] in most}
+        moved = self._floors.modules(reference, {key: one.output for key, one in waiting.items()})
+        found: dict[str, OwnError] = {}
+        short: set[str] = set()
+        for key, (_, one) in waiting.items():
+            floor = moved.get(key, 0.0)
+            if floor < sure(one.own / OWN_MULTIPLE):
+                short.add(one.name)
+            one = replace(one, floor=floor)
+            if one.name not in found or one.worse_than(found[one.name]):
+                found[one.name] = one
+        return found | (self._run(self._candidate, noise, short) if short else {})
 
     def operations_floor(self) -> float:
         """The floor of the model itself, of the noisier side; NaN where it runs on no one else's arguments."""
@@ -140,10 +165,17 @@ class Natively:
         all_floors: bool = False,
         errors: Mapping[str, OwnError] | None = None,
         expected: Outputs | None = None,
+        waiting: dict[Key, Waiting] | None = None,
     ) -> dict[str, OwnError]:
+        """What is found of a side's modules of these names.
+
+        Args:
+            waiting: takes those that wait for a floor; None: none waits. Others as in `Examination`.
+        """
         found: dict[str, OwnError] = {}
         order: dict[str, None] = {}
         known = self._known(noise) if side is self._candidate and not all_floors else None
+        wait = most_of(side) if waiting is not None and self._floors is not None else frozenset[str]()
         runs = side if expected is None else replace(side, seed=side.seed + 1)
         for kept in self._parts(names):
             examination = Examination(
@@ -155,10 +187,13 @@ class Natively:
                 decisive=not self._full and (not all_floors or errors is not None),
                 errors=errors,
                 known=known,
+                wait=wait,
             )
             first = not order
             found |= examination.run(runs, names if first else {key[1] for key in kept}, to_its_end=first).found
             order = order or examination.order
+            if waiting is not None:
+                waiting |= examination.waiting
             if first and expected is not None:
                 outputs = {name: output for name, output in expected.items() if name != POOLING}
                 self.repeats = same_outputs(outputs, examination.gave)
@@ -233,6 +268,14 @@ class Natively:
 
     def _error(self, ran: Examination, exact: Examination, key: Key) -> float:
         return distance(exact.outputs[key], ran.outputs[key], self._reference.calls[key[0]]) or 0.0
+
+
+def most_of(side: Side) -> frozenset[str]:
+    """Names of the modules that hold most of the others, as the model itself: running one takes as long."""
+    half = len(list(side.model.modules())) / 2
+    inner = {path: module for path, module in side.model.named_modules() if any(module.children())}
+    paths = [path for path, module in inner.items() if len(list(module.modules())) > half]
+    return frozenset(side.names.get(path, path) if path else "" for path in paths)
 
 
 def _far(errors: Mapping[str, OwnError]) -> set[str]:
