@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sweeper.comparator.observation import window_bytes
 from sweeper.comparator.side import Call, Outputs, Side
 from sweeper.devices import out_of_memory
 from sweeper.verdict.discrete_choices import Choices, same_choices
@@ -50,12 +51,12 @@ class Examination:
         decisive: measure floors only as far as it takes to tell an error from one of `OWN_MULTIPLE` floors.
         errors: of the modules of another side, which its floors are compared with; None: its own.
         known: what needs no run, from earlier sides; what is found is added. None: nothing.
-        wait: names of modules whose floor somebody else sees to, where the side's own run is on these arguments.
+        postpone: names of modules whose floor may be told by another run of the side, where that is on these arguments.
 
     Attributes:
         found: the worst own error of each module over its calls, in order of execution.
         outputs: what each call of a module gave on the reference's arguments, where `keep` was asked for.
-        waiting: what those calls gave that wait for a floor, and how far they are off.
+        postponed: the calls of `postpone` that are without a floor and need one.
         order: names of all modules that were watched, in the order in which they end.
         gave: what the side itself gave meanwhile, but for embeddings; nothing where its run ended before.
     """
@@ -72,9 +73,10 @@ class Examination:
         decisive: bool = False,
         errors: Mapping[str, OwnError] | None = None,
         known: KnownErrors | None = None,
-        wait: Collection[str] = (),
+        postpone: Collection[str] = (),
     ) -> None:
-        self._known, self._wait = known, wait
+        self._known, self._postpone = known, postpone
+        self._room = window_bytes(calls[0].forward.flat_N.device.type) if postpone else 0
         self._kept, self._calls, self._noise = kept, calls, noise
         self._same_backend, self._all_floors, self._keep = same_backend, all_floors, keep
         self._watch = Watch(self._before, self._after)
@@ -84,7 +86,7 @@ class Examination:
         self._waiting: set[Key] = set()  # for whose end the run goes on; none: to its own
         self.found: dict[str, OwnError] = {}
         self.outputs: dict[Key, list[Tensor | None]] = {}
-        self.waiting: dict[Key, Waiting] = {}
+        self.postponed: dict[Key, Postponed] = {}
         self.order: dict[str, None] = {}
         self.gave: Outputs = {}
 
@@ -133,7 +135,9 @@ class Examination:
             kept, module, given = running
             with self._watch.pause(), _unless_it_does_not_run():
                 again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
-                self._examine(key, kept, module, floats(output), again, may_wait=True)
+                # nothing that nudges of the whole side reach: it is called with that
+                reached = bool(key[1] and given.floats)
+                self._examine(key, kept, module, floats(output), again, may_wait=not reached)
         found = self._pending.pop(key, None)
         before = self.found.get(key[1])
         if found is not None and (before is None or found.worse_than(before)):
@@ -167,13 +171,21 @@ class Examination:
             noise = self._noise
             if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
                 noise = replace(noise, products_only=False, inputs=True)
-            if may_wait and key[1] in self._wait and not noise.products_only:
-                self.waiting[key] = Waiting(output, found)
+            if may_wait and not noise.products_only and self._postpones(key, output):
+                self.postponed[key] = Postponed(output, found)
             else:
                 found = replace(found, floor=noise.floor(module, arguments, output, call, enough))
         self._pending[key] = found
-        if self._known is not None:
+        if self._known is not None and key not in self.postponed:
             self._known.tell(key, found)
+
+    def _postpones(self, key: Key, output: list[Tensor | None]) -> bool:
+        """Whether the floor of a call is postponed; what it gave is kept until then."""
+        nbytes = sum(leaf.nbytes for leaf in output if leaf is not None)
+        if key[1] not in self._postpone or nbytes > self._room:
+            return False
+        self._room -= nbytes
+        return True
 
     def _near(self, dtype: torch.dtype, output: list[Tensor | None]) -> float:
         """The largest error of which no floor needs to be measured."""
@@ -182,7 +194,7 @@ class Examination:
         return OWN_MULTIPLE * (_LEAST_NUDGED if nudged and in_it else _LEAST_FLOOR) * torch.finfo(dtype).eps
 
 
-class Waiting(NamedTuple):
+class Postponed(NamedTuple):
     """What a call of a module gave, and how far it is off; its floor is not measured yet."""
 
     output: list[Tensor | None]

@@ -22,9 +22,12 @@ from sweeper.comparator.hooks import hookable
 from sweeper.comparator.observation import Observation, in_pairs, observe, observe_within
 from sweeper.comparator.side import Call, Outputs, Side, run, uncompiled_side
 from sweeper.devices import suppressed
+from sweeper.models.trees import tensors_of_tree
 from sweeper.verdict.draws import Draws
 from sweeper.verdict.first_divergence import outputs_rel_l2, rel_l2
-from sweeper.verdict.monte_carlo import in_pieces
+from sweeper.verdict.monte_carlo import in_pieces, stored_state
+
+_NUDGED = "_nudged"  # of tensors that are the result of a nudge
 
 
 @dataclass
@@ -94,7 +97,7 @@ def raise_floor(floor: Floor, side: Side, base: Outputs, enough: float, *, seeds
         floor: of the same side, as far as it was measured.
         base: the outputs of the side's own run.
     """
-    while not (reached := _at_least(floor, seeds) >= enough) and len(floor.nudged) < seeds:
+    while not (reached := at_least(floor, seeds) >= enough) and len(floor.nudged) < seeds:
         floor.nudged.append(output_floor_sample(side, base, seed=len(floor.nudged)))
     if not reached and not floor.rebatched:
         with suppressed(RuntimeError, IndexError, ValueError):  # a model may be made for one batch size only
@@ -103,7 +106,7 @@ def raise_floor(floor: Floor, side: Side, base: Outputs, enough: float, *, seeds
     return reached or floor.level >= enough
 
 
-def _at_least(floor: Floor, seeds: int) -> float:
+def at_least(floor: Floor, seeds: int = _SEEDS) -> float:
     """What the level comes to at least, whatever the runs give that are still to be made."""
     return max([math.sqrt(sum(sample**2 for sample in floor.nudged) / seeds), *floor.rebatched.values()])
 
@@ -113,13 +116,16 @@ def output_floor(side: Side, base: Outputs, *, seeds: int = OUTPUT_SEEDS) -> flo
     return rms([output_floor_sample(side, base, seed) for seed in range(seeds)])
 
 
-def output_floor_sample(side: Side, base: Outputs, seed: int, listener: Listener | None = None) -> float:
+def output_floor_sample(
+    side: Side, base: Outputs, seed: int, *, sure: bool = False, listener: Listener | None = None
+) -> float:
     """How far the nudges of one seed move the outputs.
 
     Args:
+        sure: as in `nudged`.
         listener: as in `run`; is told of what was made of each result.
     """
-    with nudged(side.model, seed):
+    with nudged(side.model, seed, sure=sure):
         return outputs_rel_l2(base, run(side, listener), discrete=False)
 
 
@@ -130,19 +136,29 @@ def _nudged_side(side: Side, seed: int) -> Iterator[Side]:
 
 
 @contextlib.contextmanager
-def nudged(model: nn.Module, seed: int) -> Iterator[None]:
-    """Multiplies every module's result by 1 + eps u, u uniform in [-1, 1], and rounds to its dtype again."""
+def nudged(model: nn.Module, seed: int, *, sure: bool = False) -> Iterator[None]:
+    """Multiplies every module's result by 1 + eps u, u uniform in [-1, 1], and rounds to its dtype again.
+
+    Args:
+        sure: only what is sure to be rounded, so that nothing hides behind it: the results of modules that hold
+            parameters or stored buffers and are given real numbers, each number once. Others may be exact: positions, a
+            mask, what a module is given and hands on.
+    """
     draws = Draws(seed)
 
     def piece(value: Tensor, factor: Tensor) -> Tensor:  # in place: of logits, each further copy counts
         return factor.mul_(value).to(value.dtype)
 
     def nudge(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or (sure and hasattr(value, _NUDGED)):
             return value
-        return in_pieces(piece, value, draws, torch.finfo(value.dtype).eps, torch.float64)
+        result = in_pieces(piece, value, draws, torch.finfo(value.dtype).eps, torch.float64)
+        setattr(result, _NUDGED, True)
+        return result
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if sure and not any(map(torch.is_floating_point, tensors_of_tree((args, kwargs)))):
+            return None
         if isinstance(output, Tensor):
             return nudge(output)
         return tuple(map(nudge, output)) if type(output) is tuple else None
@@ -150,8 +166,10 @@ def nudged(model: nn.Module, seed: int) -> Iterator[None]:
     # a model that is a graph, or one module, has no others that are called
     inner = [module for name, module in hookable(model) if name and not isinstance(module, torch.jit.ScriptModule)]
     modules = inner or [module for name, module in hookable(model) if not name]
+    if sure:
+        modules = [module for module in modules if any(map(torch.is_floating_point, stored_state(module)))]
     # prepended: whoever listens to a module sees what was made of its result
-    handles = [module.register_forward_hook(hook, prepend=True) for module in modules]
+    handles = [module.register_forward_hook(hook, prepend=True, with_kwargs=True) for module in modules]
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from sweeper.comparator.side import Outputs, Side, run, uncompiled_side
 from sweeper.inputs.calls import Call
 from sweeper.verdict.module_floor import distance
 from sweeper.verdict.module_runs import Key, Watch, floats
-from sweeper.verdict.noise_floor import Floor, output_floor_sample, raise_floor
+from sweeper.verdict.noise_floor import Floor, at_least, output_floor_sample, raise_floor
 from sweeper.verdict.reference_evidence import ReferenceEvidence
 from sweeper.verdict.state_changes import Provenance
 
@@ -22,6 +22,8 @@ Gave = Mapping[Key, list[Tensor | None]]
 
 class OutputFloors:
     """Runs either side under nudges, no more often than is needed; the one with the coarser dtype first.
+
+    Its first run nudges only what is sure to be rounded (`nudged`), and tells of modules too.
 
     Args:
         found: what differs in their state.
@@ -41,7 +43,7 @@ class OutputFloors:
         self._reference, self._candidate, self._evidence = reference, candidate, evidence
         self._gave = {id(reference): base, id(candidate): native}
         self._written: dict[int, Outputs] = {}  # the same of compiled code, as it is written
-        self._candidates = Floor()
+        self._first: float | None = None  # how far the first run moved the outputs
         self._sides = [reference, candidate]
         if found.coarser is None:  # the dtype may be that of the outputs, under autocast
             coarser_candidate = _eps(native) > _eps(base)
@@ -52,37 +54,45 @@ class OutputFloors:
 
     def reach(self, enough: float) -> Floor:
         """The larger floor of the outputs, as far as it takes to reach `enough`."""
+        if at_least(first := Floor(nudged=[self._sample()])) >= enough:
+            return first
         floors = []
         for side in self._sides:
-            floors.append(self._floor(side))
+            is_reference = side is self._reference
+            floors.append(self._evidence.once(side, "floor of outputs", Floor) if is_reference else Floor())
             if raise_floor(floors[-1], uncompiled_side(side), self._outputs(side), enough):
                 break
         return max(floors, key=lambda floor: floor.level)
 
-    def modules(self, reference: Gave, candidate: Gave) -> dict[Key, float]:
-        """How far the first nudges move what modules give, rel_l2, of the side that comes first.
+    def modules(self, reference: Callable[[], Gave], candidate: Gave) -> dict[Key, float]:
+        """How far the first run moves what modules give, rel_l2, of the side that comes first; by calls.
 
         Args:
             reference, candidate: what the modules of each gave by themselves, on the same arguments.
         """
         side = self._sides[0]
         if side is self._candidate:
-            return self._moved(side, candidate)
-        # all of the reference's, whichever one candidate asks for
-        return self._evidence.once(side, "nudged modules", lambda: self._moved(side, reference))
+            self._first, moved = self._nudged(side, candidate)
+        else:  # all of the reference's, whichever one candidate asks for
+            known = self._evidence.once(side, "sure nudges", lambda: self._nudged(side, reference()))
+            self._first, moved = known
+        return moved
 
-    def _moved(self, side: Side, gave: Gave) -> dict[Key, float]:
+    def _sample(self) -> float:
+        """How far the first run moves the outputs; it is made for that alone where it was not yet."""
+        if self._first is not None:
+            return self._first
+        side = self._sides[0]
+        if side is self._candidate:
+            return self._nudged(side, {})[0]
+        known = self._evidence.known(side, "sure nudges")
+        return known[0] if known else self._evidence.once(side, "sure nudge", lambda: self._nudged(side, {})[0])
+
+    def _nudged(self, side: Side, gave: Gave) -> tuple[float, dict[Key, float]]:
         written, moved = uncompiled_side(side), _Moved(gave, self._reference.calls)
         with moved.watch.on(written, moved.names):
-            sample = output_floor_sample(written, self._outputs(side), seed=0, listener=moved.watch)
-        if not (floor := self._floor(side)).nudged:
-            floor.nudged.append(sample)
-        return moved.found
-
-    def _floor(self, side: Side) -> Floor:
-        if side is self._candidate:
-            return self._candidates
-        return self._evidence.once(side, "floor of outputs", Floor)
+            sample = output_floor_sample(written, self._outputs(side), seed=0, sure=True, listener=moved.watch)
+        return sample, moved.found
 
     def _outputs(self, side: Side) -> Outputs:
         """What the side gave by itself, its code as it is written."""

@@ -14,11 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sweeper.comparator.observation import wide_window_bytes
 from sweeper.comparator.side import POOLING, Outputs, Side
+from sweeper.devices import suppressed
 from sweeper.verdict.causes.arguments import arguments_undone
-from sweeper.verdict.examination import Examination, Waiting
+from sweeper.verdict.examination import Examination, Postponed
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
@@ -103,9 +105,9 @@ class Natively:
         """Own error and floor of each module, the floor where it matters; the model itself has the empty name."""
         same, eps = self._same_conditions(), self._state_eps()
         noise = Noise(state_eps=eps, products_only=same, inputs=not same)
-        waiting: dict[Key, Waiting] = {}
-        first = self._run(self._candidate, noise, names, expected=self._expected, waiting=waiting)
-        first |= self._waited_for(waiting, noise)
+        postponed: dict[Key, Postponed] = {}
+        first = self._run(self._candidate, noise, names, expected=self._expected, postponed=postponed)
+        self._add_postponed(first, postponed, noise)
         far = _far(first)
         if not far:
             return first
@@ -114,24 +116,36 @@ class Natively:
             first[name] = replace(first[name], floor=max(first[name].floor, floors[name].floor))
         return first
 
-    def _waited_for(self, waiting: Mapping[Key, Waiting], noise: Noise) -> dict[str, OwnError]:
-        """What is most of the model, with floors: by the runs that measure those of the outputs, or if they do not
-        suffice, by its own."""
-        if self._floors is None or not waiting:
-            return {}
-        most = most_of(self._reference)
-        reference = {key: call.output for key, call in self._first.kept.items() if key[1] in most}
-        moved = self._floors.modules(reference, {key: one.output for key, one in waiting.items()})
-        found: dict[str, OwnError] = {}
-        short: set[str] = set()
-        for key, (_, one) in waiting.items():
-            floor = moved.get(key, 0.0)
-            if floor < sure(one.own / OWN_MULTIPLE):
-                short.add(one.name)
-            one = replace(one, floor=floor)
-            if one.name not in found or one.worse_than(found[one.name]):
+    def _add_postponed(self, found: dict[str, OwnError], postponed: dict[Key, Postponed], noise: Noise) -> None:
+        """Gives the postponed calls their floors: by the run that measures that of the outputs, or where that does not
+        suffice by runs of their modules alone; what then does not run is not judged.
+
+        Args:
+            found: the worst of all calls of each module, those with a floor first; changed.
+            postponed: used up.
+        """
+        if self._floors is None or not postponed:
+            return
+        moved: dict[Key, float] = {}
+        with suppressed(Exception):  # a foreign model that refuses what was nudged
+            moved = self._floors.modules(self._most_gave, {key: one.output for key, one in postponed.items()})
+        errors = [replace(one.found, floor=moved.get(key, 0.0)) for key, one in postponed.items()]
+        postponed.clear()  # outputs of the whole model
+        short = {one.name for one in errors if one.floor < sure(one.own / OWN_MULTIPLE)}
+        for one in errors:
+            if one.name not in short and one.worse_than(found[one.name]):
                 found[one.name] = one
-        return found | (self._run(self._candidate, noise, short) if short else {})
+        again = self._run(self._candidate, noise, short) if short else {}
+        for name in short:
+            if name in again:
+                found[name] = again[name]
+            else:
+                del found[name]
+
+    def _most_gave(self) -> dict[Key, list[Tensor | None]]:
+        """What the reference and the modules that are most of it gave."""
+        most = most_of(self._reference)
+        return {key: call.output for key, call in self._first.kept.items() if key[1] in most}
 
     def operations_floor(self) -> float:
         """The floor of the model itself, of the noisier side; NaN where it runs on no one else's arguments."""
@@ -165,17 +179,17 @@ class Natively:
         all_floors: bool = False,
         errors: Mapping[str, OwnError] | None = None,
         expected: Outputs | None = None,
-        waiting: dict[Key, Waiting] | None = None,
+        postponed: dict[Key, Postponed] | None = None,
     ) -> dict[str, OwnError]:
         """What is found of a side's modules of these names.
 
         Args:
-            waiting: takes those that wait for a floor; None: none waits. Others as in `Examination`.
+            postponed: takes the calls without a floor; None: there are none. Others as in `Examination`.
         """
         found: dict[str, OwnError] = {}
         order: dict[str, None] = {}
         known = self._known(noise) if side is self._candidate and not all_floors else None
-        wait = most_of(side) if waiting is not None and self._floors is not None else frozenset[str]()
+        postpone = most_of(side) if postponed is not None and self._floors is not None else frozenset[str]()
         runs = side if expected is None else replace(side, seed=side.seed + 1)
         for kept in self._parts(names):
             examination = Examination(
@@ -187,13 +201,13 @@ class Natively:
                 decisive=not self._full and (not all_floors or errors is not None),
                 errors=errors,
                 known=known,
-                wait=wait,
+                postpone=postpone,
             )
             first = not order
             found |= examination.run(runs, names if first else {key[1] for key in kept}, to_its_end=first).found
             order = order or examination.order
-            if waiting is not None:
-                waiting |= examination.waiting
+            if postponed is not None:
+                postponed |= examination.postponed
             if first and expected is not None:
                 outputs = {name: output for name, output in expected.items() if name != POOLING}
                 self.repeats = same_outputs(outputs, examination.gave)
