@@ -135,9 +135,9 @@ class Examination:
             kept, module, given = running
             with self._watch.pause(), _unless_it_does_not_run():
                 again = functools.partial(merged, kept, given.args, given.kwargs, same_backend=self._same_backend)
-                # nothing that nudges of the whole side reach: it is called with that
-                reached = bool(key[1] and given.floats)
-                self._examine(key, kept, module, floats(output), again, may_wait=not reached)
+                # what else is given numbers is called with others where the whole side is nudged
+                may_postpone = not key[1] or not given.floats
+                self._examine(key, kept, module, floats(output), again, may_postpone=may_postpone)
         found = self._pending.pop(key, None)
         before = self.found.get(key[1])
         if found is not None and (before is None or found.worse_than(before)):
@@ -155,7 +155,7 @@ class Examination:
         output: list[Tensor | None],
         arguments: Callable[[], Given | None],
         *,
-        may_wait: bool = False,
+        may_postpone: bool = False,
     ) -> None:
         call = self._calls[key[0]]
         own = distance(kept.output, output, call)
@@ -171,7 +171,7 @@ class Examination:
             noise = self._noise
             if kept.autocast != autocast_in_force():  # a wrapper set it: the candidate's own rounding counts
                 noise = replace(noise, products_only=False, inputs=True)
-            if may_wait and not noise.products_only and self._postpones(key, output):
+            if may_postpone and not noise.products_only and self._postpones(key, output):
                 self.postponed[key] = Postponed(output, found)
             else:
                 found = replace(found, floor=noise.floor(module, arguments, output, call, enough))

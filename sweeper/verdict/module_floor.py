@@ -57,7 +57,7 @@ class Noise:
             again = self._nudged(module, given, seed, few=few)
             return distance(output, again, call) or 0.0
 
-        if not self.products_only and enough < math.inf and (first := sample(0, few=True)) >= sure(enough):
+        if not self.products_only and enough < math.inf and (first := sample(0, few=True)) >= one_must_reach(enough):
             return first
         samples: list[float] = []
         for seed in range(_SEEDS):
@@ -86,7 +86,7 @@ class Noise:
         return again
 
 
-def sure(enough: float) -> float:
+def one_must_reach(enough: float) -> float:
     """What one sample must reach so that the floor reaches `enough`, whatever the others give."""
     return enough * math.sqrt(_SEEDS)
 

@@ -24,7 +24,7 @@ from sweeper.verdict.examination import Examination, Postponed
 from sweeper.verdict.float64_replay import attention, attention_implementation, replayed
 from sweeper.verdict.known_errors import KnownErrors
 from sweeper.verdict.measured import OwnError
-from sweeper.verdict.module_floor import Noise, distance, sure
+from sweeper.verdict.module_floor import Noise, distance, one_must_reach
 from sweeper.verdict.module_runs import Captured, Kept, Key, capture
 from sweeper.verdict.output_floors import OutputFloors
 from sweeper.verdict.reference_evidence import ReferenceEvidence
@@ -131,7 +131,7 @@ class Natively:
             moved = self._floors.modules(self._most_gave, {key: one.output for key, one in postponed.items()})
         errors = [replace(one.found, floor=moved.get(key, 0.0)) for key, one in postponed.items()]
         postponed.clear()  # outputs of the whole model
-        short = {one.name for one in errors if one.floor < sure(one.own / OWN_MULTIPLE)}
+        short = {one.name for one in errors if one.floor < one_must_reach(one.own / OWN_MULTIPLE)}
         for one in errors:
             if one.name not in short and one.worse_than(found[one.name]):
                 found[one.name] = one
